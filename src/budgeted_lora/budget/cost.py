@@ -1,0 +1,161 @@
+"""What a student costs: multiply-accumulates (MACs) of its projections and FLOPs of a training step.
+
+All counts are exact integers per token unless a docstring says otherwise (paper, appendix E).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from budgeted_lora.errors import BadInput
+
+Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder as the cost model sees it: number of layers, hidden size, key/value width, feed-forward size."""
+
+    layers: int
+    hidden: int
+    kv: int
+    ffn: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise BadInput(f"model shape: {name} is {value}; expected a positive whole number")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear layer of the decoder: its name in the transformers model, input width and output width."""
+
+    name: str
+    d_in: int
+    d_out: int
+
+    @property
+    def macs(self) -> int:
+        """MACs for one token, equal to the number of weights."""
+        return self.d_in * self.d_out
+
+    @property
+    def kind(self) -> str:
+        """q, k, v, o, gate, up or down."""
+        return self.name.rsplit(".", 1)[1].removesuffix("_proj")
+
+    @property
+    def layer(self) -> int:
+        """Index of the decoder layer."""
+        return int(self.name.split(".")[2])
+
+    def low_rank_macs(self, rank: int) -> int:
+        """MACs for one token of a factorisation d_in -> rank -> d_out."""
+        return rank * (self.d_in + self.d_out)
+
+
+def projections(shape: ModelShape) -> list[Projection]:
+    """The seven projections of every layer, in `named_modules()` order (section 5 of the method: ties follow it)."""
+    hidden, kv, ffn = shape.hidden, shape.kv, shape.ffn
+    sizes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, kv),
+        "self_attn.v_proj": (hidden, kv),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (hidden, ffn),
+        "mlp.up_proj": (hidden, ffn),
+        "mlp.down_proj": (ffn, hidden),
+    }
+    return [
+        Projection(f"model.layers.{layer}.{name}", *size)
+        for layer in range(shape.layers)
+        for name, size in sizes.items()
+    ]
+
+
+def dense_macs(shape: ModelShape) -> int:
+    """C_d: MACs per token of all dense projections."""
+    return sum(module.macs for module in projections(shape))
+
+
+def lora_macs(shape: ModelShape, *, rank: int) -> int:
+    """C_l: MACs per token of all low-rank paths at one rank."""
+    return sum(module.low_rank_macs(rank) for module in projections(shape))
+
+
+def train_compute(shape: ModelShape, *, method: Method, rank: int | None = None, rho: float | None = None) -> float:
+    """Training compute of the projections relative to KD Full (forward, input gradient, weight gradient = 3 C_d).
+
+    A frozen dense path has no weight gradient, hence 2 C_d; a budgeted one runs for the mean fraction `rho` of it.
+
+    Raises:
+        BadInput: a LoRA method without rank, or a budgeted one without rho.
+    """
+    if method == "kd_full":
+        return 1.0
+    if rank is None:
+        raise BadInput(f"train_compute: {method} needs a rank")
+    if method == "kd_lora":
+        rho = 1.0
+    if rho is None:
+        raise BadInput("train_compute: budgeted_lora needs rho, the mean dense fraction of its schedule")
+    dense = dense_macs(shape)
+    return (2 * rho * dense + 3 * lora_macs(shape, rank=rank)) / (3 * dense)
+
+
+def attention_flops(shape: ModelShape, *, sequence_length: int) -> float:
+    """FLOPs per token of causal attention scores and values: half of 4 L hidden, in every layer."""
+    return shape.layers * 2.0 * shape.hidden * sequence_length
+
+
+def forward_flops(shape: ModelShape, *, vocab_size: int, sequence_length: int) -> float:
+    """FLOPs per token of a dense model's forward pass: projections, causal attention, output head."""
+    return (
+        2.0 * dense_macs(shape)
+        + attention_flops(shape, sequence_length=sequence_length)
+        + 2.0 * shape.hidden * vocab_size
+    )
+
+
+def step_flops(
+    shape: ModelShape,
+    *,
+    method: Method,
+    vocab_size: int,
+    sequence_length: int,
+    head_trained: bool,
+    rank: int | None = None,
+    rho: float | None = None,
+) -> float:
+    """FLOPs per token of a student's training step (forward and backward), without the teacher.
+
+    Args:
+        head_trained: whether the output head has a weight gradient; KD Full always trains it.
+    """
+    dense_step = 6.0 * dense_macs(shape)
+    head_passes = 3 if head_trained or method == "kd_full" else 2
+    return (
+        dense_step * train_compute(shape, method=method, rank=rank, rho=rho)
+        + 3.0 * attention_flops(shape, sequence_length=sequence_length)
+        + head_passes * 2.0 * shape.hidden * vocab_size
+    )
+
+
+def parameters(shape: ModelShape, *, vocab_size: int) -> int:
+    """Weights of a dense model with untied embeddings and RMSNorm: embeddings, head, projections, norms."""
+    return 2 * vocab_size * shape.hidden + dense_macs(shape) + (2 * shape.layers + 1) * shape.hidden
+
+
+def trainable_parameters(
+    shape: ModelShape, *, method: Method, vocab_size: int, train_embeddings_head_norms: bool, rank: int | None = None
+) -> int:
+    """Weights that receive a gradient; a budgeted student has one gate logit for each rank of each module."""
+    if method == "kd_full":
+        return parameters(shape, vocab_size=vocab_size)
+    if rank is None:
+        raise BadInput(f"trainable_parameters: {method} needs a rank")
+    adapters = lora_macs(shape, rank=rank)
+    gates = rank * len(projections(shape)) if method == "budgeted_lora" else 0
+    others = parameters(shape, vocab_size=vocab_size) - dense_macs(shape) if train_embeddings_head_norms else 0
+    return adapters + gates + others
