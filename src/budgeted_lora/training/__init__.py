@@ -1,0 +1,1 @@
+"""Distillation of one student: loss, teacher cache, loop, resumable state."""
