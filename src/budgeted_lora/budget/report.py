@@ -31,7 +31,7 @@ def render_plan(structures: Sequence[Structure]) -> str:
         f"Student of {shape.layers} layers, hidden {shape.hidden}, kv {shape.kv}, ffn {shape.ffn}, "
         f"LoRA rank {first.rank}: "
         f"{len(first.modules)} modules, {first.dense_macs:,} dense MACs a token.\n"
-        "Speedups are ratios of MACs, not timings; `less` is the parameter reduction; train compute is relative to KD Full.\n"
+        "Speedups are ratios of MACs, not timings; `less` is the parameter reduction; train compute is KD Full = 1.\n"
     )
     rows = [COLUMNS, *(_row(item) for item in structures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]

@@ -1,0 +1,1 @@
+"""Compression: what a trained student is turned into for use."""

@@ -1,0 +1,1 @@
+"""Models: students, adapters during training, compressed students that transformers loads."""
