@@ -1,0 +1,70 @@
+"""A Mistral decoder some of whose projections are two thin layers; importing this registers it with transformers.
+
+import budgeted_lora.models.compressed
+model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+from budgeted_lora.errors import BadInput
+
+
+class FactorizedLinear(nn.Module):
+    """y = up(down(x)): two linear layers without bias, d_in -> rank -> d_out."""
+
+    def __init__(self, d_in: int, d_out: int, *, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(d_in, rank, bias=False)
+        self.up = nn.Linear(rank, d_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x [..., d_in] -> [..., d_out]."""
+        return self.up(self.down(x))
+
+
+@strict
+class CompressedMistralConfig(MistralConfig):
+    """A Mistral configuration with the rank of each factorised projection by module name; the others are dense."""
+
+    model_type = "budgeted_mistral"
+    base_model_tp_plan = {}  # noqa: RUF012  (the parent's plan splits dense projections, which may not exist here)
+
+    factorized: dict[str, int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.factorized = dict(self.factorized or {})
+        super().__post_init__(**kwargs)
+
+
+class CompressedMistralForCausalLM(MistralForCausalLM):
+    """The decoder of a `CompressedMistralConfig`.
+
+    Raises:
+        BadInput: `factorized` names no linear layer of the model, or gives it no positive rank.
+    """
+
+    config_class = CompressedMistralConfig
+
+    def __init__(self, config: CompressedMistralConfig) -> None:
+        super().__init__(config)
+        for name, rank in config.factorized.items():
+            parent_name, _, attribute = name.rpartition(".")
+            try:
+                parent = self.get_submodule(parent_name)
+                dense = parent.get_submodule(attribute)
+            except AttributeError:
+                raise BadInput(f"config.json: factorized names {name}, which the model does not have") from None
+            if not isinstance(dense, nn.Linear) or rank < 1:
+                raise BadInput(
+                    f"config.json: factorized gives {name} rank {rank}; expected a linear layer and a rank of 1 up"
+                )
+            setattr(parent, attribute, FactorizedLinear(dense.in_features, dense.out_features, rank=rank))
+        self.post_init()
+
+
+AutoConfig.register(CompressedMistralConfig.model_type, CompressedMistralConfig, exist_ok=True)
+AutoModelForCausalLM.register(CompressedMistralConfig, CompressedMistralForCausalLM, exist_ok=True)

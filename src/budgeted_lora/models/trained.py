@@ -1,0 +1,85 @@
+"""A trained student in a folder, before compression: every weight, adapters included, and what the controller left.
+
+model.safetensors  the full state, adapters under `<projection>.lora_a`, `.lora_b`, `.gate_logits`
+adapter.json       method, rank, alpha, and of every projection its final d and its gate values (null without gates)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json, write_json, write_with
+from budgeted_lora.models.load import load_model
+from budgeted_lora.models.projections import BudgetedLinear, install
+
+WEIGHTS, ADAPTER = "model.safetensors", "adapter.json"
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student as training left it: the model, its projections by name (none for KD Full), and its method."""
+
+    model: PreTrainedModel
+    modules: Mapping[str, BudgetedLinear]
+    method: str
+
+
+def adapter_record(method: str, modules: Mapping[str, BudgetedLinear]) -> dict[str, Any]:
+    """The content of adapter.json; rank and alpha are null for KD Full, which has no adapters."""
+    first = next(iter(modules.values()), None)
+    return {
+        "method": method,
+        "rank": None if first is None else first.rank,
+        "alpha": None if first is None else first.scale * first.rank,
+        "modules": {
+            name: {"d": module.dense, "gates": None if module.gates() is None else module.gates().tolist()}
+            for name, module in modules.items()
+        },
+    }
+
+
+def save_trained(
+    folder: Path | str, model: PreTrainedModel, *, method: str, modules: Mapping[str, BudgetedLinear]
+) -> None:
+    """Writes the two files of a trained student, each whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_with(Path(folder) / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    write_json(Path(folder) / ADAPTER, adapter_record(method, modules))
+
+
+def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
+    """The trained student in evaluation mode, float32, with the coefficients d of the end of training.
+
+    Args:
+        student: model folder of the student that training began with; gives the configuration.
+        trained: folder that `save_trained` wrote.
+
+    Raises:
+        BadInput: a file is missing or damaged, or the weights do not fit the student.
+    """
+    trained = Path(trained)
+    record = read_json(trained / ADAPTER, expected="the adapter record of a trained student")
+    model = load_model(student)
+    modules: dict[str, BudgetedLinear] = {}
+    try:
+        if record["modules"]:
+            gated = any(entry["gates"] is not None for entry in record["modules"].values())
+            modules = install(model, rank=record["rank"], alpha=record["alpha"], dropout=0.0, gates=gated, seed=0)
+        for name, module in modules.items():
+            module.dense = float(record["modules"][name]["d"])
+        model.load_state_dict(load_file(trained / WEIGHTS), strict=True)
+    except FileNotFoundError:
+        raise BadInput(f"{trained / WEIGHTS}: no such file; expected the weights of a trained student") from None
+    except KeyError as error:
+        raise BadInput(
+            f"{trained / ADAPTER}: no entry {error}; expected method, rank, alpha and the d of every projection"
+        ) from None
+    except (RuntimeError, SafetensorError) as error:
+        raise BadInput(f"{trained / WEIGHTS}: does not fit {student} ({' '.join(str(error).split())[:200]})") from None
+    return TrainedStudent(model.eval(), modules, record["method"])
