@@ -1,0 +1,223 @@
+"""The structure of each budget and the steps a run needs, against every figure of the paper that follows from them."""
+
+import pytest
+from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from budgeted_lora.budget.cost import projections
+from budgeted_lora.budget.plan import decide, steps_needed, structure, svd_rank
+from budgeted_lora.budget.report import render_plan
+from budgeted_lora.errors import BadInput
+
+# ---- structure of each budget -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
+@pytest.mark.parametrize(
+    ("budget", "counts", "macs", "dense", "lora", "reduction", "reduction_vs_dense"),
+    [
+        (0.0, (0, 0, 42), 12_681_216, 4.05, 5.05, 80.2, 75.3),
+        (0.4, (9, 0, 33), 29_491_200, 1.74, 2.17, 53.9, 42.5),
+    ],
+)
+def test_structures_of_table_8(shape, rank, r_max, budget, counts, macs, dense, lora, reduction, reduction_vs_dense):
+    found = plan(shape, rank, r_max, budget)
+    assert (found.kept, found.svd, found.dropped) == counts
+    assert found.macs * (PAPER.hidden // shape.hidden) ** 2 == macs
+    assert found.params == found.macs
+    assert round(found.speedup_vs_dense, 2) == dense
+    assert round(found.speedup_vs_lora, 2) == lora
+    assert round(found.param_reduction_pct, 1) == reduction
+    assert round(found.param_reduction_vs_dense_pct, 1) == reduction_vs_dense
+
+
+@pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
+def test_budget_04_keeps_layer_3_gate_in_part(shape, rank, r_max):
+    found = plan(shape, rank, r_max, 0.4)
+    kept = {module.projection.name: module.d for module in found.modules if module.decision == "keep"}
+    assert kept.pop("model.layers.3.mlp.gate_proj") == 0.7
+    assert set(kept.values()) == {1.0}
+    expected = {f"model.layers.{i}.mlp.{name}_proj" for i in (3, 4, 5) for name in ("gate", "up", "down")}
+    assert set(kept) == expected - {"model.layers.3.mlp.gate_proj"}
+
+
+@pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
+def test_budget_08_has_one_svd_module(shape, rank, r_max):
+    found = plan(shape, rank, r_max, 0.8)
+    assert (found.kept, found.svd, found.dropped) == (17, 1, 24)
+    (only,) = [module for module in found.modules if module.decision == "svd"]
+    assert only.projection.name == "model.layers.0.mlp.gate_proj"
+    assert only.d == 0.4
+    assert only.svd_rank == round(0.4 * r_max)
+    scale = PAPER.hidden // shape.hidden
+    assert found.macs * scale**2 == 44_433_408 + 3840 * only.svd_rank * scale
+    assert round(found.param_reduction_pct, 1) == 30.4
+    assert round(found.param_reduction_vs_dense_pct, 1) in (13.2, 13.1)
+    assert round(found.speedup_vs_dense, 2) == 1.15
+    assert round(found.speedup_vs_lora, 2) == 1.44
+    dropped = {module.projection.kind for module in found.modules if module.decision == "drop"}
+    assert dropped == {"q", "k", "v", "o"}
+
+
+def test_budget_08_range_of_reductions():
+    """30.2 % with the SVD rank at its largest, 30.9 % at its smallest with the paper's mean rank of 122.5."""
+    most = plan(PAPER, 128, 160, 0.8)
+    assert next(module.svd_rank for module in most.modules if module.svd_rank) == 64
+    assert round(most.param_reduction_pct, 1) == 30.2
+    least = plan(PAPER, 128, 1, 0.8)
+    thin = sum(m.projection.d_in + m.projection.d_out for m in least.modules if m.decision != "keep")
+    cut = 1 - (least.macs - (128 - 122.5) * thin) / 63_995_904
+    assert round(100 * cut, 1) == 30.9
+
+
+def test_printed_row_of_budget_08_needs_another_budget():
+    """The paper prints 24 kept and 17 dropped: that takes F = 0.90, which is at most 24.6 % smaller, not 30.6 %."""
+    found = {f / 500: plan(PAPER, 128, 1, f / 500) for f in range(350, 500)}
+    matching = {f: s for f, s in found.items() if (s.kept, s.svd, s.dropped) == (24, 1, 17)}
+    assert {round(f, 2) for f in matching} == {0.9}
+    assert max(s.param_reduction_pct for s in matching.values()) < 24.65
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_structure_does_not_depend_on_the_schedule(schedule):
+    assert plan(PAPER, 128, 64, 0.4, schedule).modules == plan(PAPER, 128, 64, 0.4).modules
+
+
+def test_full_budget_keeps_everything():
+    found = plan(MINI, 16, 8, 1.0)
+    assert (found.kept, found.svd, found.dropped) == (42, 0, 0)
+    assert found.speedup_vs_dense == 1.0
+
+
+def test_uniform_structure_gives_every_module_the_budget():
+    low = plan(MINI, 16, 8, 0.4, controller="uniform")
+    assert (low.kept, low.svd, low.dropped) == (0, 42, 0)
+    assert {module.d for module in low.modules} == {0.4}
+    high = plan(MINI, 16, 8, 0.6, controller="uniform")
+    assert (high.kept, high.svd, high.dropped) == (42, 0, 0)
+
+
+def test_any_drop_threshold_up_to_04_gives_the_same_structure():
+    reference = {budget: plan(PAPER, 128, 64, budget).modules for budget in (0.0, 0.4, 0.8)}
+    for threshold in (1e-6, 0.01, 0.2, 0.399):
+        for budget, modules in reference.items():
+            assert plan(PAPER, 128, 64, budget, drop_threshold=threshold).modules == modules
+
+
+@pytest.mark.parametrize(
+    ("d", "decision"), [(0.0, "drop"), (0.0499, "drop"), (0.05, "svd"), (0.4999, "svd"), (0.5, "keep"), (1.0, "keep")]
+)
+def test_decide_at_its_thresholds(d, decision):
+    assert decide(d, drop_threshold=0.05, svd_threshold=0.5) == decision
+
+
+def test_svd_rank_is_clipped():
+    assert svd_rank(0.4, r_max=64, d_in=768, d_out=3072) == 26
+    assert svd_rank(0.001, r_max=64, d_in=768, d_out=3072) == 1
+    assert svd_rank(1.0, r_max=64, d_in=96, d_out=24) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 200}, "rank is 200; expected 1 to 192"),
+        ({"r_max": 0}, "r_max is 0"),
+        ({"budget": 1.5}, "budget is 1.5"),
+        ({"start": 0.5}, "0 <= start <= end <= 1"),
+        ({"svd_threshold": -1}, "svd_threshold is -1"),
+    ],
+)
+def test_structure_refuses_nonsense(options, message):
+    values = {
+        "rank": 128,
+        "budget": 0.4,
+        "start": 0.1,
+        "end": 0.3,
+        "drop_threshold": 0.05,
+        "svd_threshold": 0.5,
+        "r_max": 64,
+    }
+    with pytest.raises(BadInput, match=message):
+        structure(PAPER, **(values | options))
+
+
+def test_json_has_the_promised_keys():
+    record = plan(PAPER, 128, 64, 0.8).as_json()
+    assert {
+        "budget", "schedule", "kept", "svd", "dropped", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
+        "param_reduction_pct", "train_compute", "modules",
+    } <= set(record)  # fmt: skip
+    assert record["schedule"] == "short"
+    assert len(record["modules"]) == 42
+    assert record["modules"][4] == {
+        "name": "model.layers.0.mlp.gate_proj", "d": 0.4, "decision": "svd",
+        "rank": 128, "svd_rank": 26, "macs": 3840 * 154,
+    }  # fmt: skip
+    assert sum(module["macs"] for module in record["modules"]) == record["macs"]
+
+
+def test_rendered_plan_names_modules_compactly():
+    text = render_plan([plan(PAPER, 128, 64, budget) for budget in (0.0, 0.4, 0.8)])
+    assert "29,491,200" in text
+    assert "1.74x" in text
+    assert "53.9 %" in text
+    assert "42.5 %" in text
+    assert "drop: all 42 modules" in text
+    assert "keep: layer 3 gate (d = 0.7), up, down; layers 4-5 gate, up, down\n" in text
+    assert "drop: layers 0-2 q, k, v, o, gate, up, down; layers 3-5 q, k, v, o\n" in text
+    assert "svd: layer 0 gate (d = 0.4, rank 26 + 128)\n" in text
+    assert len({len(line) for line in text.splitlines()[3:8]}) == 1
+    assert render_plan([]).startswith("No budget")
+
+
+# ---- steps a run needs ------------------------------------------------------------------------------------------
+
+
+def needed(budget: float, schedule: str, **options: object) -> int:
+    start, end = SCHEDULES[schedule]
+    values = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"} | options
+    return steps_needed(MINI, budget=budget, start=start, end=end, **values)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.4, 0.8])
+def test_smoothing_needs_the_stated_steps(budget):
+    assert 30 <= needed(budget, "short") <= 50
+    assert 50 < needed(budget, "long") <= 200
+    for schedule in ("short", "long"):
+        assert needed(budget, schedule, smoothing=0.99) == pytest.approx(10 * needed(budget, schedule), rel=0.05)
+    assert needed(0.0, "long") > 150
+
+
+def simulated(budget: float, schedule: str, steps: int, **options: object) -> list[str]:
+    run = controller([module.macs for module in projections(MINI)], budget, schedule, **options)
+    for n in range(steps):
+        run.step(n, steps=steps)
+    return [decide(d, drop_threshold=run.drop_threshold, svd_threshold=0.5) for d in run.coefficients]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    budget=st.integers(0, 20).map(lambda i: i / 20),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    kind=st.sampled_from(["greedy", "uniform"]),
+    smoothing=st.sampled_from([0.0, 0.5, 0.9]),
+    longer=st.integers(0, 100),
+)
+def test_steps_needed_is_the_least_that_suffices(budget, schedule, kind, smoothing, longer):
+    """Checked against the whole controller, of which `steps_needed` simulates two modules."""
+    planned = [m.decision for m in plan(MINI, 16, 8, budget, schedule, controller=kind).modules]
+    steps = needed(budget, schedule, smoothing=smoothing, controller=kind)
+    assert simulated(budget, schedule, steps, smoothing=smoothing, kind=kind) == planned
+    assert simulated(budget, schedule, steps + longer, smoothing=smoothing, kind=kind) == planned
+    if steps > 1:
+        assert simulated(budget, schedule, steps - 1, smoothing=smoothing, kind=kind) != planned
+
+
+def test_full_budget_needs_one_step():
+    assert needed(1.0, "short") == 1
+
+
+def test_schedule_after_the_last_step_is_refused():
+    with pytest.raises(BadInput, match="no run reaches"):
+        steps_needed(MINI, budget=0.4, start=1.0, end=1.0, smoothing=0.9, drop_threshold=0.05, controller="greedy")
