@@ -196,7 +196,14 @@ def simulated(budget: float, schedule: str, steps: int, **options: object) -> li
     return [decide(d, drop_threshold=run.drop_threshold, svd_threshold=0.5) for d in run.coefficients]
 
 
-@settings(max_examples=25, deadline=None)
+def test_coefficient_equal_to_a_threshold_stays_on_its_upper_side():
+    """At F = 0.6 layer 1's up projection keeps exactly tau_drop = 0.05 of itself: approximated, not dropped."""
+    module = plan(PAPER, 128, 64, 0.6).modules[12]
+    assert (module.projection.name, module.d, module.decision) == ("model.layers.1.mlp.up_proj", 0.05, "svd")
+    assert simulated(0.6, "short", 500)[12] == "svd"
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     budget=st.integers(0, 20).map(lambda i: i / 20),
     schedule=st.sampled_from(sorted(SCHEDULES)),

@@ -7,12 +7,14 @@ from budgeted_lora.budget.schedule import check_schedule, target_fraction
 from budgeted_lora.errors import BadInput
 
 ControllerKind = Literal["greedy", "uniform"]
+DIGITS = 12
 
 
 def greedy_targets(costs: Sequence[int], fraction: float) -> list[float]:
     """Target coefficients that keep exactly `fraction` of the total cost, taken from the cheapest modules first.
 
     The walk starts from 1 everywhere; ties keep the order of `costs`, which is the order of `named_modules()`.
+    Coefficients are rounded to 12 digits, so that one which equals a threshold on paper (0.05 at F = 0.6) does so here.
 
     Args:
         costs: MACs of each module.
@@ -28,7 +30,7 @@ def greedy_targets(costs: Sequence[int], fraction: float) -> list[float]:
         if excess <= 0.0:
             break
         cut = min(excess, float(costs[index]))
-        targets[index] = (costs[index] - cut) / costs[index]
+        targets[index] = round((costs[index] - cut) / costs[index], DIGITS)
         excess -= cut
     return targets
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from budgeted_lora.budget.controller import ControllerKind, module_targets, smooth
+from budgeted_lora.budget.controller import DIGITS, ControllerKind, module_targets, smooth
 from budgeted_lora.budget.cost import ModelShape, Projection, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.budget.schedule import check_schedule, mean_fraction, target_fraction
 from budgeted_lora.errors import BadInput
@@ -134,12 +134,9 @@ def totals(shape: ModelShape, *, rank: int, decisions: Sequence[Decision], macs:
 def final_coefficients(
     shape: ModelShape, *, budget: float, drop_threshold: float, controller: ControllerKind
 ) -> list[float]:
-    """The coefficient of every module after an endless run: the controller's targets at F, small ones at 0.
-
-    Rounded to 12 digits, so that 0.7 is 0.7 whatever the order of the sums behind it.
-    """
+    """The coefficient of every module after an endless run: the controller's targets at F, small ones at 0."""
     costs = [module.macs for module in projections(shape)]
-    targets = [round(value, 12) for value in module_targets(costs, budget, kind=controller)]
+    targets = module_targets(costs, budget, kind=controller)
     return [0.0 if value < drop_threshold else value for value in targets]
 
 
@@ -242,7 +239,7 @@ def steps_needed(
             for n in range(steps):
                 target = target_fraction(n / steps, budget=budget, start=start, end=end)
                 if controller == "greedy":
-                    target = min(1.0, max(0.0, (target * total - after) / cost))
+                    target = round(min(1.0, max(0.0, (target * total - after) / cost)), DIGITS)
                 d = smooth(d, target, smoothing=smoothing, drop_threshold=drop_threshold)
             if d >= threshold:
                 return False
