@@ -1,0 +1,134 @@
+"""Stage: documents with their split. Exact duplicates go, the MD5 of each text decides which side it is on."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from budgeted_lora.config import Corpus
+from budgeted_lora.data.overlap import shared_fractions
+from budgeted_lora.data.readers import package_versions, read_documents
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_path
+from budgeted_lora.provenance import Clock, write_result
+
+SCHEMA = pa.schema([("text", pa.string()), ("md5", pa.binary(16)), ("split", pa.string())])
+BATCH = 4096
+
+
+def text_md5(text: str) -> bytes:
+    """The digest the split is made by: MD5 of the UTF-8 text."""
+    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+
+
+def in_slice(digest: bytes, *, slice_per_mille: int) -> bool:
+    """Whether a document is held out: MD5 as an integer, modulo 1000, below the slice (method, section 3)."""
+    return int.from_bytes(digest, "big") % 1000 < slice_per_mille
+
+
+def unique_documents(texts: Iterable[str], corpus: Corpus, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+    """Documents long enough and not seen before, until the corpus has as many as it wants.
+
+    Memory holds 16 bytes a document. `counts` collects what was read and left out.
+    """
+    seen: set[bytes] = set()
+    characters = 0
+    for text in texts:
+        counts["read"] += 1
+        if len(text) < corpus.min_characters:
+            counts["short"] += 1
+            continue
+        digest = text_md5(text)
+        if digest in seen:
+            counts["duplicates"] += 1
+            continue
+        seen.add(digest)
+        characters += len(text)
+        yield text, digest
+        if corpus.documents and len(seen) >= corpus.documents or corpus.characters and characters >= corpus.characters:
+            return
+
+
+def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: int = 1) -> None:
+    """Writes the documents (Parquet: text, md5, split) and a JSON record of how they were split.
+
+    `split` is train, validation, or overlap: held out, but sharing too many n-grams with training text to count.
+
+    Raises:
+        BadInput: nothing to read, or no document falls into the slice.
+    """
+    clock = Clock()
+    counts = {"read": 0, "short": 0, "duplicates": 0}
+    documents = unique_documents(read_documents(corpus, processes=processes), corpus, counts)
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        held_out: list[tuple[str, bytes]] = []
+        while batch := list(islice(documents, BATCH)):
+            kept = []
+            for text, digest in batch:
+                (held_out if in_slice(digest, slice_per_mille=corpus.slice_per_mille) else kept).append((text, digest))
+            counts["train"] = counts.get("train", 0) + len(kept)
+            _write(writer, [(*document, "train") for document in kept])
+        if not held_out or not counts.get("train"):
+            raise BadInput(
+                f"corpus: {counts['read']} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per mille; "
+                "expected at least one document on each side (widen corpus.slice_per_mille or read more)"
+            )
+        writer.close()
+        shares = shared_fractions([text for text, _ in held_out], train_texts(temporary), n=corpus.overlap_ngram)
+        marked = [
+            (text, digest, "overlap" if share > corpus.overlap_share else "validation")
+            for (text, digest), share in zip(held_out, shares, strict=True)
+        ]
+        table = pa.concat_tables([pq.read_table(temporary, schema=SCHEMA), _table(marked)])
+        pq.write_table(table, temporary, compression="zstd", row_group_size=BATCH)
+    overlapping = sum(split == "overlap" for *_, split in marked)
+    kept_shares = shares[shares <= corpus.overlap_share]
+    payload: dict[str, Any] = {
+        "source": corpus.source,
+        "package_versions": package_versions(corpus.packages) if corpus.source == "docstrings" else None,
+        "hub": corpus.hub.model_dump() if corpus.source == "hub" else None,
+        "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {corpus.slice_per_mille}",
+        "documents": {**counts, "held_out": len(held_out), "validation": len(held_out) - overlapping, "overlap": overlapping},
+        "overlap": {
+            "ngram": corpus.overlap_ngram,
+            "largest_share_kept": corpus.overlap_share,
+            "mean_share_before": float(shares.mean()),
+            "mean_share_after": float(kept_shares.mean()) if len(kept_shares) else None,
+        },
+    }
+    write_result(report, payload, scale=scale, cell=None, values=corpus.model_dump(), inputs=[out], clock=clock)
+
+
+def _table(rows: list[tuple[str, bytes, str]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) if rows else ([], [], [])
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def _write(writer: pq.ParquetWriter, rows: list[tuple[str, bytes, str]]) -> None:
+    if rows:
+        writer.write_table(_table(rows))
+
+
+def texts_of(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """(text, md5) of one split of a document file, row group by row group.
+
+    Raises:
+        BadInput: the file is missing or not whole.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInput(f"{path}: not a whole Parquet file of documents ({str(error).splitlines()[0]})") from None
+    for batch in file.iter_batches(BATCH):
+        for row in batch.to_pylist():
+            if row["split"] == split:
+                yield row["text"], row["md5"]
+
+
+def train_texts(path: Path) -> Iterator[str]:
+    """The training texts of a document file."""
+    return (text for text, _ in texts_of(path, "train"))

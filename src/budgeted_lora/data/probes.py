@@ -1,0 +1,238 @@
+"""The 19 function-style probes, as rules, and the split of their pairs by the corpus's MD5 rule (method, section 7).
+
+A pair (probe, input) whose MD5 falls into the slice is an evaluation query; every other pair may appear in
+training documents and as a demonstration. The split needs no list: it is the same on every machine.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
+
+SEPARATOR = ", "
+
+
+class Pair(NamedTuple):
+    """One record of a probe."""
+
+    input: str
+    output: str
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """Our word list: common English words of 3 to 9 lower-case letters, sorted."""
+    return tuple(files("budgeted_lora").joinpath("assets/words.txt").read_text(encoding="utf-8").split())
+
+
+def _listed(rule: Callable[[list[str]], str]) -> Callable[[str], str]:
+    return lambda text: rule(text.split(SEPARATOR))
+
+
+def _middle(items: list[str]) -> str:
+    return items[len(items) // 2]
+
+
+def _next_capital(text: str) -> str:
+    return chr((ord(text[0].upper()) - ord("A") + 1) % 26 + ord("A"))
+
+
+WORD_RULES: dict[str, Callable[[str], str]] = {
+    "capitalize": str.title,
+    "capitalize_first_letter": lambda text: text[0].upper(),
+    "capitalize_last_letter": lambda text: text[-1].upper(),
+    "lowercase_first_letter": lambda text: text[0].lower(),
+    "lowercase_last_letter": lambda text: text[-1].lower(),
+    "next_capital_letter": _next_capital,
+    "word_length": lambda text: str(len(text)),
+}
+LIST_RULES: dict[str, Callable[[str], str]] = {
+    f"{name}_{count}": _listed(rule)
+    for name, rule in {
+        "alphabetically_first": min,
+        "alphabetically_last": max,
+        "choose_first_of": lambda items: items[0],
+        "choose_middle_of": _middle,
+        "choose_last_of": lambda items: items[-1],
+    }.items()
+    for count in (3, 5)
+}
+
+
+def _roman(number: int) -> str:
+    parts = ((10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
+    text = ""
+    for value, letters in parts:
+        while number >= value:
+            text, number = text + letters, number - value
+    return text
+
+
+def _sequences() -> list[tuple[list[str], bool]]:
+    """The ordered lists behind next_item and prev_item, each with whether it wraps."""
+    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+    weekdays = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+    months = "January February March April May June July August September October November December"
+    letters = [chr(ord("a") + i) for i in range(26)]
+    capitals = [letter.upper() for letter in letters]
+    romans = [_roman(number) for number in range(1, 21)]
+    return [
+        (small.split(), False),
+        ([str(number) for number in range(30)], False),
+        (letters, False),
+        (capitals, False),
+        ([letter * 2 for letter in capitals], False),
+        ([letter * 2 for letter in letters], False),
+        (romans, False),
+        ([roman.lower() for roman in romans], False),
+        *((names.split(), True) for names in (weekdays, weekdays.lower(), months, months.lower())),
+    ]
+
+
+def _neighbours(step: int) -> list[Pair]:
+    """Records of next_item (step 1) or prev_item (step -1); i, v, x, ii ... stand in two lists, so two answers occur."""
+    pairs = []
+    for items, wraps in _sequences():
+        for position, item in enumerate(items):
+            other = position + step
+            if wraps or 0 <= other < len(items):
+                pairs.append(Pair(item, items[other % len(items)]))
+    return pairs
+
+
+PROBES: tuple[str, ...] = tuple(sorted([*LIST_RULES, *WORD_RULES, "next_item", "prev_item"]))
+LIST_PROBES: tuple[str, ...] = tuple(sorted(LIST_RULES))
+
+
+def answer(probe: str, text: str) -> str:
+    """The rule's output for an input of a word or list probe."""
+    return (LIST_RULES.get(probe) or WORD_RULES[probe])(text)
+
+
+def list_length(probe: str) -> int:
+    """Words in the input of a list probe."""
+    return int(probe.rsplit("_", 1)[1])
+
+
+@cache
+def fixed_pairs(probe: str) -> tuple[Pair, ...]:
+    """Every record of a probe whose inputs can be listed (all but the list probes), in a fixed order."""
+    if probe == "next_item":
+        return tuple(_neighbours(1))
+    if probe == "prev_item":
+        return tuple(_neighbours(-1))
+    inputs = [word.upper() if probe.startswith("lowercase") else word for word in words()]
+    return tuple(Pair(text, answer(probe, text)) for text in inputs)
+
+
+def pair_key(probe: str, text: str) -> int:
+    """MD5 of a (probe, input) pair modulo 1000: compared with `slice_per_mille` like a document's."""
+    return int(hashlib.md5(f"{probe}\t{text}".encode(), usedforsecurity=False).hexdigest(), 16) % 1000
+
+
+def is_held_out(probe: str, text: str, *, slice_per_mille: int) -> bool:
+    """Whether the pair belongs to evaluation."""
+    return pair_key(probe, text) < slice_per_mille
+
+
+@cache
+def word_pool(slice_per_mille: int, held_out: bool) -> tuple[str, ...]:
+    """The words the strict switch keeps for evaluation (`held_out`), or those it leaves to training."""
+    return tuple(word for word in words() if (pair_key("word", word) < slice_per_mille) == held_out)
+
+
+def draw_list(probe: str, generator: random.Random, pool: tuple[str, ...]) -> Pair:
+    """A random record of a list probe: distinct words of the pool."""
+    text = SEPARATOR.join(generator.sample(pool, list_length(probe)))
+    return Pair(text, answer(probe, text))
+
+
+def _draw_lists(probe: str, generator: random.Random, pool: tuple[str, ...], accept: Callable[[str], bool], count: int) -> list[Pair]:
+    chosen: dict[str, Pair] = {}
+    while len(chosen) < count:
+        pair = draw_list(probe, generator, pool)
+        if accept(pair.input):
+            chosen.setdefault(pair.input, pair)
+    return list(chosen.values())
+
+
+@cache
+def _trainable(probe: str, slice_per_mille: int, hold_out_words: bool) -> tuple[Pair, ...]:
+    kept = (pair for pair in fixed_pairs(probe) if not is_held_out(probe, pair.input, slice_per_mille=slice_per_mille))
+    barred = set(word_pool(slice_per_mille, True)) if hold_out_words else set()
+    return tuple(pair for pair in kept if pair.input.lower() not in barred)
+
+
+def demonstrations(
+    probe: str, generator: random.Random, *, count: int, slice_per_mille: int, hold_out_words: bool = False
+) -> list[Pair]:
+    """`count` distinct records of the train part, drawn without replacement.
+
+    Args:
+        hold_out_words: use none of the words that the strict switch keeps for evaluation.
+    """
+    if probe not in LIST_RULES:
+        return generator.sample(_trainable(probe, slice_per_mille, hold_out_words), count)
+    pool = word_pool(slice_per_mille, False) if hold_out_words else words()
+    return _draw_lists(probe, generator, pool, lambda text: not is_held_out(probe, text, slice_per_mille=slice_per_mille), count)
+
+
+def queries(
+    probe: str, *, count: int, slice_per_mille: int, hold_out_words: bool = False, seed: int = 0
+) -> list[Pair]:
+    """At most `count` held-out records of a probe, the same for every model and demonstration seed.
+
+    Probes with listed inputs have about slice_per_mille / 1000 of their records here; list probes are drawn
+    until `count` records fall into the slice. With `hold_out_words` every word of a query is one that no
+    training document of any probe contains.
+    """
+    generator = random.Random(f"queries {probe} {seed}")
+    strict = word_pool(slice_per_mille, True) if hold_out_words else ()
+    if probe in LIST_RULES:
+        accept = (lambda text: True) if hold_out_words else (lambda text: is_held_out(probe, text, slice_per_mille=slice_per_mille))
+        return _draw_lists(probe, generator, strict or words(), accept, count)
+    if hold_out_words and probe in WORD_RULES:
+        pool = [pair for pair in fixed_pairs(probe) if pair.input.lower() in set(strict)]
+    else:
+        pool = [pair for pair in fixed_pairs(probe) if is_held_out(probe, pair.input, slice_per_mille=slice_per_mille)]
+    generator.shuffle(pool)
+    return pool[:count]
+
+
+def prompt(examples: list[Pair], query: str, *, space: bool = False) -> str:
+    """`Q:<input>` newline `A:<output>`, a blank line between demonstrations, ending at the query's `A:`."""
+    gap = " " if space else ""
+    shown = [f"Q:{gap}{pair.input}\nA:{gap}{pair.output}" for pair in examples]
+    return "\n\n".join([*shown, f"Q:{gap}{query}\nA:"])
+
+
+def function_document(number: int, *, seed: int, slice_per_mille: int, hold_out_words: bool = False) -> str:
+    """Training document `number`: 4 to 11 demonstrations of one probe, none of them held out."""
+    generator = random.Random(f"function {seed} {number}")
+    probe = generator.choice(PROBES)
+    count = generator.randint(4, 11)
+    shown = demonstrations(probe, generator, count=count, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+    return "\n\n".join(f"Q:{pair.input}\nA:{pair.output}" for pair in shown) + "\n"
+
+
+def read_original(folder: Path | str) -> dict[str, list[Pair]]:
+    """The original probe files of a folder, `<probe>.json` each.
+
+    Raises:
+        BadInput: a file is missing or does not hold input/output records.
+    """
+    found = {}
+    for probe in PROBES:
+        path = Path(folder) / f"{probe}.json"
+        records = read_json(path, expected="a Function Vectors file: a list of {input, output}")
+        try:
+            found[probe] = [Pair(str(record["input"]), str(record["output"])) for record in records]
+        except (TypeError, KeyError):
+            raise BadInput(f"{path}: expected a list of records with input and output") from None
+    return found

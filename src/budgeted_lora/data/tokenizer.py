@@ -1,0 +1,109 @@
+"""Stage: the tokenizer, trained on the mix where the teachers are made here, the checkpoint's own elsewhere."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from budgeted_lora.data.collect import train_texts
+from budgeted_lora.data.probes import function_document
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_folder, read_json, write_json
+
+END = "<|end|>"
+TRAINING_CHARACTERS = 8_000_000
+
+
+def train_tokenizer(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer with one special token, the end of a document."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def mix(documents: Path, *, function_share: float, slice_per_mille: int, hold_out_words: bool) -> Iterator[str]:
+    """Training texts and function documents with the stated share of characters, a few million characters of them."""
+    prose = functions = number = 0
+    for text in train_texts(documents):
+        yield text
+        prose += len(text)
+        while functions < function_share / (1 - function_share) * prose:
+            sample = function_document(number, seed=0, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+            yield sample
+            functions, number = functions + len(sample), number + 1
+        if prose + functions > TRAINING_CHARACTERS:
+            return
+
+
+def make_tokenizer(
+    *, documents: Path, vocab_size: int, function_share: float, slice_per_mille: int, hold_out_words: bool, out: Path
+) -> None:
+    """Trains a tokenizer on the mix and writes it in the form that `transformers` loads.
+
+    Raises:
+        BadInput: the vocabulary came out smaller than asked for.
+    """
+    texts = mix(documents, function_share=function_share, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise BadInput(f"tokenizer.vocab_size is {vocab_size}, but the corpus yields only {tokenizer.get_vocab_size()} tokens")
+    with atomic_folder(out) as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", settings)
+
+
+def copy_tokenizer(*, source: Path, out: Path) -> None:
+    """Copies the tokenizer files of a checkpoint folder.
+
+    Raises:
+        BadInput: the folder has no tokenizer.json.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+    if not (Path(source) / "tokenizer.json").is_file():
+        raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer beside the checkpoint")
+    with atomic_folder(out) as folder:
+        for name in names:
+            if (Path(source) / name).is_file():
+                (folder / name).write_bytes((Path(source) / name).read_bytes())
+
+
+def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
+    """The tokenizer of a folder and the id of its end-of-document token.
+
+    Raises:
+        BadInput: a file is missing or names no end token.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; expected a tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises a bare Exception for any damage
+        raise BadInput(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
+    settings = read_json(Path(folder) / "tokenizer_config.json", expected="the tokenizer's settings")
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    end_id = tokenizer.token_to_id(end) if end else None
+    if end_id is None:
+        raise BadInput(f"{folder}: tokenizer_config.json names no eos_token of the vocabulary; documents are joined by it")
+    return tokenizer, end_id
+
+
+def encode_batches(
+    tokenizer: Tokenizer, documents: Iterator[tuple[str, bytes]], *, batch: int = 512
+) -> Iterator[tuple[list[int], bytes]]:
+    """(token ids, digest) of each (text, digest), without special tokens, encoded a batch at a time."""
+    while group := list(islice(documents, batch)):
+        encodings = tokenizer.encode_batch_fast([text for text, _ in group], add_special_tokens=False)
+        for encoding, (_, digest) in zip(encodings, group, strict=True):
+            yield encoding.ids, digest

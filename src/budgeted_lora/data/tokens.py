@@ -1,0 +1,115 @@
+"""Token files: flat little-endian integers, document offsets, and windows cut from them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_path, read_json, sha256_file, write_json
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A memory-mapped token file.
+
+    Attributes:
+        tokens: uint16 or uint32, shape (tokens,).
+        offsets: uint64, shape (documents + 1,): document i is tokens[offsets[i]:offsets[i + 1]], its end token included.
+    """
+
+    path: Path
+    tokens: np.ndarray
+    offsets: np.ndarray
+    vocab_size: int
+    eos_id: int
+    sha256: str
+
+    @classmethod
+    def open(cls, path: Path | str) -> "TokenFile":
+        """Opens `x.bin` with `x.idx` and `x.json` beside it.
+
+        Raises:
+            BadInput: a file is missing, or its size is not what was written.
+        """
+        path = Path(path)
+        about = read_json(path.with_suffix(".json"), expected="the record of a token file")
+        dtype = np.dtype(about["dtype"]).newbyteorder("<")
+        tokens = _map(path, dtype, about["tokens"])
+        offsets = _map(path.with_suffix(".idx"), np.dtype("<u8"), about["documents"] + 1)
+        return cls(path, tokens, offsets, about["vocab_size"], about["eos_id"], about["sha256"])
+
+    def check_digest(self) -> None:
+        """Compares the file's bytes with the digest recorded when it was written.
+
+        Raises:
+            BadInput: they differ.
+        """
+        if sha256_file(self.path) != self.sha256:
+            raise BadInput(f"{self.path}: its SHA-256 differs from the one recorded when it was written; make it anew")
+
+    def len_windows(self, sequence_length: int, rows: str) -> int:
+        """Number of windows: whole ones of a packed file, or documents."""
+        return len(self.offsets) - 1 if rows == "document" else len(self.tokens) // sequence_length
+
+    def windows(self, indices: np.ndarray, *, sequence_length: int, rows: str) -> tuple[np.ndarray, np.ndarray]:
+        """Windows by number.
+
+        Returns:
+            ids, int64 (len(indices), sequence_length), and mask, bool of the same shape, False on padding.
+        """
+        ids = np.full((len(indices), sequence_length), self.eos_id, dtype=np.int64)
+        mask = np.zeros(ids.shape, dtype=bool)
+        for row, index in enumerate(indices):
+            if rows == "document":
+                start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+                end = min(end, start + sequence_length)
+            else:
+                start = int(index) * sequence_length
+                end = start + sequence_length
+            ids[row, : end - start] = self.tokens[start:end]
+            mask[row, : end - start] = True
+        return ids, mask
+
+
+def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    expected = count * dtype.itemsize
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; expected {expected} bytes of tokens") from None
+    if size != expected:
+        raise BadInput(f"{path}: {size} bytes, expected {expected}; truncated or damaged, make it anew")
+    return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+
+
+def write_tokens(path: Path, documents: Iterator[list[int]], *, vocab_size: int, eos_id: int) -> dict[str, Any]:
+    """Writes documents, each closed by the end token, as `x.bin`, `x.idx` and `x.json`; memory holds one at a time.
+
+    Returns:
+        the record written to `x.json`: dtype, tokens, documents, sha256, vocab_size, eos_id.
+    """
+    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    total, ends = 0, [0]
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as stream:
+            for ids in documents:
+                stream.write(np.asarray([*ids, eos_id], dtype=dtype).tobytes())
+                total += len(ids) + 1
+                ends.append(total)
+        digest = sha256_file(temporary)
+    with atomic_path(path.with_suffix(".idx")) as temporary:
+        np.asarray(ends, dtype="<u8").tofile(temporary)
+    record = {
+        "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
+        "tokens": total,
+        "documents": len(ends) - 1,
+        "sha256": digest,
+        "vocab_size": vocab_size,
+        "eos_id": eos_id,
+    }
+    write_json(path.with_suffix(".json"), record)
+    return json.loads(json.dumps(record))

@@ -1,0 +1,237 @@
+"""From tables to cells: which students a configuration asks for, each once.
+
+A cell's id is a readable slug and a hash of everything that determines its weights, so an edited value gives
+new ids to the cells it concerns and to no others. Nothing here imports torch.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from budgeted_lora.config import Config, Fraction, Init, Method, Positive, Row, Strict
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import short_hash
+
+SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
+LISTED = ("teacher", "budget", "init", "schedule", "rank", "seed")
+
+
+class Recipe(Strict):
+    """How one student is trained, complete: what a training job receives."""
+
+    method: Method
+    teacher: str
+    init: Init
+    student_layers: Positive
+    temperature: float = Field(gt=0)
+    kd_weight: Fraction
+    rank: Positive | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    budget: Fraction | None = None
+    schedule: str | None = None
+    schedule_start: Fraction | None = None
+    schedule_end: Fraction | None = None
+    controller: Literal["greedy", "uniform"] | None = None
+    smoothing: float | None = None
+    drop_threshold: float | None = None
+    gate_logit: float | None = None
+    gate_lr_multiplier: float | None = None
+    train_embeddings_head_norms: bool = True
+    steps: Positive
+    batch_windows: Positive
+    micro_batch_windows: Positive
+    sequence_length: Positive
+    rows: Literal["packed", "document"]
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    warmup_fraction: Fraction
+    warmup_cap: Positive
+    precision: Literal["float32", "bfloat16"]
+    seed: int
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Recipe":
+        lora = self.method != "kd_full"
+        if lora and (self.rank is None or self.alpha is None):
+            raise ValueError(f"{self.method} needs rank and alpha")
+        if (self.method == "budgeted_lora") != (self.budget is not None):
+            raise ValueError(f"{self.method} {'needs' if self.budget is None else 'takes no'} budget")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the student sees."""
+        return self.steps * self.batch_windows * self.sequence_length
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained student, the tables that list it, and its id."""
+
+    id: str
+    recipe: Recipe
+    tables: tuple[str, ...]
+
+    @property
+    def structure(self) -> str | None:
+        """Name of the planned structure, shared by every cell whose compressed shapes are equal."""
+        recipe = self.recipe
+        if recipe.method != "budgeted_lora":
+            return None
+        values = [recipe.schedule, recipe.schedule_start, recipe.schedule_end, recipe.smoothing, recipe.drop_threshold, recipe.student_layers]
+        return f"F{recipe.budget:g}_r{recipe.rank}_{recipe.controller}-{short_hash(values, digits=4)}"
+
+
+def upstream(config: Config, teacher: str) -> dict[str, Any]:
+    """The recipes a student's weights depend on besides its own: corpus, tokenizer, its teacher and the first one."""
+    ladder = {name: config.teacher_ladder[name].model_dump() for name in {config.first_teacher, teacher}}
+    made_here = config.teachers == "pretrain"
+    return {
+        "corpus": config.corpus.model_dump(exclude={"validation_tokens"}),
+        "tokenizer": config.tokenizer.model_dump() if made_here else None,
+        "teachers": config.teachers,
+        "ladder": ladder,
+        "pretraining": config.pretraining.model_dump() if made_here else None,
+    }
+
+
+def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
+    """The complete recipe of one combination of a row's values."""
+    training, lora, budget = config.training, config.lora, config.budget
+    pick = {name: getattr(row, name) for name in Row.model_fields} | chosen
+    method = row.method
+    steps = (pick["tokens"] or training.tokens) // (training.batch_windows * config.sequence_length)
+    values: dict[str, Any] = {
+        "method": method,
+        "teacher": pick["teacher"] or config.first_teacher,
+        "init": pick["init"] or training.init,
+        "student_layers": config.student.layers,
+        "temperature": pick["temperature"] or training.temperature,
+        "kd_weight": training.kd_weight if pick["kd_weight"] is None else pick["kd_weight"],
+        "steps": steps,
+        "batch_windows": training.batch_windows,
+        "micro_batch_windows": training.micro_batch_windows,
+        "sequence_length": config.sequence_length,
+        "rows": config.rows,
+        "learning_rate": pick["learning_rate"] or getattr(training.learning_rate, method),
+        "betas": training.betas,
+        "weight_decay": training.weight_decay,
+        "clip": training.clip,
+        "warmup_fraction": training.warmup_fraction,
+        "warmup_cap": training.warmup_cap,
+        "precision": training.precision,
+        "seed": training.seed if pick["seed"] is None else pick["seed"],
+    }
+    if method != "kd_full":
+        rank = pick["rank"] or lora.rank
+        values |= {
+            "rank": rank,
+            "alpha": pick["alpha"] or lora.alpha * rank / lora.rank,
+            "dropout": lora.dropout,
+            "train_embeddings_head_norms": training.train_embeddings_head_norms,
+        }
+    if method == "budgeted_lora":
+        name = pick["schedule"] or budget.schedule
+        if name not in budget.schedules:
+            raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(budget.schedules)}")
+        start, end = budget.schedules[name]
+        values |= {
+            "budget": pick["budget"],
+            "schedule": name,
+            "schedule_start": start,
+            "schedule_end": end,
+            "controller": pick["controller"] or budget.controller,
+            "smoothing": budget.smoothing,
+            "drop_threshold": budget.drop_threshold,
+            "gate_logit": budget.gate_logit,
+            "gate_lr_multiplier": budget.gate_lr_multiplier,
+        }
+    elif pick["budget"] is not None:
+        raise BadInput(f"budget {pick['budget']} on a {method} row; only budgeted_lora takes one")
+    return Recipe.model_validate(values)
+
+
+def cell_id(config: Config, values: Recipe) -> str:
+    """Readable slug and hash, e.g. `budgeted-lora_1B_mixed_F0.4_s0-3fa91c2b`."""
+    parts = [SLUG[values.method], values.teacher, values.init]
+    if values.budget is not None:
+        parts.append(f"F{values.budget:g}")
+        if values.controller != "greedy":
+            parts.append(values.controller)
+        if values.schedule != "short":
+            parts.append(values.schedule)
+    if values.rank is not None and values.rank != config.lora.rank:
+        parts.append(f"r{values.rank}")
+    parts.append(f"s{values.seed}")
+    determined_by = {"recipe": values.model_dump(mode="json"), "upstream": upstream(config, values.teacher)}
+    return "_".join(parts) + "-" + short_hash(determined_by)
+
+
+def combinations(row: Row) -> list[dict[str, Any]]:
+    """Every combination of the values a row lists, in the row's order."""
+    listed = {name: getattr(row, name) for name in LISTED if isinstance(getattr(row, name), list)}
+    return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
+
+
+def cells(config: Config) -> list[Cell]:
+    """Every cell of every table, each once, in the order the tables first name them.
+
+    Raises:
+        BadInput: a row asks for an unknown teacher or schedule, a rank above a projection's dimension, a budget
+            where none belongs, or a run too short for its schedule.
+    """
+    recipes: dict[str, Recipe] = {}
+    tables: dict[str, list[str]] = {}
+    for table, rows in config.tables.items():
+        for number, row in enumerate(rows, start=1):
+            for chosen in combinations(row):
+                try:
+                    values = recipe(config, row, **chosen)
+                    check(config, values)
+                except (BadInput, ValueError) as error:
+                    message = error if isinstance(error, BadInput) else error.errors()[0]["msg"]  # type: ignore[attr-defined]
+                    raise BadInput(f"tables.{table}, row {number}: {message}") from None
+                key = cell_id(config, values)
+                recipes[key] = values
+                listing = tables.setdefault(key, [])
+                if table not in listing:
+                    listing.append(table)
+    return [Cell(key, values, tuple(tables[key])) for key, values in recipes.items()]
+
+
+def check(config: Config, values: Recipe) -> None:
+    """Refuses a recipe that cannot be trained as it says.
+
+    Raises:
+        BadInput: see `cells`.
+    """
+    from budgeted_lora.budget.cost import ModelShape
+    from budgeted_lora.budget.plan import steps_needed
+
+    if values.teacher not in config.teacher_ladder:
+        raise BadInput(f"teacher {values.teacher!r} is not in teacher_ladder: {', '.join(config.teacher_ladder)}")
+    first = config.teacher_ladder[config.first_teacher]
+    shape = ModelShape(layers=values.student_layers, hidden=first.hidden, kv=first.kv, ffn=first.ffn)
+    narrowest = min(first.hidden, first.kv, first.ffn)
+    if values.rank is not None and values.rank > narrowest:
+        raise BadInput(f"rank {values.rank} exceeds {narrowest}, the smallest dimension of a projection")
+    if values.method == "budgeted_lora":
+        needed = steps_needed(
+            shape,
+            budget=values.budget,
+            start=values.schedule_start,
+            end=values.schedule_end,
+            smoothing=values.smoothing,
+            drop_threshold=values.drop_threshold,
+            controller=values.controller,
+        )
+        if values.steps < needed:
+            raise BadInput(
+                f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of F = {values.budget:g}; "
+                f"it needs {needed} (training.tokens {needed * values.batch_windows * values.sequence_length})"
+            )

@@ -1,0 +1,93 @@
+"""Models in and out of folders: transformers' Mistral class or our compressed one, safetensors only."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
+
+CLASSES = ("mistral", "llama", "budgeted_mistral")
+
+
+def mistral_config(*, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab_size: int, context: int, end_id: int) -> MistralConfig:
+    """The paper's decoder at a given size: RMSNorm, RoPE with theta 10000, SwiGLU, untied embeddings, no biases."""
+    return MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        sliding_window=None,
+        tie_word_embeddings=False,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+        attention_dropout=0.0,
+    )
+
+
+def new_model(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
+    """A float32 model with random weights that depend on the seed alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+
+
+def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
+    """A model from a local folder, in evaluation mode; never from the network, never by running code from the folder.
+
+    Args:
+        dtype: of the weights in memory; None keeps the file's.
+
+    Raises:
+        BadInput: no config, another model class, no safetensors, or a truncated file.
+    """
+    import budgeted_lora.models.compressed  # noqa: F401  (registers the compressed class)
+
+    folder = Path(folder)
+    about = read_json(folder / "config.json", expected="a model folder")
+    kind = about.get("model_type")
+    if kind not in CLASSES:
+        raise BadInput(f"{folder}: model_type is {kind!r}, expected one of {', '.join(CLASSES)}")
+    if not list(folder.glob("*.safetensors")):
+        raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # safetensors and transformers raise many kinds for one cause: the folder is not whole
+        raise BadInput(f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes config.json and model.safetensors; `dtype` converts the weights on the way out."""
+    if dtype is not None:
+        model = model.to(dtype)
+    model.save_pretrained(folder, safe_serialization=True)
+    generation = Path(folder) / "generation_config.json"
+    generation.unlink(missing_ok=True)  # decoding here is greedy and ours; a second place for token ids can only disagree
+
+
+def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
+    """Refuses a checkpoint whose vocabulary is smaller than or differs from the tokenizer's.
+
+    Raises:
+        BadInput: naming both sizes.
+    """
+    found: Any = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    if found != vocab_size:
+        raise BadInput(f"{model_folder}: vocabulary of {found}, but {what} has {vocab_size}; teacher, student and tokens must share one")

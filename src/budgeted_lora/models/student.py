@@ -1,0 +1,69 @@
+"""Stage: the student, some layers of the first teacher with its embeddings, final norm and head (method, section 2)."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_folder
+from budgeted_lora.models.load import load_model, new_model, save_model
+from budgeted_lora.provenance import Clock, write_result
+
+
+def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
+    """Which teacher layers a student of `depth` layers takes.
+
+    first: the first ones; last: the last ones; middle: starting at (layers - depth) // 2; mixed: first and last
+    anchored, the rest evenly spaced and rounded half to even; scratch: none.
+
+    Raises:
+        BadInput: more layers asked for than there are, or an unknown rule.
+    """
+    if not 1 <= depth <= layers:
+        raise BadInput(f"student.layers is {depth}, expected 1 to {layers}, the layers of the first teacher")
+    start = {"first": 0, "middle": (layers - depth) // 2, "last": layers - depth}
+    if init in start:
+        return list(range(start[init], start[init] + depth))
+    if init == "mixed":
+        return [round(i * (layers - 1) / (depth - 1)) for i in range(depth)] if depth > 1 else [0]
+    if init == "scratch":
+        return []
+    raise BadInput(f"init is {init!r}, expected first, middle, last, mixed or scratch")
+
+
+def cut(teacher: PreTrainedModel, *, init: str, depth: int, seed: int = 0) -> PreTrainedModel:
+    """A float32 student of `depth` layers; for scratch its weights are random and depend on the seed alone."""
+    config = type(teacher.config).from_dict(teacher.config.to_dict())
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+    chosen = layer_indices(init, layers=teacher.config.num_hidden_layers, depth=depth)
+    student = new_model(config, seed=seed)
+    if not chosen:
+        return student
+    weights = {name: tensor for name, tensor in teacher.state_dict().items() if ".layers." not in name}
+    for position, layer in enumerate(chosen):
+        prefix = f"model.layers.{layer}."
+        weights |= {
+            f"model.layers.{position}.{name.removeprefix(prefix)}": tensor
+            for name, tensor in teacher.state_dict().items()
+            if name.startswith(prefix)
+        }
+    student.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
+    return student
+
+
+def cut_student(*, teacher: Path, init: str, depth: int, out: Path, record: Path, scale: str) -> None:
+    """Writes the untrained student's model folder and a record of the layers it took."""
+    clock = Clock()
+    source = load_model(teacher)
+    student = cut(source, init=init, depth=depth)
+    with atomic_folder(out) as folder:
+        save_model(student, folder)
+    payload = {
+        "init": init,
+        "layers": layer_indices(init, layers=source.config.num_hidden_layers, depth=depth),
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+    }
+    write_result(record, payload, scale=scale, cell=None, values={"init": init, "depth": depth}, inputs=[teacher], clock=clock)

@@ -1,0 +1,113 @@
+"""What every result carries: values, inputs, versions, machine, time."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import budgeted_lora
+from budgeted_lora.files import sha256_file, write_json
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pandas", "pyarrow", "safetensors", "snakemake")
+
+
+class Clock:
+    """Start of a stage: `provenance` derives the start time and the duration from it."""
+
+    def __init__(self) -> None:
+        self.started_at = datetime.now(UTC)
+        self._tick = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._tick
+
+
+def provenance(
+    *, scale: str, cell: str | None, values: Mapping[str, Any], inputs: Iterable[Path | str], clock: Clock
+) -> dict[str, Any]:
+    """The provenance fields of one result.
+
+    Args:
+        values: the settings the stage used.
+        inputs: files or folders the result depends on; their SHA-256 are recorded under their own names.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "scale": scale,
+        "cell": cell,
+        "values": dict(values),
+        "inputs": {str(path): sha256_file(path) for path in inputs},
+        "package_version": budgeted_lora.__version__,
+        **git_state(),
+        "libraries": library_versions(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "device": _device(),
+        "started_at": clock.started_at.isoformat(timespec="seconds"),
+        "seconds": round(clock.seconds, 3),
+    }
+
+
+def write_result(path: Path | str, payload: Mapping[str, Any], **about: Any) -> None:
+    """Writes `payload` with its provenance (keywords of `provenance`) under the key "provenance"."""
+    write_json(path, {**payload, "provenance": provenance(**about)})
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a number."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout the package lies in; None where there is none."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+    status = git("status", "--porcelain")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's model name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _device() -> dict[str, Any]:
+    """The accelerator in use, or the CPU. Looks at torch only if the stage has already loaded it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        properties = torch.cuda.get_device_properties(0)
+        return {"type": "cuda", "name": properties.name, "uuid": str(getattr(properties, "uuid", ""))}
+    return {"type": "cpu", "name": cpu_name(), "threads": torch.get_num_threads() if torch is not None else None}
