@@ -1,0 +1,317 @@
+"""In-context learning on the 19 function-style probes: prompts, exact match, chance and ceiling (method.md 7).
+
+A prompt is tokenised as one string that ends at the query's `A:`; the answer follows directly. Decoding is in
+`decoding.py`; this module knows what is asked and what the answers are worth.
+"""
+
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from budgeted_lora.data import probes as rules
+from budgeted_lora.data.probes import Pair
+from budgeted_lora.errors import BadInput
+from budgeted_lora.evaluation.decoding import greedy_decode
+
+TRAIN_PERCENT, TEST_PERCENT = 70, 21  # of an original file's inputs: 70 % train, the rest 70/30 test and validation
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe: its queries, how its demonstrations are drawn, and every answer its data gives to an input."""
+
+    name: str
+    queries: list[Pair]
+    draw: Callable[[random.Random], list[Pair]]
+    answers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query with its own demonstrations under one demonstration seed."""
+
+    probe: str
+    seed: int
+    query: str
+    expected: str
+    prompt: str
+    demonstrated: tuple[str, ...]
+
+
+def generated_probes(*, shots: int, queries: int, slice_per_mille: int, hold_out_words: bool = False) -> list[Probe]:
+    """Our probes: queries from the held-out pairs, demonstrations from the others, split by MD5 of (probe, input)."""
+    found = []
+    for name in rules.PROBES:
+
+        def draw(generator: random.Random, name: str = name) -> list[Pair]:
+            return rules.demonstrations(
+                name, generator, count=shots, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
+            )
+
+        known = () if name in rules.LIST_PROBES else rules.fixed_pairs(name)
+        asked = rules.queries(name, count=queries, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+        found.append(Probe(name, asked, draw, _answers(known)))
+    return found
+
+
+def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Probe]:
+    """The original files: inputs in MD5 order, the first 70 % for demonstrations, the next 21 % for queries.
+
+    The paper's own split is not published; this one leaves both answers of an ambiguous input on one side.
+
+    Raises:
+        BadInput: a file is missing or holds too few records for the demonstrations.
+    """
+    found = []
+    for name, pairs in rules.read_original(folder).items():
+        inputs = sorted({pair.input for pair in pairs}, key=_md5)
+        bounds = [len(inputs) * TRAIN_PERCENT // 100, len(inputs) * (TRAIN_PERCENT + TEST_PERCENT) // 100]
+        train, test = set(inputs[: bounds[0]]), inputs[bounds[0] : bounds[1]]
+        records: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            records.setdefault(pair.input, []).append(pair)
+        shown = [pair for pair in pairs if pair.input in train]
+        if len(shown) < shots:
+            path = Path(folder) / f"{name}.json"
+            raise BadInput(f"{path}: {len(shown)} records to demonstrate with; expected at least {shots}")
+
+        def draw(generator: random.Random, shown: list[Pair] = shown) -> list[Pair]:
+            return generator.sample(shown, shots)
+
+        asked = [pair for text in test for pair in records[text]][:queries]
+        found.append(Probe(name, asked, draw, _answers(pairs)))
+    return found
+
+
+def _md5(text: str) -> bytes:
+    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
+
+
+def _answers(pairs: Sequence[Pair]) -> dict[str, frozenset[str]]:
+    known: dict[str, set[str]] = {}
+    for pair in pairs:
+        known.setdefault(pair.input, set()).add(pair.output)
+    return {text: frozenset(outputs) for text, outputs in known.items()}
+
+
+def build_examples(probes: Sequence[Probe], *, seeds: Sequence[int], space: bool) -> list[Example]:
+    """Every query of every probe under every seed, with demonstrations of its own.
+
+    The draw depends on the probe, the seed and the query alone, so fewer queries or other probes change no prompt.
+
+    Raises:
+        BadInput: a probe has no query.
+    """
+    examples = []
+    for probe in probes:
+        if not probe.queries:
+            raise BadInput(f"probe {probe.name} has no held-out query; expected a larger corpus.slice_per_mille")
+        for seed in seeds:
+            for query in probe.queries:
+                shown = probe.draw(random.Random(f"demonstrations {probe.name} {seed} {query.input} {query.output}"))
+                if any(pair.input == query.input for pair in shown):
+                    raise BadInput(f"probe {probe.name}: query {query.input!r} is among its own demonstrations")
+                prompt = rules.prompt(shown, query.input, space=space)
+                outputs = tuple(pair.output for pair in shown)
+                examples.append(Example(probe.name, seed, query.input, query.output, prompt, outputs))
+    return examples
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of the prompts, new tokens allowed for each, prompts that re-tokenise with their answer, longest."""
+
+    prompts: list[list[int]]
+    limits: list[int]
+    prefix_breaks: int
+    longest: int
+
+
+def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, *, sequence_length: int, space: bool) -> Encoded:
+    """Tokenises prompts, checks that they fit, and allows each probe its longest answer and one token more.
+
+    `prefix_breaks` counts the examples whose prompt is not a token prefix of prompt + answer: there the model
+    is asked at a token boundary that training text would not have.
+
+    Raises:
+        BadInput: a prompt with its answer is longer than `sequence_length` tokens; nothing is truncated.
+    """
+    gap = " " if space else ""
+    prompts = _ids(tokenizer, [example.prompt for example in examples])
+    whole = _ids(tokenizer, [example.prompt + gap + example.expected for example in examples])
+    alone = _ids(tokenizer, [gap + example.expected for example in examples])
+    longest_answer: dict[str, int] = {}
+    breaks, longest = 0, 0
+    for example, prompt, full, answer in zip(examples, prompts, whole, alone, strict=True):
+        length = max(len(full), len(prompt) + 1)
+        if length > sequence_length:
+            raise BadInput(
+                f"probe {example.probe}: a prompt with its answer has {length} tokens; "
+                f"expected at most sequence_length {sequence_length}"
+            )
+        breaks += full[: len(prompt)] != prompt
+        longest = max(longest, length)
+        needed = max(len(full) - len(prompt), len(answer))
+        longest_answer[example.probe] = max(longest_answer.get(example.probe, 1), needed)
+    return Encoded(prompts, [longest_answer[example.probe] + 1 for example in examples], breaks, longest)
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def stop_tokens(tokenizer: Tokenizer, *, end_id: int, vocab_size: int) -> torch.Tensor:
+    """Bool [vocab_size]: tokens whose text holds a newline, and the end-of-document token.
+
+    Raises:
+        BadInput: the tokenizer has more tokens than the model.
+    """
+    known = tokenizer.get_vocab_size()
+    if known > vocab_size:
+        raise BadInput(
+            f"the tokenizer has {known} tokens, the model's vocabulary {vocab_size}; expected the model's own"
+        )
+    texts = tokenizer.decode_batch([[token] for token in range(known)], skip_special_tokens=False)
+    stops = torch.zeros(vocab_size, dtype=torch.bool)
+    stops[:known] = torch.tensor(["\n" in text for text in texts])
+    stops[end_id] = True
+    return stops
+
+
+def read_answer(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    """Decoded text up to the first newline, without surrounding white space."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.split("\n", 1)[0].strip()
+
+
+def answer_examples(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    *,
+    end_id: int,
+    sequence_length: int,
+    batch: int,
+    space: bool = False,
+) -> tuple[list[str], Encoded]:
+    """The model's answer to every example, in their order, and the encoding it was given.
+
+    Raises:
+        BadInput: see `encode_examples`.
+    """
+    encoded = encode_examples(examples, tokenizer, sequence_length=sequence_length, space=space)
+    stops = stop_tokens(tokenizer, end_id=end_id, vocab_size=model.config.vocab_size)
+    decoded = greedy_decode(model, encoded.prompts, limits=encoded.limits, stops=stops, batch=batch)
+    return [read_answer(tokenizer, tokens) for tokens in decoded], encoded
+
+
+def example_rows(examples: Sequence[Example], answers: Sequence[str], encoded: Encoded) -> list[dict[str, Any]]:
+    """One row an example for `icl_examples.parquet`; exact match is case-sensitive."""
+    return [
+        {
+            "probe": example.probe,
+            "seed": example.seed,
+            "query": example.query,
+            "expected": example.expected,
+            "predicted": answer,
+            "correct": answer == example.expected,
+            "prompt_tokens": len(prompt),
+            "prompt_sha256": hashlib.sha256(example.prompt.encode()).hexdigest(),
+        }
+        for example, answer, prompt in zip(examples, answers, encoded.prompts, strict=True)
+    ]
+
+
+def summarise(
+    probes: Sequence[Probe], examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Accuracy of each probe, macro means, chance and ceiling.
+
+    A query asked under several seeds is one draw, not several: a probe's standard error takes the mean over
+    seeds of each query as its unit. The composite's treats probes as independent.
+    """
+    seeds = sorted({row["seed"] for row in rows})
+    scores: dict[str, dict[str, Any]] = {}
+    per_seed: dict[int, list[float]] = {seed: [] for seed in seeds}
+    for probe in probes:
+        mine = [row for row in rows if row["probe"] == probe.name]
+        correct = [float(row["correct"]) for row in mine]
+        accuracy = sum(correct) / len(correct)
+        by_query: dict[tuple[str, str], list[float]] = {}
+        for row in mine:
+            by_query.setdefault((row["query"], row["expected"]), []).append(float(row["correct"]))
+        for seed in seeds:
+            of_seed = [float(row["correct"]) for row in mine if row["seed"] == seed]
+            per_seed[seed].append(sum(of_seed) / len(of_seed))
+        scores[probe.name] = {
+            "accuracy": accuracy,
+            "se": cluster_error(list(by_query.values())),
+            "n": len(mine),
+            "queries": len(by_query),
+            **chance(probe, [example for example in examples if example.probe == probe.name]),
+        }
+    levels = [max(score["chance_constant"], score["chance_word"] or 0.0) for score in scores.values()]
+    composites = {str(seed): sum(values) / len(values) for seed, values in per_seed.items()}
+    return {
+        "composite": _mean([score["accuracy"] for score in scores.values()]),
+        "composite_se": math.sqrt(sum(score["se"] ** 2 for score in scores.values())) / len(scores),
+        "per_seed": composites,
+        "seeds": seeds,
+        "chance_composite": _mean(levels),
+        "ceiling_composite": _mean([score["ceiling"] for score in scores.values()]),
+        "examples": len(rows),
+        "probes": scores,
+    }
+
+
+def cluster_error(clusters: Sequence[Sequence[float]]) -> float:
+    """Standard error of the mean over all values when whole clusters are drawn; 0 for a single cluster."""
+    count, total = len(clusters), sum(len(cluster) for cluster in clusters)
+    if count < 2:
+        return 0.0
+    mean = sum(sum(cluster) for cluster in clusters) / total
+    residuals = sum((sum(cluster) - mean * len(cluster)) ** 2 for cluster in clusters)
+    return math.sqrt(count / (count - 1) * residuals) / total
+
+
+def chance(probe: Probe, examples: Sequence[Example]) -> dict[str, Any]:
+    """What can be scored without the task, and the most that can be scored with it.
+
+    - chance_constant: the best constant answer over the very queries asked, so no constant can beat it;
+      this is the level the composite uses.
+    - chance_constant_shown: the answer most frequent in the demonstrations, given to every query: a constant that
+      can be known from the prompts. Ties go to the first in code-point order.
+    - chance_word: a word of the query at random (list probes only).
+    - ceiling: mean over queries of 1 / (answers the probe's data holds for that input).
+    """
+    expected = [pair.output for pair in probe.queries]
+    best = _most_common(expected)
+    shown = _most_common([output for example in examples for output in example.demonstrated])
+    word = None
+    if probe.name in rules.LIST_PROBES:
+        words = [(pair.input.split(rules.SEPARATOR), pair.output) for pair in probe.queries]
+        word = _mean([items.count(output) / len(items) for items, output in words])
+    return {
+        "chance_constant": expected.count(best) / len(expected),
+        "chance_constant_answer": best,
+        "chance_constant_shown": expected.count(shown) / len(expected),
+        "chance_word": word,
+        "ceiling": _mean([1 / max(1, len(probe.answers.get(pair.input, ()))) for pair in probe.queries]),
+    }
+
+
+def _most_common(values: Sequence[str]) -> str:
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,305 @@
+"""What compression buys in time: modules, prefill and decode, dense and compressed in turn (method.md 6 and 7).
+
+Time does not depend on the weights, so each planned structure is measured once, on random ones. The paper's
+"speedup" is a ratio of multiply-accumulates; it stands beside the measured ratios here.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import MistralConfig, MistralForCausalLM
+
+from budgeted_lora.budget.cost import ModelShape, dense_macs, lora_macs, projections
+from budgeted_lora.errors import BadInput
+from budgeted_lora.evaluation.device import on_device
+from budgeted_lora.files import short_hash
+from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
+from budgeted_lora.models.projections import install
+from budgeted_lora.provenance import Clock, write_result
+
+WARM_UP = 2  # discarded passes of every arm
+AT_LEAST = 0.01  # seconds in one sample: shorter calls are repeated within it
+DECODE_PROMPT = 16  # tokens in the cache before decoding starts
+ARMS = ("dense", "compressed", "lora_unmerged")
+
+
+@dataclass(frozen=True)
+class SpeedShape:
+    """The student whose time is measured, beyond what the cost model needs."""
+
+    shape: ModelShape
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    rank: int
+
+
+def factor_ranks(shape: ModelShape, modules: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Rank of every projection that becomes two thin layers; those kept dense are absent.
+
+    Args:
+        modules: `modules` of a structure as `budget.plan.Structure.as_json` or compression.json writes it.
+
+    Raises:
+        BadInput: the modules are not those of the shape, or a module's MACs contradict its ranks.
+    """
+    expected = {projection.name: projection for projection in projections(shape)}
+    if {module["name"] for module in modules} != set(expected):
+        raise BadInput(f"structure: {len(modules)} modules; expected the {len(expected)} projections of {shape}")
+    ranks = {}
+    for module in modules:
+        projection = expected[module["name"]]
+        rank = None if module["decision"] == "keep" else module["rank"] + module["svd_rank"]
+        macs = projection.macs if rank is None else projection.low_rank_macs(rank)
+        if macs != module["macs"]:
+            found = f"{module['macs']} MACs with decision {module['decision']} and rank {rank}"
+            raise BadInput(f"structure: {projection.name} has {found}; expected {macs} MACs")
+        if rank is not None:
+            ranks[projection.name] = rank
+    return ranks
+
+
+def build(student: SpeedShape, ranks: Mapping[str, int], *, length: int, device: torch.device) -> dict[str, nn.Module]:
+    """Random models, one an arm: dense student, compressed student, dense student with unmerged LoRA."""
+    shape = student.shape
+    common = {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_attention_heads": student.heads,
+        "num_key_value_heads": student.kv_heads,
+        "head_dim": shape.hidden // student.heads,
+        "vocab_size": student.vocab_size,
+        "max_position_embeddings": length,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+    }
+    models = {
+        "dense": MistralForCausalLM(MistralConfig(**common)),
+        "compressed": CompressedMistralForCausalLM(CompressedMistralConfig(**common, factorized=dict(ranks))),
+        "lora_unmerged": MistralForCausalLM(MistralConfig(**common)),
+    }
+    install(models["lora_unmerged"], rank=student.rank, alpha=2.0 * student.rank, dropout=0.0, gates=False, seed=0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {name: model.to(device=device, dtype=dtype).eval() for name, model in models.items()}
+
+
+def clocked(run: Callable[[], Any], *, device: torch.device, at_least: float = AT_LEAST) -> Callable[[], float]:
+    """A function that times `run` and returns seconds a call; short calls are repeated to fill `at_least`."""
+    run()
+    calls = max(1, math.ceil(at_least / max(_elapsed(run, calls=1, device=device), 1e-9)))
+    return lambda: _elapsed(run, calls=calls, device=device)
+
+
+def _elapsed(run: Callable[[], Any], *, calls: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    _wait(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_turns(
+    arms: Mapping[str, Callable[[], float]], *, repeats: int, warm_up: int = WARM_UP
+) -> dict[str, list[float]]:
+    """Seconds of every arm, `repeats` each; within a round all arms run, and each round starts with another arm."""
+    names = list(arms)
+    for name in names * warm_up:
+        arms[name]()
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(arms[name]())
+    return samples
+
+
+def describe(samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Median and quartiles (seconds) of every arm, and how much faster than dense the others are.
+
+    A speedup is the ratio of medians; its quartiles are those of the ratios within a round, where both arms ran
+    under the same load.
+    """
+    result: dict[str, Any] = {}
+    for name, values in samples.items():
+        q1, median, q3 = (float(value) for value in np.percentile(values, [25, 50, 75]))
+        result[name] = {"median_s": median, "q1_s": q1, "q3_s": q3, "samples_s": [float(value) for value in values]}
+    dense, compressed = np.asarray(samples["dense"]), np.asarray(samples["compressed"])
+    result |= _ratio("speedup", dense, compressed)
+    if "lora_unmerged" in samples:
+        result |= _ratio("speedup_vs_lora", np.asarray(samples["lora_unmerged"]), compressed)
+    return result
+
+
+def _ratio(name: str, slow: np.ndarray, fast: np.ndarray) -> dict[str, float]:
+    q1, q3 = np.percentile(slow / fast, [25, 75])
+    return {name: float(np.median(slow) / np.median(fast)), f"{name}_q1": float(q1), f"{name}_q3": float(q3)}
+
+
+def time_modules(
+    models: Mapping[str, nn.Module], names: Sequence[str], *, tokens: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    """All named projections one after another on random activations [tokens, d_in]."""
+    arms = {}
+    for arm, model in models.items():
+        modules = [model.get_submodule(name) for name in names]
+        dtype = next(model.parameters()).dtype
+        widths = [_width(models["dense"], name) for name in names]
+        inputs = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in set(widths)}
+
+        calls = [(module, inputs[width]) for module, width in zip(modules, widths, strict=True)]
+
+        def run(calls: list[tuple[nn.Module, torch.Tensor]] = calls) -> None:
+            for module, activations in calls:
+                module(activations)
+
+        arms[arm] = clocked(run, device=device)
+    return {"tokens": tokens, **describe(take_turns(arms, repeats=repeats))}
+
+
+def _width(model: nn.Module, name: str) -> int:
+    return model.get_submodule(name).in_features
+
+
+def time_kinds(
+    models: Mapping[str, nn.Module], ranks: Mapping[str, int], *, tokens: int, repeats: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Each different factorised projection (widths and rank) by itself, against the dense layer it replaces.
+
+    Weights stay in the cache between calls here, unlike in a pass over the whole model.
+    """
+    kinds: dict[tuple[int, int, int], list[str]] = {}
+    for name, rank in ranks.items():
+        layer = models["dense"].get_submodule(name)
+        kinds.setdefault((layer.in_features, layer.out_features, rank), []).append(name)
+    pair = {arm: models[arm] for arm in ("dense", "compressed")}
+    return [
+        {
+            "d_in": d_in,
+            "d_out": d_out,
+            "rank": rank,
+            "modules": names,
+            "mac_ratio": d_in * d_out / (rank * (d_in + d_out)),
+            **time_modules(pair, names[:1], tokens=tokens, repeats=repeats, device=device),
+        }
+        for (d_in, d_out, rank), names in kinds.items()
+    ]
+
+
+def time_prefill(
+    models: Mapping[str, nn.Module], *, batch: int, length: int, keep: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    """One forward pass over [batch, length] tokens, filling a cache; logits of the last `keep` positions, 0 for all."""
+    ids = _tokens(models["dense"], batch, length, device)
+    arms = {
+        arm: clocked(lambda model=model: model(input_ids=ids, use_cache=True, logits_to_keep=keep), device=device)
+        for arm, model in models.items()
+    }
+    return {"batch": batch, "length": length, **describe(take_turns(arms, repeats=repeats))}
+
+
+def time_decode(
+    models: Mapping[str, nn.Module], *, batch: int, prompt: int, tokens: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    """Seconds a decoded token (for the whole batch), one at a time after a cached prompt whose prefill is not timed."""
+    ids = _tokens(models["dense"], batch, prompt, device)
+
+    def decode(model: nn.Module) -> float:
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(tokens):
+            token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+        _wait(device)
+        return (time.perf_counter() - start) / tokens
+
+    arms = {arm: lambda model=model: decode(model) for arm, model in models.items()}
+    return {"batch": batch, "prompt": prompt, "tokens": tokens, **describe(take_turns(arms, repeats=repeats))}
+
+
+def _tokens(model: nn.Module, batch: int, length: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(device)
+
+
+@torch.inference_mode()
+def measure_speed(
+    *,
+    student: SpeedShape,
+    structure: Mapping[str, Any],
+    out: Path | str,
+    scale: str,
+    batch: int,
+    length: int,
+    decode_tokens: int,
+    repeats: int,
+    threads: int,
+    device: str,
+) -> None:
+    """Times one compressed structure against the dense student and against unmerged LoRA, and writes JSON.
+
+    Args:
+        structure: `Structure.as_json()` or anything with its `modules`.
+        batch, length: of the prefill; the modules are timed on batch x length and on batch tokens.
+        device: "auto", "cpu" (float32) or "cuda" (bfloat16).
+
+    Raises:
+        BadInput: the structure does not fit the shape, or there is no such device.
+    """
+    clock = Clock()
+    ranks = factor_ranks(student.shape, structure["modules"])
+    names = [module.name for module in projections(student.shape)]
+    with on_device(device, threads=threads) as where:
+        torch.manual_seed(0)
+        prompt = min(DECODE_PROMPT, length)
+        models = build(student, ranks, length=max(length, prompt + decode_tokens), device=where)
+        common = {"repeats": repeats, "device": where}
+        result = {
+            "structure": {key: value for key, value in structure.items() if key != "modules"},
+            "structure_hash": short_hash([[name, ranks.get(name)] for name in names]),
+            **_mac_ratios(student, structure),
+            "dtype": str(next(models["dense"].parameters()).dtype).removeprefix("torch."),
+            "device": where.type,
+            "threads": threads,
+            "modules": time_modules(models, names, tokens=batch * length, **common),
+            "modules_decode": time_modules(models, names, tokens=batch, **common),
+            "kinds": time_kinds(models, ranks, tokens=batch * length, **common),
+            "prefill": time_prefill(models, batch=batch, length=length, keep=1, **common),
+            "prefill_all_logits": time_prefill(models, batch=batch, length=length, keep=0, **common),
+            "decode": time_decode(models, batch=batch, prompt=prompt, tokens=decode_tokens, **common),
+        }
+        values = {
+            "shape": vars(student.shape),
+            "heads": student.heads,
+            "kv_heads": student.kv_heads,
+            "vocab_size": student.vocab_size,
+            "rank": student.rank,
+            "batch": batch,
+            "length": length,
+            "decode_tokens": decode_tokens,
+            "repeats": repeats,
+            "threads": threads,
+        }
+        write_result(out, result, scale=scale, cell=None, values=values, inputs=[], clock=clock)
+
+
+def _mac_ratios(student: SpeedShape, structure: Mapping[str, Any]) -> dict[str, float]:
+    """The paper's speedups: ratios of multiply-accumulates in the projections."""
+    macs, dense = sum(module["macs"] for module in structure["modules"]), dense_macs(student.shape)
+    unmerged = dense + lora_macs(student.shape, rank=student.rank)
+    return {"mac_speedup": dense / macs, "mac_speedup_vs_lora": unmerged / macs}
