@@ -1,0 +1,1 @@
+"""From result files to what a person reads: tables, figures and one HTML page."""

@@ -1,0 +1,379 @@
+"""The figures, one function each: from result files to a matplotlib figure (method.md 8)."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, teacher_order
+from budgeted_lora.reporting.load import Results, method_label, method_order
+from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, METHOD_DASHES, colour, label_points
+
+SHORT = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
+TOLERANCE = 1e-9
+
+
+def figure2(results: Results) -> Figure:
+    """In-context composite by teacher and method; band over demonstration seeds, smallest teacher's line, chance."""
+    scored = icl_scores(results, *icl_tables(results))
+    one_variant(scored, "figure2")
+    names = sorted_teachers(results, scored)
+    figure, axes = plt.subplots(figsize=(6.6, 4.6))
+    for position, ((method, budget), group) in enumerate(groups(scored)):
+        runs = [seed_composites(group[group["teacher"] == name]) for name in names]
+        there = [i for i, values in enumerate(runs) if len(values)]
+        if not there:
+            continue
+        mean, low, high = (np.array([100 * f(runs[i]) for i in there]) for f in (np.mean, np.min, np.max))
+        ink, marker = colour(method, budget), MARKERS[position % len(MARKERS)]
+        axes.fill_between(there, low, high, color=ink, alpha=0.18, linewidth=0)
+        axes.plot(
+            there, mean, color=ink, marker=marker, linestyle=METHOD_DASHES[method], label=method_label(method, budget)
+        )
+    teachers = results.teachers()
+    own = teachers[teachers["icl"].notna()] if "icl" in teachers else teachers
+    if len(own):
+        axes.axhline(100 * own["icl"].iloc[0], color=GREY, linestyle=(0, (6, 2)), label=f"{own['name'].iloc[0]} itself")
+        axes.axhline(100 * own["icl_chance"].iloc[0], color=GREY, linestyle=(0, (1, 1.6)), label="chance")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.25, max(len(names) - 0.75, 0.25))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("Teacher")
+    axes.set_ylabel("ICL composite, exact match (%)")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
+    return figure
+
+
+def seed_composites(group: pd.DataFrame) -> np.ndarray:
+    """Composite of every demonstration seed of every cell of a group, in [0, 1]."""
+    values = [np.array(list(icl["per_seed"].values()), dtype=np.float64) for icl in group["icl"] if icl]
+    return np.concatenate(values) if values else np.zeros(0)
+
+
+def sorted_teachers(results: Results, scores: pd.DataFrame) -> list[str]:
+    """Teachers that the cells name, smallest first."""
+    known = results.teachers()
+    named = set(teacher_order(scores))
+    ordered = [name for name in known.get("name", []) if name in named]
+    return ordered + [name for name in teacher_order(scores) if name not in ordered]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The horizontal axis of a Pareto plot, and the results it is read from."""
+
+    part: str
+    column: str
+    title: str
+    larger_is_better: bool
+
+
+COSTS = {
+    "pareto_train_compute": Cost("train", "train_compute", "Train compute, relative to KD Full (counted MACs)", False),
+    "pareto_mac_speedup": Cost(
+        "structure", "speedup_vs_dense", "Speedup of the projections by MAC count (not a timing)", True
+    ),
+    "pareto_measured_speedup": Cost(
+        "speed", "measured_modules", "Measured speedup of the projections (wall clock)", True
+    ),
+}
+
+
+def pareto(results: Results, name: str) -> Figure:
+    """Perplexity against one cost: a point a student, its standard error, and the frontier nothing beats on both."""
+    cost = COSTS[name]
+    tables = ("pareto",) if len(results.listed("pareto")) else ("table2", "table8")
+    scores = method_order(results.scores(*tables, parts=["perplexity", cost.part]))
+    if cost.part == "structure":
+        scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
+    points = scores.dropna(subset=["ppl", cost.column])
+    figure, axes = plt.subplots(figsize=(6.8, 5.2))
+    if points.empty:
+        return figure
+    names = sorted_teachers(results, scores)
+    x, y = points[cost.column].to_numpy(), points["ppl"].to_numpy()
+    best = frontier(-x if cost.larger_is_better else x, y)
+    strokes = draw_frontier(axes, x[best], y[best])
+    for row in points.itertuples():
+        ink, marker = colour(row.method, row.budget), MARKERS[names.index(row.teacher) % len(MARKERS)]
+        axes.errorbar(
+            getattr(row, cost.column),
+            row.ppl,
+            yerr=row.ppl_se,
+            color=ink,
+            marker=marker,
+            markersize=6,
+            elinewidth=0.8,
+            zorder=3,
+        )
+    teachers = results.teachers()
+    if len(teachers) and pd.notna(teachers["ppl"].iloc[0]):
+        axes.axhline(teachers["ppl"].iloc[0], color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
+    axes.margins(x=0.16, y=0.12)
+    axes.set_xlabel(cost.title)
+    axes.set_ylabel("Validation perplexity (lower is better)")
+    figure.legend(handles=pareto_legend(names, teachers), loc="outside upper center", ncols=3, fontsize="small")
+    labels = [
+        (getattr(row, cost.column), row.ppl, point_label(row), colour(row.method, row.budget))
+        for row in points.itertuples()
+    ]
+    bars = [
+        np.array([[getattr(r, cost.column), r.ppl - r.ppl_se], [getattr(r, cost.column), r.ppl + r.ppl_se]])
+        for r in points.itertuples()
+    ]
+    label_points(axes, labels, lines=[*bars, *strokes])
+    return figure
+
+
+def point_label(row: object) -> str:
+    """Short name of a student: KD LoRA 1B, F=0.4 1B."""
+    method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")  # type: ignore[attr-defined]
+    return f"{method} · {row.teacher}"  # type: ignore[attr-defined]
+
+
+def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point beats on both, by ascending cost (both: lower is better)."""
+    order = np.lexsort((loss, cost))
+    kept, best = [], float("inf")
+    for index in order:
+        if loss[index] < best:
+            kept.append(index)
+            best = loss[index]
+    return np.array(kept, dtype=int)
+
+
+def draw_frontier(axes: Axes, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """The frontier as steps, cheapest first: up to the next point, the last one is the best to be had.
+
+    Returns:
+        its level and upright strokes, each [2, 2], data coordinates.
+    """
+    axes.step(x, y, where="post", color=GREY, linewidth=5, alpha=0.25, zorder=1, solid_capstyle="butt")
+    corners = [corner for i in range(len(x)) for corner in ([[x[i], y[i - 1]]] if i else []) + [[x[i], y[i]]]]
+    return [np.array(pair) for pair in itertools.pairwise(corners)]
+
+
+def pareto_legend(names: list[str], teachers: pd.DataFrame) -> list[Line2D]:
+    """Marker for teachers (methods are named at their points), the frontier, the smallest teacher's own perplexity."""
+    shapes = [
+        Line2D([], [], color=BLACK, marker=MARKERS[i % len(MARKERS)], linestyle="", label=f"teacher {name}")
+        for i, name in enumerate(names)
+    ]
+    lines = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
+    if len(teachers):
+        lines.append(
+            Line2D(
+                [], [], color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, label=f"{teachers['name'].iloc[0]} itself"
+            )
+        )
+    return [*shapes, *lines]
+
+
+def retention(results: Results) -> Figure:
+    """Dense coefficient d of every module over training, one panel a budget."""
+    cells = budgeted_cells(results)
+    frames = [(row, results.retention(row.cell)) for row in cells.itertuples()]
+    frames = [(row, frame) for row, frame in frames if frame is not None]
+    figure, panels = plt.subplots(
+        1, max(len(frames), 1), figsize=(2.0 + 2.1 * max(len(frames), 1), 7.4), sharey=True, squeeze=False
+    )
+    image = None
+    for axes, (row, frame) in zip(panels[0], frames, strict=False):
+        steps = frame.index.to_numpy(dtype=float)
+        edges = np.append(steps, row.steps)
+        rows = np.arange(frame.shape[1] + 1)
+        image = axes.pcolormesh(edges, rows, frame.to_numpy().T, cmap="cividis", vmin=0, vmax=1, rasterized=True)
+        axes.set_title(f"F = {float(row.budget)}")
+        axes.set_xlabel("Step")
+        axes.locator_params(axis="x", nbins=3)
+        module_axis(axes, list(frame.columns))
+    if image is not None:
+        panels[0][0].invert_yaxis()
+        figure.colorbar(image, ax=panels[0].tolist(), label="Dense coefficient d", shrink=0.5, aspect=30)
+    return figure
+
+
+def module_axis(axes: Axes, names: list[str]) -> None:
+    """Names the modules on the vertical axis and parts the layers with white lines."""
+    layers = [name.split(".")[2] if name.count(".") >= 3 else "" for name in names]
+    parts = [SHORT.get(name.rsplit(".", 1)[-1], name) for name in names]
+    first = [i == 0 or layers[i] != layers[i - 1] for i in range(len(names))]
+    labels = [
+        f"layer {layer}  {part}" if opens else part for layer, part, opens in zip(layers, parts, first, strict=True)
+    ]
+    axes.set_yticks(np.arange(len(names)) + 0.5, labels, fontsize=7.5)
+    axes.tick_params(axis="y", length=0)
+    for position, opens in enumerate(first):
+        if opens and position:
+            axes.axhline(position, color="white", linewidth=1.4)
+
+
+def budgeted_cells(results: Results) -> pd.DataFrame:
+    """One budgeted cell a budget, of the smallest teacher and the first seed, budgets from large to small."""
+    listed = results.listed("table2", "table8")
+    listed = listed[listed["method"] == "budgeted_lora"]
+    if listed.empty:
+        raise BadInput(
+            f"{results.root / 'cells.csv'}: no budgeted_lora cell in table2 or table8; expected at least one"
+        )
+    first = sorted_teachers(results, listed)[0]
+    mine = method_order(listed[listed["teacher"] == first]).sort_values("seed", kind="stable")
+    return method_order(mine.drop_duplicates("budget"))
+
+
+def gates(results: Results) -> Figure:
+    """Distribution of the trained gates of every budget, over all modules."""
+    cells = list(budgeted_cells(results).itertuples())
+    figure, panels = plt.subplots(len(cells), 1, figsize=(6.4, 1.2 + 1.7 * len(cells)), sharex=True, squeeze=False)
+    bins = np.linspace(0, 1, 81)
+    for axes, row in zip(panels[:, 0], cells, strict=True):
+        values = results.gates(row.cell)
+        if values:
+            flat = np.concatenate([np.asarray(value, dtype=np.float64) for value in values.values()])
+            axes.hist(flat, bins=bins, color=colour(row.method, row.budget), label=f"F = {float(row.budget)}")
+            spread = f"{flat.size:,} gates, from {flat.min():.3f} to {flat.max():.3f}"
+            axes.text(0.02, 0.62, spread, transform=axes.transAxes, fontsize="small", color=GREY)
+        axes.text(
+            0.02,
+            0.8,
+            f"F = {float(row.budget)}",
+            transform=axes.transAxes,
+            color=colour(row.method, row.budget),
+            weight="bold",
+        )
+        threshold = results.rank_threshold(row.cell)
+        if threshold is not None:
+            axes.axvline(threshold, color=BLACK, linestyle=(0, (4, 2)), linewidth=1.2)
+            axes.text(
+                threshold + 0.01,
+                0.98,
+                f"threshold {threshold:g}",
+                transform=axes.get_xaxis_transform(),
+                va="top",
+                fontsize="small",
+            )
+        axes.set_ylabel("Gates")
+    panels[-1, 0].set_xlabel("Trained gate g (a rank stays if it is above the threshold)")
+    panels[-1, 0].set_xlim(0, 1)
+    return figure
+
+
+def loss_curves(results: Results) -> Figure:
+    """Training loss over tokens, one panel a teacher; the decay of the dense paths is shaded."""
+    listed = method_order(results.listed("table2"))
+    names = sorted_teachers(results, listed)
+    figure, panels = plt.subplots(
+        len(names), 1, figsize=(6.6, 0.9 + 2.3 * len(names)), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, name in zip(panels[:, 0], names, strict=True):
+        for (method, budget), group in groups(listed[listed["teacher"] == name]):
+            row = group.sort_values("seed").iloc[0]
+            history = results.history(row["cell"])
+            if history is None:
+                continue
+            tokens = (history["step"] + 1) / row["steps"] * row["tokens"] / 1e6
+            smooth = history["loss"].rolling(max(1, len(history) // 30), min_periods=1, center=True).mean()
+            axes.plot(
+                tokens,
+                smooth,
+                color=colour(method, budget),
+                linestyle=METHOD_DASHES[method],
+                linewidth=1.5,
+                label=method_label(method, budget),
+            )
+            shade_decay(axes, history, tokens)
+        axes.set_title(f"Teacher {name}", loc="left")
+        axes.set_ylabel("Loss (nats)")
+    panels[-1, 0].set_xlabel("Training tokens (millions)")
+    handles = {
+        label: line for axes in panels[:, 0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, fontsize="small")
+    clip_start(panels[0, 0])
+    return figure
+
+
+def shade_decay(axes: Axes, history: pd.DataFrame, tokens: pd.Series) -> None:
+    """Shades, once a panel, the stretch in which the target fraction falls."""
+    falling = tokens[history["target_fraction"].diff().shift(-1) < -TOLERANCE]
+    if len(falling) and not axes.patches:
+        axes.axvspan(falling.min(), falling.max(), color=GREY, alpha=0.13, linewidth=0)
+
+
+def clip_start(axes: Axes) -> None:
+    """Cuts the first steps' high losses off, so that the methods can be told apart."""
+    tails = [line.get_ydata()[len(line.get_ydata()) // 20 :] for line in axes.get_lines()]
+    if tails:
+        low, high = min(tail.min() for tail in tails), max(np.quantile(tail, 0.985) for tail in tails)
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the report: how it is drawn, and its caption."""
+
+    draw: Callable[[Results], Figure]
+    title: str
+    caption: str
+
+
+FIGURES: dict[str, Plot] = {
+    "figure2": Plot(
+        figure2,
+        "Figure 2. In-context learning by teacher and method",
+        "Macro mean over 19 probes, 10-shot, exact match. The band spans the demonstration seeds. Dashed: the smallest "
+        "teacher itself; dotted: chance, "
+        "what the best constant answer or a random word of the query would score.",
+    ),
+    "pareto_train_compute": Plot(
+        lambda results: pareto(results, "pareto_train_compute"),
+        "Perplexity against train compute",
+        "Train compute is counted in multiply-accumulates relative to KD Full. Grey steps: what no other student beats "
+        "on both.",
+    ),
+    "pareto_mac_speedup": Plot(
+        lambda results: pareto(results, "pareto_mac_speedup"),
+        "Perplexity against MAC speedup",
+        "The paper's speedup is this ratio of multiply-accumulates in the 42 projections, dense over compressed. It is "
+        "not a timing.",
+    ),
+    "pareto_measured_speedup": Plot(
+        lambda results: pareto(results, "pareto_measured_speedup"),
+        "Perplexity against measured speedup",
+        "The same students, with the time the projections really took on this machine, dense over compressed, timed in "
+        "turn.",
+    ),
+    "retention": Plot(
+        retention,
+        "What is kept of every dense path",
+        "Dense coefficient d of the 42 projections over training, for each budget (smallest teacher, first seed). "
+        "Bright: kept; dark: gone, its matmul skipped.",
+    ),
+    "gates": Plot(
+        gates,
+        "Trained gates",
+        "Gates of all ranks of all 42 modules after training. They start at sigmoid(2) = 0.88; a rank is cut only if "
+        "its gate ends at or below the threshold.",
+    ),
+    "loss_curves": Plot(
+        loss_curves,
+        "Training loss",
+        "Distillation loss, lightly smoothed; first steps cut off. Grey: the stretch in which the dense paths are "
+        "lowered.",
+    ),
+}

@@ -1,0 +1,72 @@
+"""The page: one self-contained HTML file, figures inside, made for a phone as well as for a desk."""
+
+import base64
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from budgeted_lora.config import Config
+from budgeted_lora.reporting import facts
+from budgeted_lora.reporting.layout import Table
+from budgeted_lora.reporting.load import Results
+
+TABLE_FORMS, FIGURE_FORMS = ("csv", "md", "tex"), ("png", "svg", "pdf")
+
+
+def render(
+    results: Results,
+    *,
+    tables: list[Table],
+    figures: list[dict[str, str]],
+    out: Path,
+    config: Config | None,
+    skipped: list[str],
+) -> str:
+    """The page's text.
+
+    Args:
+        tables: those to show; table2 goes to the first screen.
+        figures: name, title and caption of those that lie in out/figures as SVG.
+        out: the folder the page will lie in; links are relative to it.
+        config: the scale's settings, for the list of constants; left out without.
+        skipped: what could not be made in a partial report, one sentence each.
+    """
+    relative = Path(os.path.relpath(results.root.resolve(), out.resolve())).as_posix()
+    summary, can, cannot = facts.can_say(results.scale)
+    context: dict[str, Any] = {
+        "scale": results.scale,
+        "facts": facts.run_facts(results),
+        "summary": summary,
+        "can": can,
+        "cannot": cannot,
+        "main": next((table for table in tables if table.name == "table2"), None),
+        "tables": [table for table in tables if table.name != "table2"],
+        "figures": [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures],
+        "claims": facts.read_claims(out),
+        "slips": facts.SLIPS,
+        "constants": facts.constants(config) if config else [],
+        "versions": facts.versions(results),
+        "cells": facts.cell_links(results, relative),
+        "shared": facts.shared_links(results, relative),
+        "missing": results.missing if results.partial else [],
+        "skipped": skipped,
+        "partial": results.partial,
+        "table_forms": TABLE_FORMS,
+        "figure_forms": FIGURE_FORMS,
+        "style": (files(__package__) / "index.css").read_text(encoding="utf-8"),
+    }
+    loader = jinja2.PackageLoader("budgeted_lora", "reporting")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["dictvalues"] = lambda row: list(row.values())
+    page = environment.get_template("index.html.j2").render(context)
+    return page.replace(" %", "\N{NO-BREAK SPACE}%")  # no line begins with a percent sign
+
+
+def inline(path: Path) -> str:
+    """An SVG file as a data address: an image of its own, so that ids of two figures never meet."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -1,0 +1,311 @@
+"""Result files as pandas frames; a missing file is an error, or, in a partial report, a name on a list."""
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
+
+METHODS = ("kd_full", "kd_lora", "budgeted_lora")
+CELL_COLUMNS = (
+    "cell",
+    "tables",
+    "method",
+    "teacher",
+    "init",
+    "budget",
+    "schedule",
+    "controller",
+    "rank",
+    "seed",
+    "steps",
+    "tokens",
+    "structure",
+)
+TOTALS = (
+    "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
+    "param_reduction_pct", "param_reduction_vs_dense_pct",
+)  # fmt: skip
+ICL_COLUMNS = {"": "composite", "_se": "composite_se", "_chance": "chance_composite"}
+SHAPE_COLUMNS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+}
+SPEEDS = ("modules", "prefill", "decode")
+PARTS = ("perplexity", "train", "structure", "speed")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One results/<scale> folder.
+
+    Attributes:
+        root: the folder.
+        cells: cells.csv, one row a cell, in its order.
+        settings: name of the compression settings whose scores are read.
+        partial: a missing file is noted in `missing` instead of raising BadInput.
+        missing: paths below `root` that were asked for and are not there.
+    """
+
+    root: Path
+    cells: pd.DataFrame
+    settings: str = "default"
+    partial: bool = False
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, root: Path | str, *, settings: str = "default", partial: bool = False) -> "Results":
+        """Reads cells.csv.
+
+        Raises:
+            BadInput: it is missing or lacks a column.
+        """
+        root = Path(root)
+        path = root / "cells.csv"
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file; expected the list of cells that the workflow writes")
+        kept_as_text = {
+            name: str for name in ("cell", "tables", "method", "teacher", "init", "schedule", "controller", "structure")
+        }
+        cells = pd.read_csv(path, dtype=kept_as_text, keep_default_na=False, na_values={"budget": [""], "rank": [""]})
+        absent = [name for name in CELL_COLUMNS if name not in cells.columns]
+        if absent:
+            raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(CELL_COLUMNS)}")
+        return cls(root, cells, settings, partial)
+
+    @property
+    def scale(self) -> str:
+        """Name of the scale: the folder's own name."""
+        return self.root.resolve().name
+
+    @property
+    def comparable(self) -> bool:
+        """Whether absolute perplexities may stand beside the paper's: only with its corpus and vocabulary."""
+        return self.scale == "paper"
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """A JSON result by its path below `root`; None when it is missing and the report is partial."""
+        if not self.exists(path):
+            return None
+        return read_json(self.root / path)
+
+    def exists(self, path: str) -> bool:
+        """Whether a result is there.
+
+        Raises:
+            BadInput: it is not, and the report is not partial.
+        """
+        if (self.root / path).is_file():
+            return True
+        if not self.partial:
+            raise BadInput(f"{self.root / path}: no such result; run its job first, or ask for a partial report")
+        if path not in self.missing:
+            self.missing.append(path)
+        return False
+
+    def compressed(self, cell: str) -> str:
+        """Path below `root` of a cell's compressed model and its scores."""
+        return f"cells/{cell}/compressed/{self.settings}"
+
+    def listed(self, *tables: str) -> pd.DataFrame:
+        """The cells that any of `tables` lists, in the order of cells.csv; may be empty."""
+        wanted = set(tables)
+        return self.cells[[bool(wanted & set(names.split())) for names in self.cells["tables"]]].reset_index(drop=True)
+
+    def scores(self, *tables: str, parts: Collection[str] = PARTS) -> pd.DataFrame:
+        """One row a listed cell: the columns of cells.csv and those of `score`; empty where a result is missing.
+
+        Args:
+            parts: which results are read, of PARTS; a table asks for no file it does not show.
+
+        Raises:
+            BadInput: no cell is listed, or a result is missing and the report is not partial.
+        """
+        listed = self.listed(*tables)
+        if listed.empty:
+            raise BadInput(f"{self.root / 'cells.csv'}: no cell of {' or '.join(tables)}; expected at least one")
+        rows = [self.score(cell, parts=parts) for cell in listed.itertuples()]
+        return pd.concat([listed, pd.DataFrame(rows, index=listed.index)], axis=1)
+
+    def score(self, cell: Any, *, parts: Collection[str] = PARTS) -> dict[str, Any]:
+        """Perplexity, cost, compressed structure and measured speed of one cell (a row of `cells`)."""
+        folder = self.compressed(cell.cell)
+        row: dict[str, Any] = {}
+        if "perplexity" in parts:
+            row |= perplexity_columns(self.json(f"{folder}/perplexity.json"))
+        if "train" in parts:
+            train = self.json(f"cells/{cell.cell}/train.json") or {}
+            row |= {name: train.get(name) for name in ("train_seconds", "tokens_per_second")}
+            compute = train.get("train_compute") or {}
+            row |= {"train_compute": compute.get("scheduled"), "executed_compute": compute.get("executed")}
+        if "structure" in parts:
+            totals = (self.json(f"{folder}/compression.json") or {}).get("totals", {})
+            row |= {name: totals.get(name) for name in TOTALS}
+        if "speed" in parts:
+            speed = (self.json(f"speed/{cell.structure}.json") or {}) if cell.structure else {}
+            for part in SPEEDS:
+                # A student without a budget is the dense student that the others are timed against.
+                row[f"measured_{part}"] = speed.get(part, {}).get("speedup", {}).get("value") if cell.structure else 1.0
+        return {name: float("nan") if value is None else value for name, value in row.items()}
+
+    def windows(self, folder: str) -> pd.DataFrame | None:
+        """Validation windows of one model: float64 `nll` (sum over the window's scored tokens) and `tokens`."""
+        path = f"{folder}/perplexity_windows.parquet"
+        if not self.exists(path):
+            return None
+        frame = pd.read_parquet(self.root / path)
+        for name in ("nll", "tokens"):
+            if name not in frame.columns:
+                raise BadInput(f"{self.root / path}: no column {name}; expected nll and tokens, one row a window")
+        return frame[["nll", "tokens"]].astype("float64")
+
+    def history(self, cell: str) -> pd.DataFrame | None:
+        """history.csv of a cell, one row a logged step."""
+        return self._csv(f"cells/{cell}/history.csv")
+
+    def retention(self, cell: str) -> pd.DataFrame | None:
+        """retention.csv of a cell: index step, one column a module, values d in [0, 1]."""
+        frame = self._csv(f"cells/{cell}/retention.csv")
+        return None if frame is None else frame.set_index("step")
+
+    def gates(self, cell: str) -> dict[str, list[float]] | None:
+        """Trained gate values of each module of a cell, in [0, 1]; a module without gates is left out."""
+        adapter = self.json(f"cells/{cell}/trained/adapter.json")
+        if adapter is None:
+            return None
+        return {name: entry["gates"] for name, entry in adapter["modules"].items() if entry["gates"]}
+
+    def rank_threshold(self, cell: str) -> float | None:
+        """tau_rank that a cell was compressed with; None where the record does not say."""
+        record = self.json(f"{self.compressed(cell)}/compression.json") or {}
+        return record.get("provenance", {}).get("values", {}).get("settings", {}).get("rank_threshold")
+
+    def teachers(self) -> pd.DataFrame:
+        """Scores and shapes of the teachers, smallest first."""
+        frame = self._models("teachers")
+        if frame.empty:
+            return frame
+        order = frame["name"].map(size_in_name).sort_values(kind="stable").index
+        return frame.loc[order].reset_index(drop=True)
+
+    def students(self) -> pd.DataFrame:
+        """Scores and shapes of the untrained students, by name."""
+        return self._models("students")
+
+    def _models(self, kind: str) -> pd.DataFrame:
+        folders = sorted(p for p in (self.root / kind).glob("*") if p.is_dir() and not p.name.startswith("."))
+        if not folders and not self.partial:
+            raise BadInput(f"{self.root / kind}: no model folder; expected one for each of the {kind}")
+        rows = []
+        for folder in folders:
+            row = {"name": folder.name} | shape_columns(folder / "model" / "config.json")
+            row |= perplexity_columns(self.json(f"{kind}/{folder.name}/perplexity.json"))
+            icl = read_json(folder / "icl.json") if (folder / "icl.json").is_file() else {}
+            row |= {f"icl{end}": icl.get(key) for end, key in ICL_COLUMNS.items()}
+            rows.append({name: float("nan") if value is None else value for name, value in row.items()})
+        return pd.DataFrame(rows)
+
+    def _csv(self, path: str) -> pd.DataFrame | None:
+        return pd.read_csv(self.root / path) if self.exists(path) else None
+
+
+def shape_columns(path: Path) -> dict[str, Any]:
+    """Shape and parameter count of a model, from its config.json (untied embeddings, no biases); empty without one."""
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    shape = {ours: int(config[theirs]) for ours, theirs in SHAPE_COLUMNS.items()}
+    hidden, kv = shape["hidden"], shape["hidden"] // shape["heads"] * shape["kv_heads"]
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * shape["ffn"] + 2 * hidden
+    return shape | {"parameters": shape["layers"] * layer + hidden + 2 * int(config["vocab_size"]) * hidden}
+
+
+def perplexity_columns(perplexity: dict[str, Any] | None) -> dict[str, Any]:
+    """The columns that perplexity.json gives a row; None where it is missing."""
+    scored = perplexity or {}
+    return {
+        "ppl": scored.get("value"),
+        "ppl_se": scored.get("standard_error"),
+        "ppl_functions": (scored.get("functions") or {}).get("value"),
+        "ppl_uncompressed": (scored.get("uncompressed") or {}).get("value"),
+        "slice": (scored.get("conditions") or {}).get("validation_sha256"),
+    }
+
+
+def size_in_name(name: str) -> float:
+    """Parameters a teacher's name speaks of, in billions: 0.13B -> 0.13, 125m -> 0.125; infinity without one."""
+    digits, unit = name[:-1], name[-1:].lower()
+    try:
+        return float(digits) * {"b": 1.0, "m": 1e-3}[unit]
+    except (KeyError, ValueError):
+        return float("inf")
+
+
+def probe_frame(icl: dict[str, Any]) -> pd.DataFrame:
+    """Per-probe scores of one icl.json: index probe, columns accuracy, se, n, chance_constant, chance_word, ceiling."""
+    return pd.DataFrame.from_dict(icl["probes"], orient="index").reindex(
+        columns=["accuracy", "se", "n", "chance_constant", "chance_word", "ceiling"]
+    )
+
+
+@dataclass(frozen=True)
+class Published:
+    """The numbers the paper prints (published.csv)."""
+
+    frame: pd.DataFrame
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Published":
+        """Reads published.csv.
+
+        Raises:
+            BadInput: the file is missing.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file; expected the published numbers (config/published.csv)")
+        return cls(pd.read_csv(path, dtype=str, keep_default_na=False).astype({"value": float}))
+
+    def value(self, source: str, metric: str, method: str, *, teacher: str = "", setting: str = "") -> float:
+        """One published number, NaN where the paper prints none."""
+        frame = self.frame
+        found = frame[
+            (frame["source"] == source) & (frame["metric"] == metric) & (frame["method"] == method)
+            & (frame["teacher"] == teacher) & (frame["setting"] == setting)
+        ]  # fmt: skip
+        return float(found["value"].iloc[0]) if len(found) else float("nan")
+
+
+def setting_of(budget: float) -> str:
+    """A budget as published.csv writes it: F=0.4; empty without one."""
+    return "" if pd.isna(budget) else f"F={float(budget)}"
+
+
+def method_label(method: str, budget: float = float("nan")) -> str:
+    """How a method is called in tables and figures."""
+    name = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}[method]
+    return name if pd.isna(budget) else f"{name}, F={float(budget)}"
+
+
+def method_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows as the paper orders them: KD Full, KD LoRA, then budgets from large to small."""
+    key = frame["method"].map(METHODS.index) * 10 - frame["budget"].fillna(0.0)
+    return frame.assign(_key=key).sort_values("_key", kind="stable").drop(columns="_key").reset_index(drop=True)
+
+
+def result_files(root: Path, patterns: Iterable[str]) -> list[Path]:
+    """Result files below `root` that match any pattern, sorted."""
+    return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """The provenance a JSON result carries, empty if it has none."""
+    return json.loads(path.read_text(encoding="utf-8")).get("provenance") or {}
