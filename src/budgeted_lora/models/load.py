@@ -29,7 +29,7 @@ def mistral_config(*, layers: int, hidden: int, ffn: int, heads: int, kv_heads: 
         tie_word_embeddings=False,
         bos_token_id=end_id,
         eos_token_id=end_id,
-        pad_token_id=end_id,
+        pad_token_id=None,
         attention_dropout=0.0,
     )
 
