@@ -1,9 +1,7 @@
-"""Stage: a teacher, from one of four sources: shipped with the package, made here, a local folder, or the Hub."""
+"""Stage: a teacher made here, by plain pretraining from random weights."""
 
 import shutil
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,116 +9,10 @@ from budgeted_lora.config import Pretraining, Teacher
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, read_json, sha256_file
+from budgeted_lora.files import atomic_folder, sha256_file
 from budgeted_lora.models.load import check_vocabulary, load_model, mistral_config, new_model, save_model
 from budgeted_lora.models.pretrain import PretrainPlan, pretrain, write_losses
 from budgeted_lora.provenance import Clock, write_result
-
-WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-
-
-def shipped_folder(name: str) -> Path:
-    """Folder of a teacher that comes with the package.
-
-    Raises:
-        BadInput: there is none of that name.
-    """
-    root = Path(str(files("budgeted_lora").joinpath("assets/teachers")))
-    if not (root / name / "card.json").is_file():
-        found = sorted(path.parent.name for path in root.glob("*/card.json"))
-        raise BadInput(f"teacher {name!r} does not ship with the package; it has {', '.join(found) or 'none'} (or use teachers: pretrain)")
-    return root / name
-
-
-def shipped_tokenizer() -> Path:
-    """Folder of the tokenizer that the shipped teachers share."""
-    return Path(str(files("budgeted_lora").joinpath("assets/tokenizer")))
-
-
-def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_words: bool) -> dict[str, Any]:
-    """The card of a shipped teacher, once it is shown to fit the configuration.
-
-    Raises:
-        BadInput: damaged weights, another shape, or a slice the teacher may have been trained on.
-    """
-    card = read_json(folder / "card.json", expected="the card of a shipped teacher")
-    if sha256_file(folder / "model.safetensors") != card["sha256"]:
-        raise BadInput(f"{folder}/model.safetensors: its SHA-256 is not the card's; reinstall the package")
-    shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
-    if shape != card["shape"]:
-        raise BadInput(f"teacher_ladder.{card['stands_for']} is {shape}, but the shipped teacher is {card['shape']}")
-    trained = card["held_out"]
-    if slice_per_mille > trained["slice_per_mille"]:
-        raise BadInput(
-            f"corpus.slice_per_mille is {slice_per_mille}, but the shipped teacher {card['stands_for']} was kept only from the first "
-            f"{trained['slice_per_mille']} per mille; a wider slice may hold its training text"
-        )
-    if hold_out_words and not trained["hold_out_words"]:
-        raise BadInput("corpus.hold_out_words is on, but the shipped teachers saw the held-out words; use teachers: pretrain")
-    return card
-
-
-def copy_checkpoint(source: Path, out: Path) -> None:
-    """Copies configuration, safetensors and tokenizer of a checkpoint folder, nothing else.
-
-    Raises:
-        BadInput: the folder is missing or has no safetensors.
-    """
-    if not source.is_dir():
-        raise BadInput(f"{source}: no such checkpoint folder")
-    found = [path for pattern in (*WEIGHTS, *TOKENIZER) for path in sorted(source.glob(pattern))]
-    if not any(path.suffix == ".safetensors" for path in found):
-        raise BadInput(f"{source}: no .safetensors file; weights in other formats are not read")
-    with atomic_folder(out) as folder:
-        for path in found:
-            shutil.copyfile(path, folder / path.name)
-
-
-def download(spec: Teacher) -> Path:
-    """Folder of a Hub checkpoint at its pinned commit: weights, configuration and tokenizer only.
-
-    Raises:
-        BadInput: no revision is pinned, the name is unknown or gated, or the Hub cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if not spec.revision:
-        raise BadInput(f"teacher {spec.hub}: revision must pin a commit")
-    try:
-        return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*WEIGHTS, *TOKENIZER]))
-    except GatedRepoError:
-        raise BadInput(f"{spec.hub}: gated; ask its owners for access and log in with `hf auth login`") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise BadInput(f"{spec.hub} at {spec.revision}: not on the Hub under that name and commit") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BadInput(f"{spec.hub}: cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
-
-
-def fetch_teacher(
-    *, name: str, source: str, spec: Teacher, slice_per_mille: int, hold_out_words: bool, out: Path, record: Path, scale: str
-) -> None:
-    """Puts a shipped, local or downloaded checkpoint under `out` and checks its shape.
-
-    Raises:
-        BadInput: see `check_card`, `copy_checkpoint`, `download`; or the checkpoint has another shape than the configuration.
-    """
-    clock = Clock()
-    card: dict[str, Any] = {}
-    if source == "shipped":
-        folder = shipped_folder(name)
-        card = check_card(folder, spec=spec, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
-    else:
-        folder = download(spec) if source == "hub" else Path(str(spec.folder))
-    copy_checkpoint(folder, out)
-    about = read_json(out / "config.json")
-    for key, ours in (("num_hidden_layers", spec.layers), ("hidden_size", spec.hidden), ("intermediate_size", spec.ffn)):
-        if about.get(key) != ours:
-            raise BadInput(f"{folder}: {key} is {about.get(key)}, but teacher_ladder.{name} says {ours}")
-    values = {"name": name, "source": source, **spec.model_dump()}
-    payload = {"stands_for": name, "source": source, "card": card or None, "sha256": sha256_file(out)}
-    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out], clock=clock)
 
 
 def make_teacher(

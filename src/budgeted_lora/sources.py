@@ -1,0 +1,65 @@
+"""Which source files a stage depends on, found by following its imports; the workflow lists them as inputs.
+
+Snakemake compares these small files by checksum, so an edit reruns the stages that import the file, directly or
+not, and `touch` or a branch switch and back reruns nothing.
+"""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT.name
+
+# What cannot change a result: what a value is called or checked against (the values themselves are `params:`),
+# where a result is written, what is printed, and which device slot a job waits for.
+EXEMPT = frozenset({"cli", "stages", "config", "grid", "graph", "errors", "files", "provenance", "slots", "sources", "memory", "__init__"})
+
+STAGES = {
+    "collect": "data.collect",
+    "tokenizer": "data.tokenizer",
+    "tokenize": "data.tokenize",
+    "fetch": "models.fetch",
+    "pretrain": "models.teacher",
+    "student": "models.student",
+    "cache": "training.stage",
+    "train": "training.stage",
+    "compress": "compression.compress",
+    "evaluate": "evaluation.evaluate",
+    "speed": "evaluation.speed",
+    "report": "reporting.build",
+}
+
+
+@cache
+def source_files(stage: str) -> tuple[str, ...]:
+    """Paths of the package's files that a stage imports, sorted; relative to the working folder where they lie in it."""
+    found: set[str] = set()
+    waiting = [STAGES[stage]]
+    while waiting:
+        module = waiting.pop()
+        if module in found or module.split(".")[0] in EXEMPT:
+            continue
+        found.add(module)
+        waiting += imports(module)
+    paths = (_path(module) for module in sorted(found))
+    here = Path.cwd()
+    return tuple(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)
+
+
+def imports(module: str) -> list[str]:
+    """Modules of this package that a module names in its imports, wherever in the file they stand."""
+    tree = ast.parse(_path(module).read_text(encoding="utf-8"))
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    inside = (name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}."))
+    return [name for name in inside if _path(name).is_file()]
+
+
+def _path(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

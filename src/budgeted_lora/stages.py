@@ -1,0 +1,321 @@
+"""The commands that workflow rules call, one a stage. Values come as one line of JSON, paths from the rule.
+
+Each command imports its stage when it runs, after the GPU slot is taken, so that CUDA_VISIBLE_DEVICES is set
+before torch looks at it, and so that `budgeted-lora plan` starts at once.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from budgeted_lora.config import Config, Corpus, Pretraining, Teacher, describe
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import sha256_file, write_text
+from budgeted_lora.grid import Recipe
+from budgeted_lora.slots import gpu_slots
+
+app = typer.Typer(no_args_is_help=True, help="The stages of the workflow; its rules call them, a person seldom does.")
+
+Values = Annotated[str, typer.Option("--values", help="Settings of this stage as one line of JSON.")]
+Out = Annotated[Path, typer.Option("--out", help="File or folder to write.")]
+Scale = Annotated[str, typer.Option("--scale", help="Name of the scale, recorded in results.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what makes bytes repeat.")]
+
+
+def parse(text: str, model: type[BaseModel] | None = None) -> Any:
+    """A JSON option, validated by `model` where one is given.
+
+    Raises:
+        BadInput: not JSON, or not what the model expects.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"--values: not JSON ({error})") from None
+    try:
+        return model.model_validate(values) if model else values
+    except ValidationError as error:
+        raise BadInput(f"--values: {describe(error)}") from None
+
+
+def write_digest(path: Path) -> None:
+    """Writes `<path>.sha256`: the small file that later stages name as their input."""
+    write_text(path.with_name(f"{path.name}.sha256"), sha256_file(path) + "\n")
+
+
+@app.command()
+def collect(
+    values: Values,
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    scale: Scale,
+    processes: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Read the corpus, drop exact duplicates, split it by MD5."""
+    from budgeted_lora.data.collect import collect as run
+
+    run(corpus=parse(values, Corpus), out=out, report=record, scale=scale, processes=processes)
+    write_digest(out)
+
+
+@app.command()
+def train_tokenizer(values: Values, documents: Annotated[Path, typer.Option()], out: Out) -> None:
+    """Train a tokenizer on the mix of documents and demonstrations."""
+    from budgeted_lora.data.tokenizer import make_tokenizer
+
+    make_tokenizer(documents=documents, out=out, **parse(values))
+    write_digest(out)
+
+
+@app.command()
+def copy_tokenizer(out: Out, source: Annotated[Path | None, typer.Option()] = None) -> None:
+    """Take the tokenizer of a checkpoint folder, or without --source the one that ships with the package."""
+    from budgeted_lora.data.tokenizer import copy_tokenizer as run
+    from budgeted_lora.models.shipped import shipped_tokenizer
+
+    run(source=source or shipped_tokenizer(), out=out)
+    write_digest(out)
+
+
+@app.command()
+def tokenize(
+    values: Values,
+    documents: Annotated[Path, typer.Option()],
+    record: Annotated[Path, typer.Option()],
+    tokenizer: Annotated[Path, typer.Option()],
+    out: Out,
+    scale: Scale,
+) -> None:
+    """Write the token files and the manifest."""
+    from budgeted_lora.data.tokenize import tokenize as run
+
+    run(documents=documents, collected=record, tokenizer=tokenizer, out=out, scale=scale, **parse(values))
+
+
+@app.command()
+def fetch_teacher(
+    name: Annotated[str, typer.Option()],
+    source: Annotated[str, typer.Option(help="shipped, folder or hub.")],
+    spec: Annotated[str, typer.Option(help="The teacher's entry of teacher_ladder as JSON.")],
+    values: Values,
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    scale: Scale,
+) -> None:
+    """Bring a shipped, local or Hub checkpoint into results."""
+    from budgeted_lora.models.fetch import fetch_teacher as run
+
+    run(name=name, source=source, spec=parse(spec, Teacher), out=out, record=record, scale=scale, **parse(values))
+    write_digest(out)
+
+
+@app.command()
+def pretrain_teacher(
+    name: Annotated[str, typer.Option()],
+    spec: Annotated[str, typer.Option(help="The teacher's entry of teacher_ladder as JSON.")],
+    values: Values,
+    sequence_length: Annotated[int, typer.Option()],
+    rows: Annotated[str, typer.Option()],
+    tokens: Annotated[Path, typer.Option()],
+    tokenizer: Annotated[Path, typer.Option()],
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    history: Annotated[Path, typer.Option()],
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+) -> None:
+    """Train a teacher from random weights."""
+    wanted, settings = parse(spec, Teacher), parse(values, Pretraining)
+    with gpu_slots(1, device=device):
+        from budgeted_lora.models.teacher import make_teacher
+
+        make_teacher(
+            name=name, spec=wanted, settings=settings, sequence_length=sequence_length, rows=rows, tokens=tokens,
+            tokenizer=tokenizer, out=out, record=record, history=history, scale=scale, threads=threads, device=device,
+        )  # fmt: skip
+    write_digest(out)
+
+
+@app.command()
+def cut_student(
+    teacher: Annotated[Path, typer.Option()],
+    init: Annotated[str, typer.Option()],
+    depth: Annotated[int, typer.Option(min=1)],
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    scale: Scale,
+) -> None:
+    """Cut a student from the first teacher."""
+    from budgeted_lora.models.student import cut_student as run
+
+    run(teacher=teacher, init=init, depth=depth, out=out, record=record, scale=scale)
+    write_digest(out)
+
+
+@app.command()
+def cache_teacher(
+    teacher: Annotated[Path, typer.Option()],
+    tokens: Annotated[Path, typer.Option()],
+    windows: Annotated[int, typer.Option(min=1)],
+    sequence_length: Annotated[int, typer.Option(min=1)],
+    rows: Annotated[str, typer.Option()],
+    batch_windows: Annotated[int, typer.Option(min=1)],
+    precision: Annotated[str, typer.Option()],
+    out: Out,
+    state: Annotated[Path, typer.Option()],
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+) -> None:
+    """Compute a teacher's final hidden states once for every student that learns from it."""
+    with gpu_slots(1, device=device):
+        from budgeted_lora.training.stage import cache_teacher as run
+
+        run(
+            teacher=teacher, tokens=tokens, windows=windows, sequence_length=sequence_length, rows=rows,
+            batch_windows=batch_windows, precision=precision, scale=scale, out=out, state=state, device=device, threads=threads,
+        )  # fmt: skip
+
+
+@app.command()
+def train(
+    values: Values,
+    cell: Annotated[str, typer.Option()],
+    student: Annotated[Path, typer.Option()],
+    teacher: Annotated[Path, typer.Option()],
+    tokens: Annotated[Path, typer.Option()],
+    out: Out,
+    state: Annotated[Path, typer.Option()],
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+    log_every: Annotated[int, typer.Option(min=1)],
+    checkpoint_every: Annotated[int, typer.Option(min=1)],
+    cache: Annotated[Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")] = None,
+) -> None:
+    """Train one student."""
+    recipe = parse(values, Recipe)
+    with gpu_slots(1, device=device):
+        from budgeted_lora.training.stage import train_cell
+
+        train_cell(
+            recipe=recipe, cell=cell, scale=scale, student=student, teacher=teacher, tokens=tokens, cache=cache, out=out,
+            state=state, device=device, threads=threads, log_every=log_every, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+    write_digest(out / "trained")
+
+
+@app.command()
+def compress(
+    values: Values,
+    settings: Annotated[str, typer.Option(help="The compression section as JSON.")],
+    cell: Annotated[str, typer.Option()],
+    student: Annotated[Path, typer.Option()],
+    trained: Annotated[Path, typer.Option()],
+    tokens: Annotated[Path, typer.Option()],
+    tokenizer: Annotated[Path, typer.Option()],
+    out: Out,
+    scale: Scale,
+    threads: Threads,
+) -> None:
+    """Compress a trained student to plain linear layers."""
+    from budgeted_lora.compression.compress import compress_cell
+
+    compress_cell(
+        recipe=parse(values, Recipe), cell=cell, scale=scale, student=student, trained=trained, tokens=tokens,
+        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads,
+    )  # fmt: skip
+    write_digest(out / "model")
+
+
+@app.command()
+def evaluate(
+    values: Values,
+    model: Annotated[Path, typer.Option()],
+    tokens: Annotated[Path, typer.Option(help="The data folder.")],
+    tokenizer: Annotated[Path, typer.Option()],
+    out: Out,
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+    cell: Annotated[str | None, typer.Option()] = None,
+    student: Annotated[Path | None, typer.Option()] = None,
+    uncompressed: Annotated[Path | None, typer.Option()] = None,
+    icl: Annotated[bool, typer.Option()] = True,
+) -> None:
+    """Measure perplexity and in-context learning of one model."""
+    with gpu_slots(1, device=device):
+        from budgeted_lora.evaluation.evaluate import evaluate_model
+
+        evaluate_model(
+            model=model, tokens=tokens, tokenizer=tokenizer, out=out, values=parse(values), scale=scale, cell=cell,
+            device=device, threads=threads, icl=icl, student=student, uncompressed=uncompressed,
+        )  # fmt: skip
+
+
+@app.command()
+def speed(values: Values, settings: Annotated[str, typer.Option()], out: Out, scale: Scale, threads: Threads, device: Device) -> None:
+    """Time a compressed structure against the dense student."""
+    with gpu_slots(1, device=device):
+        from budgeted_lora.budget.cost import ModelShape
+        from budgeted_lora.evaluation.speed import SpeedShape, measure_speed
+
+        about = parse(values)
+        shape = SpeedShape(**{**about["student"], "shape": ModelShape(**about["student"]["shape"])})
+        measure_speed(
+            student=shape, structure=about["structure"], out=out, scale=scale, threads=threads, device=device, **parse(settings)
+        )
+
+
+@app.command()
+def list_cells(values: Values, out: Out) -> None:
+    """Write cells.csv: every cell, its values, the tables that use it."""
+    import pandas as pd
+
+    from budgeted_lora.files import write_with
+
+    frame = pd.DataFrame(parse(values))
+    write_with(out, lambda path: frame.to_csv(path, index=False))
+
+
+@app.command()
+def table(
+    name: str,
+    values: Values,
+    results: Annotated[Path, typer.Option()],
+    published: Annotated[Path, typer.Option()],
+    out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
+) -> None:
+    """Write one table as CSV, Markdown and LaTeX."""
+    from budgeted_lora.reporting.build import build_table
+
+    build_table(name, results=results, published=published, out=out, **parse(values))
+
+
+@app.command()
+def figure(name: str, results: Annotated[Path, typer.Option()], out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")]) -> None:
+    """Draw one figure as PNG, SVG and PDF."""
+    from budgeted_lora.reporting.build import build_figure
+
+    build_figure(name, results=results, out=out)
+
+
+@app.command()
+def index(
+    values: Values,
+    config: Annotated[str, typer.Option(help="The whole configuration as JSON.")],
+    results: Annotated[Path, typer.Option()],
+    published: Annotated[Path, typer.Option()],
+    out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
+) -> None:
+    """Write index.html from the tables and figures that are there."""
+    from budgeted_lora.reporting.build import build_index
+
+    build_index(results=results, published=published, out=out, config=parse(config, Config), **parse(values))
+
+
