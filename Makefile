@@ -1,0 +1,85 @@
+# `make` alone lists the targets. Needs Python 3.11 to 3.13 and nothing else.
+#   make setup PYTHON=python3.12        another interpreter than the first one found
+#   make setup TORCH_INDEX=<index>      torch from this package index, e.g. the CPU index of pytorch.org
+#   make reproduce SCALE=smoke CORES=1  another scale, fewer cores
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SCALE ?= mini
+CORES ?= all
+PYTHON ?=
+TORCH_INDEX ?=
+
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
+TORCH_FROM := $(VENV)/.torch-index
+NEW_TORCH := $(if $(TORCH_INDEX),$(filter-out $(shell cat $(TORCH_FROM) 2>/dev/null),$(TORCH_INDEX)))
+
+# Rules call `budgeted-lora`, which lies in the virtual environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce smoke test lint figures clean force
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with the locked packages: once, and again when the lock changes
+
+# Leaves the first usable interpreter in $found, or says what is missing.
+define FIND_PYTHON
+for python in $(CANDIDATES); do \
+    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then \
+        found="$$python"; break; \
+    fi; \
+done; \
+if [ -z "$$found" ]; then \
+    echo "make setup: no Python 3.11, 3.12 or 3.13 found (tried: $(CANDIDATES));" \
+         "install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 2; \
+fi; \
+if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+    echo "make setup: $$found lacks the venv module (Debian and Ubuntu have it in the package python3-venv)" >&2; exit 2; \
+fi
+endef
+
+# The public version in the lock is satisfied by any build of it, so a build installed first stays.
+$(STAMP): requirements.lock pyproject.toml $(if $(NEW_TORCH),force)
+	@if $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
+	    echo "using $(VENV), which is there (remove it to change its Python)"; \
+	else \
+	    $(FIND_PYTHON); echo "making $(VENV) with $$found"; "$$found" -m venv --clear $(VENV); \
+	fi
+	$(if $(NEW_TORCH),$(BIN)/python -m pip install --no-deps --force-reinstall --index-url $(TORCH_INDEX) "$$(grep '^torch==' requirements.lock)")
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@$(if $(NEW_TORCH),echo "$(TORCH_INDEX)" > $(TORCH_FROM))
+	@touch $(STAMP)
+
+reproduce: $(STAMP) ## run `snakemake main`: Tables 1, 2, 8, 9, Figure 2, Pareto plots, claims
+	$(BIN)/snakemake main --cores $(CORES) --config scale=$(SCALE)
+
+smoke: $(STAMP) ## the three-minute tour: every stage end to end, numbers without meaning
+	$(BIN)/snakemake main --cores $(CORES) --config scale=smoke
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+figures: ## copy the figures that README.md shows from reports/mini/figures to docs/figures
+	@names="$$(grep -o 'docs/figures/[A-Za-z0-9._-]*' README.md | sed 's|.*/||' | sort -u)"; \
+	if [ -z "$$names" ]; then echo "make figures: README.md shows nothing of docs/figures" >&2; exit 2; fi; \
+	mkdir -p docs/figures; \
+	for name in $$names; do cp "reports/mini/figures/$$name" "docs/figures/$$name" || exit 2; echo "$$name"; done
+
+environment.yml: requirements.lock ## write the lock's pins into environment.yml
+	{ sed '/- pip:/q' $@; sed -n 's/^[A-Za-z]/      - &/p' requirements.lock; } > $@.new
+	mv $@.new $@
+
+clean: ## remove build leftovers and the caches of tools; results and reports stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
