@@ -27,46 +27,69 @@ class Strict(BaseModel):
 class Threads(Strict):
     training: Positive = Field(1, description="CPU threads of one training or caching job. [ours]")
     evaluation: Positive = Field(1, description="CPU threads of one evaluation job. [ours]")
-    timing: Positive = Field(2, description="CPU threads of a timing job; give it all cores so nothing runs beside it. [ours]")
+    timing: Positive = Field(
+        2, description="CPU threads of a timing job; give it all cores so nothing runs beside it. [ours]"
+    )
 
 
 class HubDataset(Strict):
     name: str = Field("EleutherAI/the_pile_deduplicated", description="Dataset on the Hub. [D]")
-    revision: str | None = Field(None, description="Pinned commit of the dataset; required when `corpus.source` is hub. [ours]")
+    revision: str | None = Field(
+        None, description="Pinned commit of the dataset; required when `corpus.source` is hub. [ours]"
+    )
     split: str = Field("train", description="Split to stream. [ours]")
 
 
 class Corpus(Strict):
     source: Literal["docstrings", "files", "hub"] = Field(
-        "docstrings", description="Where documents come from: docstrings of installed packages, local files, or a Hub dataset. [ours]"
+        "docstrings",
+        description="Where documents come from: docstrings of installed packages, local files, a Hub dataset. [ours]",
     )
     packages: list[str] = Field(
-        default_factory=list, description="Import names of the packages whose docstrings are read (source docstrings). [ours]"
+        default_factory=list,
+        description="Import names of the packages whose docstrings are read (source docstrings). [ours]",
     )
     files: list[str] = Field(
         default_factory=list, description="Globs of .txt, .jsonl, .jsonl.zst and .parquet files (source files). [ours]"
     )
     text_field: str = Field("text", description="Field or column that holds the text. [ours]")
     hub: HubDataset = Field(default_factory=HubDataset, description="The Hub dataset (source hub).")
-    documents: Positive | None = Field(None, description="Read at most this many documents, by ascending MD5; all when empty. [ours]")
-    characters: Positive | None = Field(None, description="Stop reading after this many characters; all when empty. [ours]")
+    documents: Positive | None = Field(
+        None,
+        description="Take this many documents at most, not counting duplicates and short ones; all when empty. [ours]",
+    )
+    characters: Positive | None = Field(
+        None, description="Take no more documents once this many characters are reached; all when empty. [ours]"
+    )
     min_characters: int = Field(80, ge=0, description="Shorter documents are left out. [ours]")
-    slice_per_mille: int = Field(2, ge=1, lt=1000, description="Documents with MD5 mod 1000 below this are held out; 2 is the paper's 0.2 %. [S]")
-    validation_tokens: Positive = Field(10_000_000, description="Tokens of the slice that the perplexity is measured on. [S]")
+    slice_per_mille: int = Field(
+        2, ge=1, lt=1000, description="Documents with MD5 mod 1000 below this are held out; 2 is the paper's 0.2 %. [S]"
+    )
+    validation_tokens: Positive = Field(
+        10_000_000, description="Tokens of the slice that the perplexity is measured on. [S]"
+    )
     function_share: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Share of training tokens that are function-style demonstration documents. [ours]"
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of training tokens that are function-style demonstration documents. [ours]",
     )
     hold_out_words: bool = Field(
-        False, description="Also keep every word of a held-out (probe, input) pair out of that probe's demonstrations in training. [ours]"
+        False,
+        description="Split the words too: those of an evaluation query then stand in no function document. [ours]",
     )
     overlap_ngram: Positive = Field(13, description="Words in the n-grams of the overlap check. [ours]")
     overlap_share: Fraction = Field(
-        0.5, description="Held-out documents sharing more than this share of their n-grams with training text are left out. [ours]"
+        0.5,
+        description="Held-out documents of whose n-grams more than this share is in training text are left out. [ours]",
     )
 
 
 class Tokenizer(Strict):
-    vocab_size: Positive = Field(2048, description="Vocabulary of a tokenizer trained here (teachers: pretrain); else the checkpoint's own. [ours]")
+    vocab_size: Positive = Field(
+        2048,
+        description="Vocabulary of a tokenizer trained here (teachers: pretrain); else the checkpoint's own. [ours]",
+    )
 
 
 class Teacher(Strict):
@@ -75,16 +98,22 @@ class Teacher(Strict):
     ffn: Positive = Field(description="Feed-forward size. [S]")
     heads: Positive = Field(description="Attention heads. [S]")
     kv_heads: Positive = Field(description="Key/value heads. [S]")
-    hub: str | None = Field(None, description="Checkpoint on the Hub (teachers: hub). [S] or [U], see paper.yaml.")
+    hub: str | None = Field(
+        None, description="Checkpoint on the Hub (teachers: hub); `paper.yaml` says which names the paper prints. [S]"
+    )
     revision: str | None = Field(None, description="Pinned commit of the checkpoint. [ours]")
     folder: str | None = Field(None, description="Checkpoint folder (teachers: folder). [ours]")
     tokens: Positive | None = Field(None, description="Pretraining tokens (teachers: pretrain). [ours]")
-    learning_rate: float | None = Field(None, gt=0, description="Peak pretraining rate of this teacher, if not the common one. [ours]")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak pretraining rate of this teacher, if not the common one. [ours]"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Teacher":
         if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} must divide hidden {self.hidden}, and kv_heads {self.kv_heads} must divide heads")
+            raise ValueError(
+                f"heads {self.heads} must divide hidden {self.hidden}, and kv_heads {self.kv_heads} must divide heads"
+            )
         return self
 
     @property
@@ -95,19 +124,28 @@ class Teacher(Strict):
 
 class Pretraining(Strict):
     batch_windows: Positive = Field(16, description="Windows in one optimiser step. [ours]")
-    micro_batch_windows: Positive = Field(4, description="Windows in one forward pass; the rest is gradient accumulation. [ours]")
+    micro_batch_windows: Positive = Field(
+        4, description="Windows in one forward pass; the rest is gradient accumulation. [ours]"
+    )
     learning_rate: float = Field(3e-3, gt=0, description="Peak rate of AdamW (embeddings, head, norms). [ours]")
-    matrix_learning_rate: float | None = Field(None, gt=0, description="Peak rate of Muon on the projection matrices; AdamW throughout when empty. [ours]")
+    matrix_learning_rate: float | None = Field(
+        None, gt=0, description="Peak rate of Muon on the projection matrices; AdamW throughout when empty. [ours]"
+    )
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay. [ours]")
     warmup_fraction: Fraction = Field(0.03, description="Share of the steps in which the rate rises. [ours]")
     clip: float = Field(1.0, gt=0, description="Largest gradient norm. [ours]")
-    compile: bool = Field(False, description="Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]")
+    compile: bool = Field(
+        False, description="Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]"
+    )
     seed: int = Field(0, ge=0, description="Seed of weights and window order. [ours]")
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "Pretraining":
         if self.batch_windows % self.micro_batch_windows:
-            raise ValueError(f"batch_windows {self.batch_windows} is not a multiple of micro_batch_windows {self.micro_batch_windows}")
+            raise ValueError(
+                f"pretraining.batch_windows {self.batch_windows} is not a multiple of micro_batch_windows "
+                f"{self.micro_batch_windows}"
+            )
         return self
 
 
@@ -124,8 +162,12 @@ class LearningRates(Strict):
 class Training(Strict):
     tokens: Positive = Field(2_550_000_000, description="Tokens of one main run, rounded down to whole steps. [S]")
     batch_windows: Positive = Field(64, description="Windows in one optimiser step (2^16 tokens at 1024). [U]")
-    micro_batch_windows: Positive = Field(8, description="Windows in one forward pass; the rest is gradient accumulation. [ours]")
-    learning_rate: LearningRates = Field(default_factory=LearningRates, description="Peak learning rate of each method.")
+    micro_batch_windows: Positive = Field(
+        8, description="Windows in one forward pass; the rest is gradient accumulation. [ours]"
+    )
+    learning_rate: LearningRates = Field(
+        default_factory=LearningRates, description="Peak learning rate of each method."
+    )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas. [U]")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay. [S]")
     clip: float = Field(1.0, gt=0, description="Largest gradient norm. [S]")
@@ -133,10 +175,15 @@ class Training(Strict):
     warmup_cap: Positive = Field(2000, description="Most warm-up steps. [S]")
     temperature: float = Field(3.0, gt=0, description="Distillation temperature T. [D]")
     kd_weight: Fraction = Field(0.8, description="Weight a of the distillation term. [D]")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="bfloat16 is autocast, where the device has it. [S]")
-    train_embeddings_head_norms: bool = Field(False, description="Whether the LoRA arms train embeddings, head and norms too. [U]")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="bfloat16 is autocast, where the device has it. [S]"
+    )
+    train_embeddings_head_norms: bool = Field(
+        False, description="Whether the LoRA arms train embeddings, head and norms too. [U]"
+    )
     teacher_cache: Literal["hidden", "online"] = Field(
-        "online", description="hidden: the teacher's final hidden states are computed once and kept; online: it runs beside each student. [ours]"
+        "online",
+        description="hidden: the teacher's final hidden states are computed once; online: it runs beside each student. [ours]",
     )
     seed: int = Field(0, ge=0, description="Seed of adapters, dropout and window order. [ours]")
     init: Init = Field("mixed", description="Which layers of the first teacher a student gets. [S]")
@@ -156,29 +203,43 @@ class Budget(Strict):
         description="Start and end of the decay as fractions of training. [S]",
     )
     schedule: str = Field("short", description="The schedule of a budgeted run that names none. [S]")
-    controller: Literal["greedy", "uniform"] = Field("greedy", description="greedy: ascending MACs; uniform: one d for all modules. [S]")
+    controller: Literal["greedy", "uniform"] = Field(
+        "greedy", description="greedy: ascending MACs; uniform: one d for all modules. [S]"
+    )
     smoothing: float = Field(0.9, ge=0, lt=1, description="EMA factor beta of the dense coefficients. [U]")
-    drop_threshold: float = Field(0.05, gt=0, lt=1, description="Below it a dense coefficient becomes exactly 0 (tau_drop). [U]")
+    drop_threshold: float = Field(
+        0.05, gt=0, lt=1, description="Below it a dense coefficient becomes exactly 0 (tau_drop). [U]"
+    )
     gate_logit: float = Field(2.0, description="Initial gate logit. [U]")
     gate_lr_multiplier: float = Field(1.0, gt=0, description="Gate learning rate over the base rate. [U]")
 
 
 class Compression(Strict):
     rank_threshold: Fraction = Field(0.5, description="Ranks with a gate at or below it are cut (tau_rank). [U]")
-    svd_threshold: Fraction = Field(0.5, description="Dense coefficients below it are approximated by SVD (tau_svd). [D]")
+    svd_threshold: Fraction = Field(
+        0.5, description="Dense coefficients below it are approximated by SVD (tau_svd). [D]"
+    )
     r_max: Positive = Field(64, description="SVD rank of a coefficient of 1; rank = round(d r_max). [U]")
-    gate_hardening: Literal["soft", "one"] = Field("soft", description="Whether surviving gates keep their value or become 1. [U]")
+    gate_hardening: Literal["soft", "one"] = Field(
+        "soft", description="Whether surviving gates keep their value or become 1. [U]"
+    )
 
 
 class Evaluation(Strict):
     batch_windows: Positive = Field(16, description="Windows in one forward pass of the perplexity. [ours]")
     shots: Positive = Field(10, description="Demonstrations in a prompt. [S]")
     demonstration_seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of the demonstrations. [U]")
-    queries: Positive = Field(210, description="Queries of a probe at most; fewer where the held-out part is smaller. [ours]")
+    queries: Positive = Field(
+        210, description="Queries of a probe at most; fewer where the held-out part is smaller. [ours]"
+    )
     icl_batch: Positive = Field(64, description="Prompts decoded together. [ours]")
-    probes: Literal["generated", "folder"] = Field("generated", description="Our probes, or the original files in a folder. [ours]")
+    probes: Literal["generated", "folder"] = Field(
+        "generated", description="Our probes, or the original files in a folder. [ours]"
+    )
     probes_folder: str | None = Field(None, description="Folder of the 19 original files (probes: folder). [S]")
-    prompt_space: bool = Field(False, description="A space after `Q:` and `A:`, as Function Vectors itself has it. [S] without")
+    prompt_space: bool = Field(
+        False, description="A space after `Q:` and `A:`, as Function Vectors has it; the paper has none. [S]"
+    )
 
 
 class Speed(Strict):
@@ -191,19 +252,25 @@ class Speed(Strict):
 class Row(Strict):
     """One row of a table: what differs from the scale's defaults; a list means one cell each."""
 
-    method: Method
-    teacher: str | list[str] | None = None
-    budget: Fraction | list[Fraction] | None = None
-    init: Init | list[Init] | None = None
-    schedule: str | list[str] | None = None
-    controller: Literal["greedy", "uniform"] | None = None
-    temperature: float | None = Field(None, gt=0)
-    kd_weight: Fraction | None = None
-    rank: Positive | list[Positive] | None = None
-    alpha: float | None = Field(None, gt=0)
-    tokens: Positive | None = None
-    learning_rate: float | None = Field(None, gt=0)
-    seed: int | list[int] | None = None
+    method: Method = Field(description="How the student is trained. [S]")
+    teacher: str | list[str] | None = Field(None, description="Name in `teacher_ladder`; the first one when empty. [S]")
+    budget: Fraction | list[Fraction] | None = Field(
+        None, description="Final dense fraction F: required with budgeted_lora, refused elsewhere. [S]"
+    )
+    init: Init | list[Init] | None = Field(None, description="Instead of `training.init`. [S]")
+    schedule: str | list[str] | None = Field(
+        None, description="Name in `budget.schedules`, instead of `budget.schedule`. [S]"
+    )
+    controller: Literal["greedy", "uniform"] | None = Field(None, description="Instead of `budget.controller`. [S]")
+    temperature: float | None = Field(None, gt=0, description="Instead of `training.temperature`. [S]")
+    kd_weight: Fraction | None = Field(None, description="Instead of `training.kd_weight`. [S]")
+    rank: Positive | list[Positive] | None = Field(None, description="Instead of `lora.rank`. [S]")
+    alpha: float | None = Field(
+        None, gt=0, description="Instead of `lora.alpha`, which otherwise grows with the row's rank. [U]"
+    )
+    tokens: Positive | None = Field(None, description="Instead of `training.tokens`. [ours]")
+    learning_rate: float | None = Field(None, gt=0, description="Instead of the method's `training.learning_rate`. [U]")
+    seed: int | list[int] | None = Field(None, description="Instead of `training.seed`. [ours]")
 
 
 class Report(Strict):
@@ -214,15 +281,23 @@ class Report(Strict):
 class Config(Strict):
     """A whole scale."""
 
-    scale: str = Field(description="Name of the scale; results lie in results/<scale>.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one; cuda fails without. [ours]")
+    scale: str = Field(description="Name of the scale; results lie in `results/<scale>/`. [ours]")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto takes a GPU where there is one; cuda fails without. [ours]"
+    )
     threads: Threads = Field(default_factory=Threads, description="CPU threads; part of what makes bytes repeat.")
     sequence_length: Positive = Field(1024, description="Tokens of a window. [S]")
-    rows: Literal["packed", "document"] = Field("packed", description="Joined and cut, or one document a row, padded. [U]")
+    rows: Literal["packed", "document"] = Field(
+        "packed", description="Joined and cut, or one document a row, padded. [U]"
+    )
     corpus: Corpus = Field(default_factory=Corpus)
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
-    teachers: Literal["shipped", "pretrain", "folder", "hub"] = Field("shipped", description="Where teachers come from. [ours]")
-    teacher_ladder: dict[str, Teacher] = Field(min_length=1, description="Teachers by the name they stand for, smallest first.")
+    teachers: Literal["shipped", "pretrain", "folder", "hub"] = Field(
+        "shipped", description="Where teachers come from. [ours]"
+    )
+    teacher_ladder: dict[str, Teacher] = Field(
+        min_length=1, description="Teachers by the name they stand for, smallest first. [S]"
+    )
     pretraining: Pretraining = Field(default_factory=Pretraining)
     student: Student = Field(default_factory=Student)
     training: Training = Field(default_factory=Training)
@@ -232,13 +307,15 @@ class Config(Strict):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     speed: Speed = Field(default_factory=Speed)
     report: Report = Field(default_factory=Report)
-    tables: dict[str, list[Row]] = Field(default_factory=dict, description="Cells of each table, see config/README.md.")
+    tables: dict[str, list[Row]] = Field(default_factory=dict, description="Rows of each table, see above. [S]")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         first = next(iter(self.teacher_ladder.values()))
         if self.student.layers > first.layers:
-            raise ValueError(f"student.layers {self.student.layers} exceeds the {first.layers} layers of the first teacher")
+            raise ValueError(
+                f"student.layers {self.student.layers} exceeds the {first.layers} layers of the first teacher"
+            )
         if self.budget.schedule not in self.budget.schedules:
             raise ValueError(f"budget.schedule {self.budget.schedule!r} is not among {sorted(self.budget.schedules)}")
         for name, (start, end) in self.budget.schedules.items():
@@ -261,7 +338,9 @@ class Config(Strict):
             if self.teachers == "hub" and not teacher.hub:
                 raise ValueError(f"teacher_ladder.{name}.hub must name a checkpoint when teachers is hub")
             if self.teachers == "pretrain" and not teacher.tokens:
-                raise ValueError(f"teacher_ladder.{name}.tokens must say how long to pretrain when teachers is pretrain")
+                raise ValueError(
+                    f"teacher_ladder.{name}.tokens must say how long to pretrain when teachers is pretrain"
+                )
         return self
 
     @property

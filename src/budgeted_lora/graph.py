@@ -4,6 +4,7 @@ Rules name `<folder>.sha256` files as inputs where a folder is what they read: a
 compares it by content, and remaking the same bytes reruns nothing downstream.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from budgeted_lora.budget.cost import ModelShape
@@ -12,11 +13,13 @@ from budgeted_lora.config import Config
 from budgeted_lora.evaluation.settings import evaluation_settings
 from budgeted_lora.files import canonical_json
 from budgeted_lora.grid import Cell, Recipe, cells
+from budgeted_lora.sources import source_folder
 
 DEFAULT_SETTINGS = "default"
 ABLATIONS = frozenset({"table3", "table4", "table5", "table6", "table7"})
-MAIN_TABLES = ("table1", "table2", "table8", "table9", "reference")
-MAIN_FIGURES = ("figure2", "pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup", "retention", "gates", "loss")
+MAIN_TABLES = ("table1", "table2", "table8", "table9", "reference", "published_perplexities", "speed")
+PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
+MAIN_FIGURES = ("figure2", *PARETO, "retention", "gates", "loss_curves")
 
 
 class Graph:
@@ -60,12 +63,25 @@ class Graph:
         names = ("function_share", "slice_per_mille", "hold_out_words")
         return canonical_json({name: getattr(self.config.corpus, name) for name in names} | self.config.tokenizer.model_dump())
 
+    def held_out_rule(self) -> str:
+        """What a teacher must not have been trained on."""
+        names = ("slice_per_mille", "hold_out_words")
+        return canonical_json({name: getattr(self.config.corpus, name) for name in names})
+
     def evaluation(self) -> str:
         return canonical_json(evaluation_settings(self.config))
 
     def cells_csv(self) -> str:
         """Rows of cells.csv."""
         return canonical_json([row(cell) for cell in self.cells.values()])
+
+    def uncertainty(self) -> str:
+        """How intervals are made."""
+        return canonical_json(self.config.report.model_dump())
+
+    def whole(self) -> str:
+        """The whole configuration, for the page that lists it."""
+        return canonical_json(self.config.model_dump(mode="json"))
 
     # --- sizes ---
 
@@ -112,8 +128,16 @@ class Graph:
             svd_threshold=compression.svd_threshold,
         )
 
-    def structure_json(self, name: str) -> str:
-        return canonical_json(self.structure(name).as_json())
+    def speed_values(self, name: str) -> str:
+        """The student and the structure that are timed."""
+        first = self.config.teacher_ladder[self.config.first_teacher]
+        student = {
+            "shape": asdict(self.student_shape),
+            "heads": first.heads,
+            "kv_heads": first.kv_heads,
+            "rank": self.structures()[name].recipe.rank,
+        }
+        return canonical_json({"student": student, "structure": self.structure(name).as_json()})
 
     # --- files ---
 
@@ -129,6 +153,19 @@ class Graph:
         """Result files of cells; a name beginning with @ lies in the compressed folder."""
         folder = f"compressed/{DEFAULT_SETTINGS}/"
         return [f"{self.results}/cells/{cell}/{name.replace('@', folder)}" for cell in ids for name in names]
+
+    def cache_files(self, cell: str) -> list[str]:
+        """The teacher's hidden states that a cell reads, if they are cached."""
+        return [f"{self.results}/cache/{self.cells[cell].recipe.teacher}/cache.json"] if self.cached else []
+
+    def cache_option(self, cell: str) -> str:
+        """The command-line option that names them."""
+        return f"--cache {self.results}/cache/{self.cells[cell].recipe.teacher}" if self.cached else ""
+
+    def report_templates(self) -> list[str]:
+        """Files beside the reporting code that shape the page."""
+        folder = source_folder("reporting")
+        return sorted(str(path) for pattern in ("*.j2", "*.css") for path in folder.glob(pattern))
 
     def scores(self, ids: list[str]) -> list[str]:
         """Score files of cells, ICL where it is measured."""
@@ -153,6 +190,10 @@ class Graph:
         """Result files that a table is made from."""
         if table in ("table1", "reference"):
             return [*self.common(), *self.references()]
+        if table == "published_perplexities":
+            return self.common()
+        if table == "speed":
+            return [*self.common(), *self.speeds(list(self.cells)), *self.of_cells(list(self.cells), "@compression.json")]
         ids = self.listed({"table8"} if table == "table8" else {"table2"})
         return [*self.common(), *self.references(), *self.scores(ids), *self.speeds(ids)]
 
@@ -160,7 +201,7 @@ class Graph:
         """Result files that a figure is made from."""
         ids = self.listed({"table2"}) if figure == "figure2" else self.listed({"table2", "table8", "pareto"})
         files = [*self.common(), *self.references(), *self.scores(ids), *self.speeds(ids)]
-        if figure in ("retention", "loss", "gates"):
+        if figure in ("retention", "loss_curves", "gates"):
             files += self.of_cells(ids, "history.csv", "retention.csv", "trained.sha256")
         return files
 

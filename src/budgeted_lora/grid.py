@@ -83,7 +83,14 @@ class Cell:
         recipe = self.recipe
         if recipe.method != "budgeted_lora":
             return None
-        values = [recipe.schedule, recipe.schedule_start, recipe.schedule_end, recipe.smoothing, recipe.drop_threshold, recipe.student_layers]
+        values = [
+            recipe.schedule,
+            recipe.schedule_start,
+            recipe.schedule_end,
+            recipe.smoothing,
+            recipe.drop_threshold,
+            recipe.student_layers,
+        ]
         return f"F{recipe.budget:g}_r{recipe.rank}_{recipe.controller}-{short_hash(values, digits=4)}"
 
 
@@ -232,6 +239,6 @@ def check(config: Config, values: Recipe) -> None:
         )
         if values.steps < needed:
             raise BadInput(
-                f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of F = {values.budget:g}; "
-                f"it needs {needed} (training.tokens {needed * values.batch_windows * values.sequence_length})"
+                f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of "
+                f"F = {values.budget:g}; it needs {needed} (training.tokens {needed * values.batch_windows * values.sequence_length})"
             )

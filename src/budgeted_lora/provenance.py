@@ -16,7 +16,17 @@ import budgeted_lora
 from budgeted_lora.files import sha256_file, write_json
 
 SCHEMA_VERSION = 1
-LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pandas", "pyarrow", "safetensors", "snakemake")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "snakemake",
+)
 
 
 class Clock:

@@ -42,9 +42,17 @@ def source_files(stage: str) -> tuple[str, ...]:
             continue
         found.add(module)
         waiting += imports(module)
-    paths = (_path(module) for module in sorted(found))
+    return tuple(str(_from_here(_path(module))) for module in sorted(found))
+
+
+def source_folder(package: str) -> Path:
+    """Folder of one of the package's parts; relative to the working folder where it lies in it."""
+    return _from_here(ROOT / package)
+
+
+def _from_here(path: Path) -> Path:
     here = Path.cwd()
-    return tuple(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def imports(module: str) -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from budgeted_lora.config import Config, Corpus, Pretraining, Teacher, describe
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import sha256_file, write_text
+from budgeted_lora.files import read_json, sha256_file, write_text
 from budgeted_lora.grid import Recipe
 from budgeted_lora.slots import gpu_slots
 
@@ -259,17 +259,26 @@ def evaluate(
 
 
 @app.command()
-def speed(values: Values, settings: Annotated[str, typer.Option()], out: Out, scale: Scale, threads: Threads, device: Device) -> None:
+def speed(
+    values: Values,
+    settings: Annotated[str, typer.Option(help="The speed section as JSON.")],
+    tokens: Annotated[Path, typer.Option(help="Record of a token file: gives the vocabulary.")],
+    out: Out,
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+) -> None:
     """Time a compressed structure against the dense student."""
+    about, vocabulary = parse(values), read_json(tokens)["vocab_size"]
     with gpu_slots(1, device=device):
         from budgeted_lora.budget.cost import ModelShape
         from budgeted_lora.evaluation.speed import SpeedShape, measure_speed
 
-        about = parse(values)
-        shape = SpeedShape(**{**about["student"], "shape": ModelShape(**about["student"]["shape"])})
+        student = about["student"] | {"shape": ModelShape(**about["student"]["shape"]), "vocab_size": vocabulary}
         measure_speed(
-            student=shape, structure=about["structure"], out=out, scale=scale, threads=threads, device=device, **parse(settings)
-        )
+            student=SpeedShape(**student), structure=about["structure"], out=out, scale=scale, threads=threads, device=device,
+            **parse(settings),
+        )  # fmt: skip
 
 
 @app.command()

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ BATCH = 4096
 
 def text_md5(text: str) -> bytes:
     """The digest the split is made by: MD5 of the UTF-8 text."""
-    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
 
 
 def in_slice(digest: bytes, *, slice_per_mille: int) -> bool:
@@ -33,12 +34,14 @@ def in_slice(digest: bytes, *, slice_per_mille: int) -> bool:
 def unique_documents(texts: Iterable[str], corpus: Corpus, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
     """Documents long enough and not seen before, until the corpus has as many as it wants.
 
-    Memory holds 16 bytes a document. `counts` collects what was read and left out.
+    Memory holds 16 bytes a document. `counts` collects what was read and left out. Half a surrogate pair, which
+    an escape in JSON or in source code can leave, has no UTF-8 form and becomes a question mark.
     """
     seen: set[bytes] = set()
     characters = 0
     for text in texts:
         counts["read"] += 1
+        text = text.encode(errors="replace").decode()
         if len(text) < corpus.min_characters:
             counts["short"] += 1
             continue
@@ -49,7 +52,9 @@ def unique_documents(texts: Iterable[str], corpus: Corpus, counts: dict[str, int
         seen.add(digest)
         characters += len(text)
         yield text, digest
-        if corpus.documents and len(seen) >= corpus.documents or corpus.characters and characters >= corpus.characters:
+        if corpus.documents and len(seen) >= corpus.documents:
+            return
+        if corpus.characters and characters >= corpus.characters:
             return
 
 
@@ -62,29 +67,25 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
         BadInput: nothing to read, or no document falls into the slice.
     """
     clock = Clock()
-    counts = {"read": 0, "short": 0, "duplicates": 0}
+    counts = {"read": 0, "short": 0, "duplicates": 0, "train": 0}
     documents = unique_documents(read_documents(corpus, processes=processes), corpus, counts)
-    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        held_out: list[tuple[str, bytes]] = []
-        while batch := list(islice(documents, BATCH)):
-            kept = []
-            for text, digest in batch:
-                (held_out if in_slice(digest, slice_per_mille=corpus.slice_per_mille) else kept).append((text, digest))
-            counts["train"] = counts.get("train", 0) + len(kept)
-            _write(writer, [(*document, "train") for document in kept])
-        if not held_out or not counts.get("train"):
+    with atomic_path(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".collect.") as folder:
+        training = Path(folder) / "train.parquet"
+        held_out = split_documents(documents, training, slice_per_mille=corpus.slice_per_mille, counts=counts)
+        if not held_out or not counts["train"]:
             raise BadInput(
-                f"corpus: {counts['read']} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per mille; "
-                "expected at least one document on each side (widen corpus.slice_per_mille or read more)"
+                f"corpus: {counts['read']} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per "
+                "mille; expected at least one document on each side (widen corpus.slice_per_mille or read more)"
             )
-        writer.close()
-        shares = shared_fractions([text for text, _ in held_out], train_texts(temporary), n=corpus.overlap_ngram)
+        shares = shared_fractions([text for text, _ in held_out], train_texts(training), n=corpus.overlap_ngram)
         marked = [
             (text, digest, "overlap" if share > corpus.overlap_share else "validation")
             for (text, digest), share in zip(held_out, shares, strict=True)
         ]
-        table = pa.concat_tables([pq.read_table(temporary, schema=SCHEMA), _table(marked)])
-        pq.write_table(table, temporary, compression="zstd", row_group_size=BATCH)
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            for batch in pq.ParquetFile(training).iter_batches(BATCH):
+                writer.write_batch(batch)
+            writer.write_table(_table(marked))
     overlapping = sum(split == "overlap" for *_, split in marked)
     kept_shares = shares[shares <= corpus.overlap_share]
     payload: dict[str, Any] = {
@@ -92,7 +93,12 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
         "package_versions": package_versions(corpus.packages) if corpus.source == "docstrings" else None,
         "hub": corpus.hub.model_dump() if corpus.source == "hub" else None,
         "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {corpus.slice_per_mille}",
-        "documents": {**counts, "held_out": len(held_out), "validation": len(held_out) - overlapping, "overlap": overlapping},
+        "documents": {
+            **counts,
+            "held_out": len(held_out),
+            "validation": len(held_out) - overlapping,
+            "overlap": overlapping,
+        },
         "overlap": {
             "ngram": corpus.overlap_ngram,
             "largest_share_kept": corpus.overlap_share,
@@ -103,14 +109,25 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
     write_result(report, payload, scale=scale, cell=None, values=corpus.model_dump(), inputs=[out], clock=clock)
 
 
+def split_documents(
+    documents: Iterator[tuple[str, bytes]], training: Path, *, slice_per_mille: int, counts: dict[str, int]
+) -> list[tuple[str, bytes]]:
+    """Writes the training documents to a file, a batch at a time, and returns the held-out ones."""
+    held_out: list[tuple[str, bytes]] = []
+    with pq.ParquetWriter(training, SCHEMA, compression="zstd") as writer:
+        while batch := list(islice(documents, BATCH)):
+            kept = []
+            for text, digest in batch:
+                (held_out if in_slice(digest, slice_per_mille=slice_per_mille) else kept).append((text, digest))
+            counts["train"] += len(kept)
+            writer.write_table(_table([(*document, "train") for document in kept]))
+    return held_out
+
+
 def _table(rows: list[tuple[str, bytes, str]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) if rows else ([], [], [])
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-
-
-def _write(writer: pq.ParquetWriter, rows: list[tuple[str, bytes, str]]) -> None:
-    if rows:
-        writer.write_table(_table(rows))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.table(arrays, schema=SCHEMA)
 
 
 def texts_of(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
@@ -120,13 +137,12 @@ def texts_of(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
         BadInput: the file is missing or not whole.
     """
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=SCHEMA.names):
+            for row in batch.to_pylist():
+                if row["split"] == split:
+                    yield row["text"], row["md5"]
+    except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path}: not a whole Parquet file of documents ({str(error).splitlines()[0]})") from None
-    for batch in file.iter_batches(BATCH):
-        for row in batch.to_pylist():
-            if row["split"] == split:
-                yield row["text"], row["md5"]
 
 
 def train_texts(path: Path) -> Iterator[str]:

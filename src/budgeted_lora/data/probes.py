@@ -76,7 +76,8 @@ def _roman(number: int) -> str:
 
 def _sequences() -> list[tuple[list[str], bool]]:
     """The ordered lists behind next_item and prev_item, each with whether it wraps."""
-    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    small += "seventeen eighteen nineteen twenty"
     weekdays = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
     months = "January February March April May June July August September October November December"
     letters = [chr(ord("a") + i) for i in range(26)]
@@ -96,7 +97,7 @@ def _sequences() -> list[tuple[list[str], bool]]:
 
 
 def _neighbours(step: int) -> list[Pair]:
-    """Records of next_item (step 1) or prev_item (step -1); i, v, x, ii ... stand in two lists, so two answers occur."""
+    """Records of next_item (step 1) or prev_item (step -1); i, v, x, ii ... stand in two lists and have two answers."""
     pairs = []
     for items, wraps in _sequences():
         for position, item in enumerate(items):
@@ -153,7 +154,9 @@ def draw_list(probe: str, generator: random.Random, pool: tuple[str, ...]) -> Pa
     return Pair(text, answer(probe, text))
 
 
-def _draw_lists(probe: str, generator: random.Random, pool: tuple[str, ...], accept: Callable[[str], bool], count: int) -> list[Pair]:
+def _draw_lists(
+    probe: str, generator: random.Random, pool: tuple[str, ...], accept: Callable[[str], bool], count: int
+) -> list[Pair]:
     chosen: dict[str, Pair] = {}
     while len(chosen) < count:
         pair = draw_list(probe, generator, pool)
@@ -180,12 +183,12 @@ def demonstrations(
     if probe not in LIST_RULES:
         return generator.sample(_trainable(probe, slice_per_mille, hold_out_words), count)
     pool = word_pool(slice_per_mille, False) if hold_out_words else words()
-    return _draw_lists(probe, generator, pool, lambda text: not is_held_out(probe, text, slice_per_mille=slice_per_mille), count)
+    return _draw_lists(
+        probe, generator, pool, lambda text: not is_held_out(probe, text, slice_per_mille=slice_per_mille), count
+    )
 
 
-def queries(
-    probe: str, *, count: int, slice_per_mille: int, hold_out_words: bool = False, seed: int = 0
-) -> list[Pair]:
+def queries(probe: str, *, count: int, slice_per_mille: int, hold_out_words: bool = False, seed: int = 0) -> list[Pair]:
     """At most `count` held-out records of a probe, the same for every model and demonstration seed.
 
     Probes with listed inputs have about slice_per_mille / 1000 of their records here; list probes are drawn
@@ -195,7 +198,11 @@ def queries(
     generator = random.Random(f"queries {probe} {seed}")
     strict = word_pool(slice_per_mille, True) if hold_out_words else ()
     if probe in LIST_RULES:
-        accept = (lambda text: True) if hold_out_words else (lambda text: is_held_out(probe, text, slice_per_mille=slice_per_mille))
+        accept = (
+            (lambda text: True)
+            if hold_out_words
+            else (lambda text: is_held_out(probe, text, slice_per_mille=slice_per_mille))
+        )
         return _draw_lists(probe, generator, strict or words(), accept, count)
     if hold_out_words and probe in WORD_RULES:
         pool = [pair for pair in fixed_pairs(probe) if pair.input.lower() in set(strict)]
@@ -217,7 +224,9 @@ def function_document(number: int, *, seed: int, slice_per_mille: int, hold_out_
     generator = random.Random(f"function {seed} {number}")
     probe = generator.choice(PROBES)
     count = generator.randint(4, 11)
-    shown = demonstrations(probe, generator, count=count, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+    shown = demonstrations(
+        probe, generator, count=count, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
+    )
     return "\n\n".join(f"Q:{pair.input}\nA:{pair.output}" for pair in shown) + "\n"
 
 

@@ -4,14 +4,13 @@ import ast
 import glob
 import importlib.metadata
 import importlib.util
-import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import md5
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from budgeted_lora.config import Corpus
 from budgeted_lora.errors import BadInput
@@ -41,7 +40,7 @@ def read_docstrings(packages: Iterable[str], *, processes: int = 1) -> list[str]
     with ProcessPoolExecutor(processes) as pool:
         found = pool.map(_docstrings, paths, chunksize=32)
         texts = [text for group in found for text in group]
-    return sorted(texts, key=lambda text: md5(text.encode(), usedforsecurity=False).digest())
+    return sorted(texts, key=lambda text: md5(text.encode(errors="replace"), usedforsecurity=False).digest())
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -55,7 +54,11 @@ def _sources(package: str) -> list[Path]:
     if spec is None or not spec.submodule_search_locations:
         raise BadInput(f"corpus.packages: {package!r} is not an installed package; install it or take it off the list")
     root = Path(spec.submodule_search_locations[0])
-    return [path for path in sorted(root.rglob("*.py")) if not {"tests", "test", "testing"} & set(path.relative_to(root).parts)]
+    return [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not {"tests", "test", "testing"} & set(path.relative_to(root).parts)
+    ]
 
 
 def _docstrings(path: Path) -> list[str]:
@@ -84,51 +87,71 @@ def read_files(patterns: Iterable[str], *, text_field: str) -> Iterator[str]:
 
 def _read_file(path: Path, text_field: str) -> Iterator[str]:
     name = path.name
-    try:
-        if name.endswith(".txt"):
-            yield path.read_text(encoding="utf-8")
-        elif name.endswith(".jsonl"):
-            with path.open("rb") as stream:
-                yield from _json_lines(stream, path, text_field)
-        elif name.endswith(".jsonl.zst"):
-            import zstandard
-
-            with path.open("rb") as stream, zstandard.ZstdDecompressor().stream_reader(stream) as reader:
-                yield from _json_lines(io.BufferedReader(reader), path, text_field)
-        elif name.endswith(".parquet"):
-            yield from _parquet(path, text_field)
-        else:
-            raise BadInput(f"{path}: unknown ending; expected .txt, .jsonl, .jsonl.zst or .parquet")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def _json_lines(stream: Iterable[bytes], path: Path, text_field: str) -> Iterator[str]:
-    zstd_errors: tuple[type[Exception], ...] = (EOFError,)
-    if path.suffix == ".zst":
-        import zstandard
-
-        zstd_errors = (EOFError, zstandard.ZstdError)
-    lines, number = iter(stream), 0
-    while True:
+    if name.endswith(".txt"):
         try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except zstd_errors as error:
-            raise BadInput(f"{path}: truncated or damaged after line {number} ({error})") from None
-        number += 1
-        if line.strip():
-            yield _field(line, path, number, text_field)
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    elif name.endswith((".jsonl", ".jsonl.zst")):
+        with path.open("rb") as stream:
+            lines = _split_lines(_decompressed(stream, path)) if name.endswith(".zst") else stream
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _field(line, f"{path}, line {number}", text_field)
+    elif name.endswith(".parquet"):
+        yield from _parquet(path, text_field)
+    else:
+        raise BadInput(f"{path}: unknown ending; expected .txt, .jsonl, .jsonl.zst or .parquet")
 
 
-def _field(line: bytes, path: Path, number: int, text_field: str) -> str:
+def _decompressed(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Blocks of a Zstandard file of one frame or several; a file that ends inside a frame is refused."""
+    import zstandard
+
+    frame = None
+    while block := stream.read(1 << 16):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(block)
+            except zstandard.ZstdError as error:
+                raise BadInput(f"{path}: not whole Zstandard data ({error})") from None
+            block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise BadInput(f"{path}: truncated, it ends inside a Zstandard frame")
+
+
+def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest
+
+
+def _field(line: bytes, where: str, text_field: str) -> str:
     try:
-        return str(json.loads(line)[text_field])
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line)") from None
     except json.JSONDecodeError as error:
-        raise BadInput(f"{path}, line {number}: not JSON ({error.msg}); a truncated file?") from None
-    except (KeyError, TypeError):
-        raise BadInput(f"{path}, line {number}: no field {text_field!r} (corpus.text_field)") from None
+        raise BadInput(f"{where}: not JSON ({error.msg}); a truncated file?") from None
+    return _text(record, where, text_field)
+
+
+def _text(record: Any, where: str, text_field: str) -> str:
+    """The text of a record.
+
+    Raises:
+        BadInput: it has no such field, or the field holds something else.
+    """
+    if not isinstance(record, dict) or text_field not in record:
+        found = f"it has {', '.join(record)}" if isinstance(record, dict) else f"it is no record but {record!r:.40}"
+        raise BadInput(f"{where}: no field {text_field!r} (corpus.text_field); {found}")
+    value = record[text_field]
+    if not isinstance(value, str):
+        raise BadInput(f"{where}: field {text_field!r} (corpus.text_field) holds {type(value).__name__}, expected text")
+    return value
 
 
 def _parquet(path: Path, text_field: str) -> Iterator[str]:
@@ -137,12 +160,16 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        if text_field not in file.schema_arrow.names:
+            columns = ", ".join(file.schema_arrow.names)
+            raise BadInput(f"{path}: no column {text_field!r} (corpus.text_field); it has {columns}")
+        number = 0
+        for batch in file.iter_batches(columns=[text_field]):
+            for record in batch.to_pylist():
+                number += 1
+                yield _text(record, f"{path}, row {number}", text_field)
+    except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
-    if text_field not in file.schema_arrow.names:
-        raise BadInput(f"{path}: no column {text_field!r} (corpus.text_field); it has {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(columns=[text_field]):
-        yield from batch.column(0).to_pylist()
 
 
 def read_hub(corpus: Corpus) -> Iterator[str]:
@@ -159,8 +186,8 @@ def read_hub(corpus: Corpus) -> Iterator[str]:
     try:
         rows: Any = datasets.load_dataset(hub.name, revision=hub.revision, split=hub.split, streaming=True)
         for number, row in enumerate(rows, start=1):
-            if corpus.text_field not in row:
-                raise BadInput(f"{hub.name}, row {number}: no field {corpus.text_field!r}; it has {', '.join(row)}")
-            yield row[corpus.text_field]
+            yield _text(row, f"{hub.name}, row {number}", corpus.text_field)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise BadInput(f"corpus.hub: cannot read {hub.name} at {hub.revision}: {' '.join(str(error).split())[:300]}") from None
+        raise BadInput(
+            f"corpus.hub: cannot read {hub.name} at {hub.revision}: {' '.join(str(error).split())[:300]}"
+        ) from None

@@ -101,7 +101,9 @@ def tokenize(
     }
     sides: dict[str, list[bytes]] = {name: [] for name in streams}
     records = {
-        name: write_tokens(out / f"{name}.bin", noting(stream, sides[name]), vocab_size=encoder.get_vocab_size(), eos_id=end)
+        name: write_tokens(
+            out / f"{name}.bin", noting(stream, sides[name]), vocab_size=encoder.get_vocab_size(), eos_id=end
+        )
         for name, stream in streams.items()
     }
     if records["validation"]["tokens"] < validation_tokens:
@@ -119,13 +121,28 @@ def tokenize(
         "files": records,
         "proof": disjointness(sides, slice_per_mille=slice_per_mille),
     }
-    values = {"train_tokens": train_tokens, "function_share": function_share, "slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words}
-    write_result(out / "manifest.json", payload, scale=scale, cell=None, values=values, inputs=[documents, tokenizer], clock=clock)
+    values = {
+        "train_tokens": train_tokens,
+        "function_share": function_share,
+        "slice_per_mille": slice_per_mille,
+        "hold_out_words": hold_out_words,
+    }
+    write_result(
+        out / "manifest.json",
+        payload,
+        scale=scale,
+        cell=None,
+        values=values,
+        inputs=[documents, tokenizer],
+        clock=clock,
+    )
 
 
 def list_digest(digests: Iterable[bytes]) -> str:
     """SHA-256 of the sorted hexadecimal MD5s, one a line: what a third party can compare without the texts."""
-    return hashlib.sha256("".join(f"{line}\n" for line in sorted(digest.hex() for digest in digests)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{line}\n" for line in sorted(digest.hex() for digest in digests)).encode()
+    ).hexdigest()
 
 
 def disjointness(sides: dict[str, list[bytes]], *, slice_per_mille: int) -> dict[str, Any]:
@@ -139,7 +156,9 @@ def disjointness(sides: dict[str, list[bytes]], *, slice_per_mille: int) -> dict
     common = train & set().union(*held.values())
     inside = sum(in_slice(digest, slice_per_mille=slice_per_mille) for digest in train)
     if common or inside:
-        raise BadInput(f"corpus: {len(common)} documents on both sides, {inside} training documents in the slice; expected 0 and 0")
+        raise BadInput(
+            f"corpus: {len(common)} documents on both sides, {inside} training documents in the slice; expected 0 and 0"
+        )
     return {
         "train_documents": len(sides["train"]),
         "distinct_train_documents": len(train),

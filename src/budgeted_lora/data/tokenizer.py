@@ -52,13 +52,21 @@ def make_tokenizer(
     Raises:
         BadInput: the vocabulary came out smaller than asked for.
     """
-    texts = mix(documents, function_share=function_share, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+    texts = mix(
+        documents, function_share=function_share, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
+    )
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
     if tokenizer.get_vocab_size() != vocab_size:
-        raise BadInput(f"tokenizer.vocab_size is {vocab_size}, but the corpus yields only {tokenizer.get_vocab_size()} tokens")
+        raise BadInput(
+            f"tokenizer.vocab_size is {vocab_size}, but the corpus yields only {tokenizer.get_vocab_size()} tokens"
+        )
     with atomic_folder(out) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "clean_up_tokenization_spaces": False}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END,
+            "clean_up_tokenization_spaces": False,
+        }
         write_json(folder / "tokenizer_config.json", settings)
 
 
@@ -95,7 +103,9 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     end = end.get("content") if isinstance(end, dict) else end
     end_id = tokenizer.token_to_id(end) if end else None
     if end_id is None:
-        raise BadInput(f"{folder}: tokenizer_config.json names no eos_token of the vocabulary; documents are joined by it")
+        raise BadInput(
+            f"{folder}: tokenizer_config.json names no eos_token of the vocabulary; documents are joined by it"
+        )
     return tokenizer, end_id
 
 

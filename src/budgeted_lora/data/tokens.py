@@ -18,7 +18,7 @@ class TokenFile:
 
     Attributes:
         tokens: uint16 or uint32, shape (tokens,).
-        offsets: uint64, shape (documents + 1,): document i is tokens[offsets[i]:offsets[i + 1]], its end token included.
+        offsets: uint64, shape (documents + 1,): document i is tokens[offsets[i]:offsets[i + 1]], with its end token.
     """
 
     path: Path
@@ -37,10 +37,13 @@ class TokenFile:
         """
         path = Path(path)
         about = read_json(path.with_suffix(".json"), expected="the record of a token file")
-        dtype = np.dtype(about["dtype"]).newbyteorder("<")
-        tokens = _map(path, dtype, about["tokens"])
-        offsets = _map(path.with_suffix(".idx"), np.dtype("<u8"), about["documents"] + 1)
-        return cls(path, tokens, offsets, about["vocab_size"], about["eos_id"], about["sha256"])
+        try:
+            dtype = np.dtype(about["dtype"]).newbyteorder("<")
+            tokens = _map(path, dtype, about["tokens"])
+            offsets = _map(path.with_suffix(".idx"), np.dtype("<u8"), about["documents"] + 1)
+            return cls(path, tokens, offsets, about["vocab_size"], about["eos_id"], about["sha256"])
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{path.with_suffix('.json')}: not the record of a token file ({error})") from None
 
     def check_digest(self) -> None:
         """Compares the file's bytes with the digest recorded when it was written.

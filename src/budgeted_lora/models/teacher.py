@@ -29,7 +29,7 @@ def make_teacher(
     history: Path,
     scale: str,
     threads: int,
-    device: str = "cpu",
+    device: str,
 ) -> None:
     """Pretrains a teacher from random weights and writes it in half precision with its record and loss history.
 
@@ -50,9 +50,10 @@ def make_teacher(
     model = new_model(mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed)
     common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
-    losses = pretrain(model.to(device), train, plan, device=device, title=f"pretrain {name}")
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    losses = pretrain(model.to(place), train, plan, device=place, title=f"pretrain {name}")
     with atomic_folder(out) as folder:
-        save_model(model, folder, dtype=torch.float16)
+        save_model(model.cpu(), folder, dtype=torch.float16)
         for path in sorted(Path(tokenizer).iterdir()):
             shutil.copyfile(path, folder / path.name)
     check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))

@@ -1,0 +1,57 @@
+# Budgeted LoRA, regenerated: from a corpus to the paper's tables and figures.
+#
+#   snakemake --cores all --resources gpu=2                 everything, at the scale "mini"
+#   snakemake table2 figure2                                only those
+#   snakemake --config scale=smoke                          another scale: a file of config/
+#   snakemake --config teachers=pretrain                    any top-level key of the scale, laid on top
+#
+# Values and file lists come from budgeted_lora.graph; what a stage does is in src/budgeted_lora.
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+from budgeted_lora.config import load_config
+from budgeted_lora.errors import BadInput
+from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, PARETO, Graph
+from budgeted_lora.sources import source_files
+
+min_version("9.0")
+
+try:
+    scale = config.pop("scale", "mini")
+    graph = Graph(load_config(f"config/{scale}.yaml", config))
+except BadInput as error:
+    print(f"budgeted-lora: {error}", file=sys.stderr)
+    sys.exit(2)
+
+# So that jobs find the command when Snakemake was started without activating its environment.
+shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
+
+settings = graph.config
+results, reports = graph.results, graph.reports
+
+
+wildcard_constraints:
+    cell="|".join(graph.cells) or "none",
+    teacher="|".join(graph.teachers),
+    init="|".join(graph.inits),
+    structure="|".join(graph.structures()) or "none",
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{reports}/index.html",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/teachers.smk"
+include: "workflow/rules/students.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/compress.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"

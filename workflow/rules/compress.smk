@@ -1,0 +1,36 @@
+# What the budget left of each student, as plain linear layers.
+
+
+rule compress_cell:
+    input:
+        code=source_files("compress"),
+        digests=lambda wildcards: [
+            f"{results}/cells/{wildcards.cell}/trained.sha256",
+            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model.sha256",
+            f"{results}/data/validation.json",
+        ],
+        student=lambda wildcards: ancient(f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"),
+        trained=ancient(f"{results}/cells/{{cell}}/trained"),
+        tokens=ancient(f"{results}/data/validation.bin"),
+        tokenizer=ancient(f"{results}/data/tokenizer"),
+    output:
+        model=directory(f"{results}/cells/{{cell}}/compressed/default/model"),
+        digest=f"{results}/cells/{{cell}}/compressed/default/model.sha256",
+        record=f"{results}/cells/{{cell}}/compressed/default/compression.json",
+    params:
+        recipe=lambda wildcards: graph.recipe(wildcards.cell),
+        settings=graph.section("compression"),
+        folder=f"{results}/cells/{{cell}}/compressed/default",
+        threads=settings.threads.evaluation,
+        scale=scale,
+    log:
+        f"{results}/logs/compress_cell/{{cell}}.log",
+    benchmark:
+        f"{results}/benchmarks/compress_cell/{{cell}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.evaluation
+    shell:
+        "budgeted-lora stage compress --values {params.recipe:q} --settings {params.settings:q} --cell {wildcards.cell}"
+        " --student {input.student} --trained {input.trained} --tokens {input.tokens} --tokenizer {input.tokenizer}"
+        " --out {params.folder} --scale {params.scale} --threads {params.threads} 2>&1 | tee {log}"

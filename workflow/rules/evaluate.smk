@@ -1,0 +1,106 @@
+# Perplexity and in-context learning in one job a model; speed once a structure.
+
+
+rule evaluate_reference:
+    input:
+        code=source_files("evaluate"),
+        digests=[f"{results}/{{kind}}/{{name}}/model.sha256", f"{results}/data/validation.json", f"{results}/data/functions.json"],
+        model=ancient(f"{results}/{{kind}}/{{name}}/model"),
+        manifest=ancient(f"{results}/data/manifest.json"),
+        tokenizer=ancient(f"{results}/data/tokenizer"),
+    output:
+        perplexity=f"{results}/{{kind}}/{{name}}/perplexity.json",
+        windows=f"{results}/{{kind}}/{{name}}/perplexity_windows.parquet",
+        icl=f"{results}/{{kind}}/{{name}}/icl.json",
+        examples=f"{results}/{{kind}}/{{name}}/icl_examples.parquet",
+    wildcard_constraints:
+        kind="teachers|students",
+        name="[^/]+",
+    params:
+        values=graph.evaluation(),
+        folder=f"{results}/{{kind}}/{{name}}",
+        data=f"{results}/data",
+        device=settings.device,
+        threads=settings.threads.evaluation,
+        scale=scale,
+    log:
+        f"{results}/logs/evaluate_reference/{{kind}}_{{name}}.log",
+    benchmark:
+        f"{results}/benchmarks/evaluate_reference/{{kind}}_{{name}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.evaluation
+    resources:
+        gpu=1,
+    shell:
+        "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --tokens {params.data}"
+        " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} --threads {params.threads}"
+        " --device {params.device} 2>&1 | tee {log}"
+
+
+rule evaluate_cell:
+    input:
+        code=source_files("evaluate"),
+        digests=[
+            f"{results}/cells/{{cell}}/compressed/default/model.sha256",
+            f"{results}/cells/{{cell}}/trained.sha256",
+            f"{results}/data/validation.json",
+            f"{results}/data/functions.json",
+        ],
+        model=ancient(f"{results}/cells/{{cell}}/compressed/default/model"),
+        trained=ancient(f"{results}/cells/{{cell}}/trained"),
+        student=lambda wildcards: ancient(f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"),
+        manifest=ancient(f"{results}/data/manifest.json"),
+        tokenizer=ancient(f"{results}/data/tokenizer"),
+    output:
+        perplexity=f"{results}/cells/{{cell}}/compressed/default/perplexity.json",
+        windows=f"{results}/cells/{{cell}}/compressed/default/perplexity_windows.parquet",
+        icl=f"{results}/cells/{{cell}}/compressed/default/icl.json",
+        examples=f"{results}/cells/{{cell}}/compressed/default/icl_examples.parquet",
+    params:
+        values=graph.evaluation(),
+        folder=f"{results}/cells/{{cell}}/compressed/default",
+        data=f"{results}/data",
+        device=settings.device,
+        threads=settings.threads.evaluation,
+        scale=scale,
+    log:
+        f"{results}/logs/evaluate_cell/{{cell}}.log",
+    benchmark:
+        f"{results}/benchmarks/evaluate_cell/{{cell}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.evaluation
+    resources:
+        gpu=1,
+    shell:
+        "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --student {input.student}"
+        " --uncompressed {input.trained} --cell {wildcards.cell} --tokens {params.data} --tokenizer {input.tokenizer}"
+        " --out {params.folder} --scale {params.scale} --threads {params.threads} --device {params.device}"
+        " 2>&1 | tee {log}"
+
+
+rule measure_speed:
+    input:
+        code=source_files("speed"),
+        tokens=f"{results}/data/train.json",
+    output:
+        f"{results}/speed/{{structure}}.json",
+    params:
+        values=lambda wildcards: graph.speed_values(wildcards.structure),
+        settings=graph.section("speed"),
+        device=settings.device,
+        threads=settings.threads.timing,
+        scale=scale,
+    log:
+        f"{results}/logs/measure_speed/{{structure}}.log",
+    benchmark:
+        f"{results}/benchmarks/measure_speed/{{structure}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.timing
+    resources:
+        gpu=1,
+    shell:
+        "budgeted-lora stage speed --values {params.values:q} --settings {params.settings:q} --tokens {input.tokens}"
+        " --out {output} --scale {params.scale} --threads {params.threads} --device {params.device} 2>&1 | tee {log}"

@@ -1,0 +1,127 @@
+# Tables, figures and the page. Each reads result files only.
+
+
+rule list_cells:
+    output:
+        f"{results}/cells.csv",
+    params:
+        values=graph.cells_csv(),
+    log:
+        f"{results}/logs/list_cells.log",
+    benchmark:
+        f"{results}/benchmarks/list_cells.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "budgeted-lora stage list-cells --values {params.values:q} --out {output} 2>&1 | tee {log}"
+
+
+rule make_table:
+    input:
+        code=source_files("report"),
+        published="config/published.csv",
+        files=lambda wildcards: graph.table_inputs(wildcards.table),
+    output:
+        report(
+            f"{reports}/tables/{{table}}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
+        f"{reports}/tables/{{table}}.md",
+        f"{reports}/tables/{{table}}.tex",
+    wildcard_constraints:
+        table="|".join(MAIN_TABLES),
+    params:
+        values=graph.uncertainty(),
+        results=results,
+        reports=reports,
+    log:
+        f"{results}/logs/make_table/{{table}}.log",
+    benchmark:
+        f"{results}/benchmarks/make_table/{{table}}.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "budgeted-lora stage table {wildcards.table} --values {params.values:q} --results {params.results}"
+        " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
+
+
+rule make_figure:
+    input:
+        code=source_files("report"),
+        files=lambda wildcards: graph.figure_inputs(wildcards.figure),
+    output:
+        report(
+            f"{reports}/figures/{{figure}}.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        f"{reports}/figures/{{figure}}.png",
+        f"{reports}/figures/{{figure}}.pdf",
+    wildcard_constraints:
+        figure="|".join(MAIN_FIGURES),
+    params:
+        results=results,
+        reports=reports,
+    log:
+        f"{results}/logs/make_figure/{{figure}}.log",
+    benchmark:
+        f"{results}/benchmarks/make_figure/{{figure}}.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "budgeted-lora stage figure {wildcards.figure} --results {params.results} --out {params.reports} 2>&1 | tee {log}"
+
+
+rule make_index:
+    input:
+        code=source_files("report"),
+        template=graph.report_templates(),
+        published="config/published.csv",
+        tables=[f"{reports}/tables/{name}.csv" for name in MAIN_TABLES],
+        figures=[f"{reports}/figures/{name}.svg" for name in MAIN_FIGURES],
+    output:
+        report(f"{reports}/index.html", caption="../report/index.rst", category="Report"),
+    params:
+        values=graph.uncertainty(),
+        config=graph.whole(),
+        results=results,
+        reports=reports,
+    log:
+        f"{results}/logs/make_index.log",
+    benchmark:
+        f"{results}/benchmarks/make_index.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
+        " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
+
+
+# Targets a person types. `main` is what the paper's main section shows.
+
+
+rule main:
+    input:
+        f"{reports}/index.html",
+
+
+rule pareto:
+    input:
+        [f"{reports}/figures/{name}.svg" for name in PARETO],
+
+
+rule figure2:
+    input:
+        f"{reports}/figures/figure2.svg",
+
+
+for _table in MAIN_TABLES:
+
+    rule:
+        name:
+            _table
+        input:
+            f"{reports}/tables/{_table}.csv",

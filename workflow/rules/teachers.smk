@@ -1,0 +1,100 @@
+# Teachers: made here, or brought in. Either way results/<scale>/teachers/<name>/model.
+
+if settings.teachers == "pretrain":
+
+    rule pretrain_teacher:
+        input:
+            code=source_files("pretrain"),
+            digests=[f"{results}/data/train.json", f"{results}/data/tokenizer.sha256"],
+            tokens=ancient(f"{results}/data/train.bin"),
+            tokenizer=ancient(f"{results}/data/tokenizer"),
+        output:
+            model=directory(f"{results}/teachers/{{teacher}}/model"),
+            digest=f"{results}/teachers/{{teacher}}/model.sha256",
+            record=f"{results}/teachers/{{teacher}}/teacher.json",
+            history=f"{results}/teachers/{{teacher}}/history.csv",
+        params:
+            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
+            values=graph.section("pretraining"),
+            sequence_length=settings.sequence_length,
+            rows=settings.rows,
+            device=settings.device,
+            threads=settings.threads.training,
+            scale=scale,
+        log:
+            f"{results}/logs/pretrain_teacher/{{teacher}}.log",
+        benchmark:
+            f"{results}/benchmarks/pretrain_teacher/{{teacher}}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: settings.threads.training
+        resources:
+            gpu=1,
+        shell:
+            "budgeted-lora stage pretrain-teacher --name {wildcards.teacher} --spec {params.spec:q}"
+            " --values {params.values:q} --sequence-length {params.sequence_length} --rows {params.rows}"
+            " --tokens {input.tokens} --tokenizer {input.tokenizer} --out {output.model} --record {output.record}"
+            " --history {output.history} --scale {params.scale} --threads {params.threads} --device {params.device}"
+            " 2>&1 | tee {log}"
+
+else:
+
+    rule fetch_teacher:
+        input:
+            code=source_files("fetch"),
+        output:
+            model=directory(f"{results}/teachers/{{teacher}}/model"),
+            digest=f"{results}/teachers/{{teacher}}/model.sha256",
+            record=f"{results}/teachers/{{teacher}}/teacher.json",
+        params:
+            source=settings.teachers,
+            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
+            values=graph.held_out_rule(),
+            scale=scale,
+        log:
+            f"{results}/logs/fetch_teacher/{{teacher}}.log",
+        benchmark:
+            f"{results}/benchmarks/fetch_teacher/{{teacher}}.tsv"
+        conda:
+            "../../environment.yml"
+        shell:
+            "budgeted-lora stage fetch-teacher --name {wildcards.teacher} --source {params.source}"
+            " --spec {params.spec:q} --values {params.values:q} --out {output.model} --record {output.record}"
+            " --scale {params.scale} 2>&1 | tee {log}"
+
+
+rule cache_teacher:
+    input:
+        code=source_files("cache"),
+        digests=[f"{results}/teachers/{{teacher}}/model.sha256", f"{results}/data/train.json"],
+        teacher=ancient(f"{results}/teachers/{{teacher}}/model"),
+        tokens=ancient(f"{results}/data/train.bin"),
+    output:
+        hidden=f"{results}/cache/{{teacher}}/hidden.bin",
+        record=f"{results}/cache/{{teacher}}/cache.json",
+    params:
+        windows=lambda wildcards: graph.cached_windows(wildcards.teacher),
+        sequence_length=settings.sequence_length,
+        rows=settings.rows,
+        batch_windows=settings.training.micro_batch_windows,
+        precision=settings.training.precision,
+        folder=f"{results}/cache/{{teacher}}",
+        state=f"{results}/state",
+        device=settings.device,
+        threads=settings.threads.training,
+        scale=scale,
+    log:
+        f"{results}/logs/cache_teacher/{{teacher}}.log",
+    benchmark:
+        f"{results}/benchmarks/cache_teacher/{{teacher}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.training
+    resources:
+        gpu=1,
+    shell:
+        "budgeted-lora stage cache-teacher --teacher {input.teacher} --tokens {input.tokens}"
+        " --windows {params.windows} --sequence-length {params.sequence_length} --rows {params.rows}"
+        " --batch-windows {params.batch_windows} --precision {params.precision} --out {params.folder}"
+        " --state {params.state} --scale {params.scale} --threads {params.threads} --device {params.device}"
+        " 2>&1 | tee {log}"
