@@ -97,12 +97,12 @@ def test_pinned_version_supports_every_python(name: str) -> None:
 def test_lock_is_closed() -> None:
     """Whatever a pinned package needs on Linux or macOS is pinned too, at a version it accepts."""
     platforms = [("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64")]
+    names = ("sys_platform", "platform_system", "platform_machine")
     settings = [
-        {"python_version": version, "python_full_version": f"{version}.9", "sys_platform": name, "platform_system": system,
-         "platform_machine": machine, "os_name": "posix", "implementation_name": "cpython"}
+        dict(zip(names, platform, strict=True)) | {"python_version": version, "python_full_version": f"{version}.9"}
         for version in PYTHONS
-        for name, system, machine in platforms
-    ]  # fmt: skip
+        for platform in platforms
+    ]
     pending = [(canonicalize_name(r.name), frozenset(r.extras)) for r in wanted()]
     seen, problems = set(), []
     while pending:

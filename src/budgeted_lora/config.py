@@ -183,7 +183,7 @@ class Training(Strict):
     )
     teacher_cache: Literal["hidden", "online"] = Field(
         "online",
-        description="hidden: the teacher's final hidden states are computed once; online: it runs beside each student. [ours]",
+        description="hidden: the teacher's final hidden states are computed once; online: it runs beside each. [ours]",
     )
     seed: int = Field(0, ge=0, description="Seed of adapters, dropout and window order. [ours]")
     init: Init = Field("mixed", description="Which layers of the first teacher a student gets. [S]")

@@ -240,5 +240,6 @@ def check(config: Config, values: Recipe) -> None:
         if values.steps < needed:
             raise BadInput(
                 f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of "
-                f"F = {values.budget:g}; it needs {needed} (training.tokens {needed * values.batch_windows * values.sequence_length})"
+                f"F = {values.budget:g}; it needs {needed} "
+                f"(training.tokens {needed * values.batch_windows * values.sequence_length})"
             )
