@@ -1,0 +1,218 @@
+"""Cells: each student once, ids that change with what determines the weights and with nothing else."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from budgeted_lora.budget.cost import ModelShape
+from budgeted_lora.budget.plan import steps_needed
+from budgeted_lora.config import Config
+from budgeted_lora.errors import BadInput
+from budgeted_lora.grid import Cell, cells
+
+SMALL = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": 4096}
+LARGE = SMALL | {"hidden": 64, "ffn": 128}
+TABLES = {
+    "table2": [
+        {"method": "kd_full", "teacher": ["A", "B"]},
+        {"method": "kd_lora", "teacher": ["A", "B"]},
+        {"method": "budgeted_lora", "teacher": ["A", "B"], "budget": [0.4, 0.0]},
+    ],
+    "table8": [{"method": "budgeted_lora", "budget": [0.0, 0.4, 0.8]}],
+}
+VALUES: dict[str, Any] = {
+    "scale": "tiny",
+    "sequence_length": 64,
+    "corpus": {"packages": ["numpy"]},
+    "teachers": "pretrain",
+    "teacher_ladder": {"A": SMALL, "B": LARGE},
+    "student": {"layers": 2},
+    "training": {"tokens": 300 * 4 * 64, "batch_windows": 4, "micro_batch_windows": 4},
+    "lora": {"rank": 8, "alpha": 16},
+    "compression": {"r_max": 4},
+    "tables": TABLES,
+}
+
+
+def config(**paths: Any) -> Config:
+    """The values above with some replaced, e.g. `training__clip=2.0`."""
+    values = copy.deepcopy(VALUES)
+    for path, value in paths.items():
+        *parents, name = path.split("__")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[name] = value
+    return Config.model_validate(values)
+
+
+def ids(**paths: Any) -> list[str]:
+    return [cell.id for cell in cells(config(**paths))]
+
+
+def one(row: dict[str, Any], **paths: Any) -> Cell:
+    found = cells(config(tables={"t": [row]}, **paths))
+    assert len(found) == 1
+    return found[0]
+
+
+def test_lists_are_multiplied_out_and_equal_cells_are_one() -> None:
+    found = cells(config())
+    assert len(found) == 2 + 2 + 4 + 1
+    assert len({cell.id for cell in found}) == len(found)
+    shared = [cell for cell in found if cell.tables == ("table2", "table8")]
+    assert sorted(cell.recipe.budget for cell in shared) == [0.0, 0.4]
+    assert {cell.recipe.teacher for cell in shared} == {"A"}
+
+
+def test_a_row_that_says_the_default_is_the_same_cell() -> None:
+    plain = one({"method": "budgeted_lora", "budget": 0.4})
+    said = {"teacher": "A", "init": "mixed", "schedule": "short", "controller": "greedy", "rank": 8, "alpha": 16}
+    said |= {"temperature": 3.0, "kd_weight": 0.8, "seed": 0, "tokens": 300 * 4 * 64, "learning_rate": 1e-3}
+    assert one({"method": "budgeted_lora", "budget": 0.4} | said) == plain
+
+
+def test_a_row_listed_twice_names_its_table_once() -> None:
+    row = {"method": "kd_full"}
+    assert [cell.tables for cell in cells(config(tables={"t": [row, row]}))] == [("t",)]
+
+
+def test_ids_are_readable_and_repeat() -> None:
+    names = ids()
+    assert names == ids()
+    assert names[0].startswith("kd-full_A_mixed_s0-")
+    assert any(name.startswith("budgeted-lora_B_mixed_F0.4_s0-") for name in names)
+    assert one({"method": "kd_lora", "rank": 4}).id.startswith("kd-lora_A_mixed_r4_s0-")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("evaluation__queries", 7),
+        ("evaluation__shots", 3),
+        ("compression__r_max", 2),
+        ("compression__svd_threshold", 0.4),
+        ("report__bootstrap", 10),
+        ("speed__repeats", 5),
+        ("training__log_every", 3),
+        ("training__checkpoint_every", 3),
+        ("corpus__validation_tokens", 1000),
+        ("threads__evaluation", 2),
+        ("device", "cpu"),
+        ("scale", "other"),
+    ],
+)
+def test_what_does_not_touch_weights_changes_no_id(path: str, value: Any) -> None:
+    assert ids(**{path: value}) == ids()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("corpus__slice_per_mille", 40),
+        ("corpus__function_share", 0.5),
+        ("tokenizer__vocab_size", 512),
+        ("pretraining__seed", 1),
+        ("sequence_length", 32),
+        ("training__temperature", 2.0),
+        ("training__seed", 1),
+        ("training__batch_windows", 2),
+        ("rows", "document"),
+        ("training__betas", [0.9, 0.95]),
+    ],
+)
+def test_what_every_student_depends_on_changes_every_id(path: str, value: Any) -> None:
+    more = {"training__micro_batch_windows": 2} if path == "training__batch_windows" else {}
+    assert not set(ids(**{path: value}, **more)) & set(ids())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "concerned"),
+    [
+        ("training__learning_rate", {"kd_full": 5e-3}, lambda r: r.method == "kd_full"),
+        ("lora__dropout", 0.3, lambda r: r.method != "kd_full"),
+        ("training__train_embeddings_head_norms", True, lambda r: r.method != "kd_full"),
+        ("budget__smoothing", 0.8, lambda r: r.method == "budgeted_lora"),
+        ("budget__gate_logit", 1.0, lambda r: r.method == "budgeted_lora"),
+        ("teacher_ladder__B__tokens", 8192, lambda r: r.teacher == "B"),
+        ("teacher_ladder__A__tokens", 8192, lambda r: True),
+        ("training__learning_rate", {"budgeted_lora": 5e-3}, lambda r: r.method == "budgeted_lora"),
+    ],
+)
+def test_ids_change_for_the_cells_concerned_only(path: str, value: Any, concerned: Any) -> None:
+    before, after = cells(config()), cells(config(**{path: value}))
+    assert len(before) == len(after)
+    changed = [old.id != new.id for old, new in zip(before, after, strict=True)]
+    assert changed == [bool(concerned(cell.recipe)) for cell in before]
+
+
+def test_editing_one_row_changes_that_cell_only() -> None:
+    tables = copy.deepcopy(TABLES)
+    tables["table8"][0]["budget"] = [0.0, 0.4, 0.6]
+    before, after = set(ids()), set(ids(tables=tables))
+    assert len(before - after) == len(after - before) == 1
+
+
+def test_the_recipe_of_shipped_teachers_does_not_depend_on_pretraining_settings() -> None:
+    assert ids(teachers="shipped") == ids(teachers="shipped", pretraining__seed=1, tokenizer__vocab_size=512)
+
+
+def test_alpha_keeps_its_ratio_to_the_rank() -> None:
+    assert one({"method": "kd_lora", "rank": 4}).recipe.alpha == 8
+    assert one({"method": "kd_lora", "rank": 4, "alpha": 5}).recipe.alpha == 5
+
+
+def test_kd_weight_zero_and_seed_zero_are_values() -> None:
+    recipe = one({"method": "kd_full", "kd_weight": 0.0, "seed": 0}, training__seed=4).recipe
+    assert (recipe.kd_weight, recipe.seed) == (0.0, 0)
+
+
+def test_tokens_are_rounded_down_to_whole_steps() -> None:
+    recipe = one({"method": "kd_full", "tokens": 1000}).recipe
+    assert (recipe.steps, recipe.tokens) == (3, 768)
+
+
+def test_structure_is_shared_where_shapes_are_equal() -> None:
+    found = [cell for cell in cells(config()) if cell.recipe.budget == 0.4]
+    assert len(found) == 2
+    assert len({cell.structure for cell in found}) == 1
+    assert one({"method": "kd_lora"}).structure is None
+    uniform = one({"method": "budgeted_lora", "budget": 0.4, "controller": "uniform"})
+    assert uniform.structure != found[0].structure
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"method": "kd_full", "teacher": "C"}, "teacher 'C' is not in teacher_ladder: A, B"),
+        (
+            {"method": "budgeted_lora", "budget": 0.4, "schedule": "slow"},
+            "schedule 'slow' is not among budget.schedules",
+        ),
+        ({"method": "budgeted_lora"}, "budgeted_lora needs budget"),
+        ({"method": "kd_lora", "budget": 0.4}, "only budgeted_lora takes one"),
+        ({"method": "kd_full", "budget": 0.0}, "only budgeted_lora takes one"),
+        ({"method": "kd_lora", "rank": 9}, "rank 9 exceeds 8, the smallest dimension"),
+        ({"method": "kd_full", "tokens": 10}, "greater than 0"),
+    ],
+)
+def test_rows_that_cannot_be_trained_are_refused(row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(BadInput, match=r"^tables.t, row 2: ") as caught:
+        cells(config(tables={"t": [{"method": "kd_full"}, row]}))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_largest_rank_is_allowed() -> None:
+    assert one({"method": "kd_lora", "rank": 8}).recipe.rank == 8
+
+
+def test_too_short_a_run_is_refused_with_what_it_needs() -> None:
+    settings = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"}
+    shape = ModelShape(layers=2, hidden=32, kv=8, ffn=64)
+    needed = steps_needed(shape, budget=0.0, start=0.1, end=0.3, **settings)
+    row = {"method": "budgeted_lora", "budget": 0.0}
+    assert one(row | {"tokens": needed * 256}).recipe.steps == needed
+    with pytest.raises(BadInput, match=f"{needed - 1} steps are too few .* needs {needed} .*{needed * 256}"):
+        one(row | {"tokens": needed * 256 - 1})
