@@ -1,0 +1,185 @@
+"""The training loop, one for KD Full, KD LoRA and Budgeted LoRA (paper, section on training; method.md, section 4)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from budgeted_lora.budget.controller import Controller
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.grid import Recipe
+from budgeted_lora.models.projections import BudgetedLinear, set_dense
+from budgeted_lora.training.cache import TeacherSource
+from budgeted_lora.training.loss import linear_distillation_loss
+from budgeted_lora.training.progress import Log, Progress
+from budgeted_lora.training.state import TrainingState
+
+
+def train(
+    student: Any,
+    modules: Mapping[str, BudgetedLinear],
+    teacher: TeacherSource,
+    tokens: TokenFile,
+    recipe: Recipe,
+    *,
+    state: TrainingState,
+    device: torch.device,
+    precision: torch.dtype,
+    log_every: int,
+    checkpoint_every: int,
+) -> Progress:
+    """Trains `student` in place, going on from `state` if a run was cut short.
+
+    Same recipe, files, machine and thread count give the same bytes, whether or not the run was killed on the way.
+    The state is saved at logged steps only, so checkpoint_every is rounded up to the next of them. Seeds torch's
+    global generators, which dropout draws from.
+
+    Args:
+        student: the causal language model; what requires a gradient is trained.
+        modules: its budgeted projections by name; empty for KD Full.
+        precision: bfloat16 for autocast, or float32.
+        log_every: steps between rows of history.csv and retention.csv, which lie in the state's folder. A row holds
+            the means of loss, KL, CE and gradient norm since the last one, and the values of its own step else.
+
+    Raises:
+        TrainingDiverged: the loss or gradient is not finite; names the first such step. The history is on disk.
+    """
+    order = window_order(recipe, available=tokens.len_windows(recipe.sequence_length, recipe.rows))
+    controller = new_controller(recipe, modules)
+    optimizer = new_optimizer(student, recipe)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.manual_seed(recipe.seed)
+    progress = Progress(**(state.restore(student, optimizer) or {}))
+    if controller is not None and progress.coefficients is not None:
+        controller.load(progress.coefficients)
+    student.train()
+    saved_at, recent = progress.step, []
+
+    with Log(state.folder, modules, recipe, progress) as log:
+        for n in range(progress.step, recipe.steps):
+            if controller is not None:
+                set_dense(modules, controller.step(n, steps=recipe.steps))
+            rate = learning_rate(n, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_multiplier"]
+
+            windows = order[n * recipe.batch_windows : (n + 1) * recipe.batch_windows]
+            losses = accumulate_gradients(student, teacher, tokens, windows, recipe, device=device, precision=precision)
+            norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            recent.append(torch.cat([losses, norm.detach().reshape(1)]))
+            progress.step = n + 1
+            progress.dense_macs += sum(module.macs for module in modules.values() if module.dense != 0.0)
+            progress.retained += 1.0 if controller is None else controller.retained_fraction
+            if progress.step % log_every == 0 or progress.step == recipe.steps:
+                log.row(recent, rate=rate, controller=controller)
+                recent = []
+                if progress.step - saved_at >= checkpoint_every or progress.step == recipe.steps:
+                    progress.coefficients = controller and controller.state()
+                    state.save(student, optimizer, values=asdict(progress))
+                    saved_at = progress.step
+    return progress
+
+
+def accumulate_gradients(
+    student: Any,
+    teacher: TeacherSource,
+    tokens: TokenFile,
+    windows: np.ndarray,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Tensor:
+    """Adds the gradient of one step's windows, a micro-batch at a time.
+
+    Every part is divided by the valid positions of the whole step, so the sum does not depend on how it is cut.
+
+    Returns:
+        loss, KL and CE of the whole step, [3], on the device.
+    """
+    ids, mask = tokens.windows(windows, sequence_length=recipe.sequence_length, rows=recipe.rows)
+    scored = np.zeros_like(mask)  # position i predicts token i + 1, so the last one of a row predicts nothing
+    scored[:, :-1] = mask[:, :-1] & mask[:, 1:]
+    total = torch.zeros(3, device=device)
+    for start in range(0, len(windows), recipe.micro_batch_windows):
+        part = slice(start, start + recipe.micro_batch_windows)
+        positions = np.flatnonzero(scored[part])
+        labels = torch.from_numpy(ids[part].ravel()[positions + 1]).to(device)
+        index, batch = torch.from_numpy(positions).to(device), torch.from_numpy(ids[part]).to(device)
+        target = teacher.hidden(windows[part], batch)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            hidden = student.model(input_ids=batch, use_cache=False).last_hidden_state
+            losses = linear_distillation_loss(
+                hidden.flatten(0, 1).index_select(0, index),
+                student.lm_head.weight,
+                target.flatten(0, 1).index_select(0, index),
+                teacher.head,
+                labels,
+                temperature=recipe.temperature,
+                kd_weight=recipe.kd_weight,
+                count=int(scored.sum()),
+            )
+        losses.loss.backward()
+        total += torch.stack([losses.loss.detach(), losses.kl, losses.ce])
+    return total
+
+
+def window_order(recipe: Recipe, *, available: int) -> np.ndarray:
+    """Window numbers in the order of training, [steps * batch].
+
+    The first N windows of the file, where N is what the run needs (or all there are, several times over), permuted
+    anew by seed and epoch: so every cell reads the front of one and the same teacher cache.
+    """
+    needed = recipe.steps * recipe.batch_windows
+    used = min(needed, available)
+    epochs = [
+        np.random.default_rng([recipe.seed, epoch]).permutation(used) for epoch in range(math.ceil(needed / used))
+    ]
+    return np.concatenate(epochs)[:needed]
+
+
+def learning_rate(n: int, recipe: Recipe) -> float:
+    """Rate of step n = 0 .. steps - 1: linear warm-up to the peak, then a cosine that reaches 0 after the last step."""
+    warmup = min(round(recipe.warmup_fraction * recipe.steps), recipe.warmup_cap)
+    if n < warmup:
+        return recipe.learning_rate * (n + 1) / warmup
+    return recipe.learning_rate * (1 + math.cos(math.pi * (n - warmup) / (recipe.steps - warmup))) / 2
+
+
+def new_controller(recipe: Recipe, modules: Mapping[str, BudgetedLinear]) -> Controller | None:
+    """The controller of a budgeted run; None for the methods whose dense paths stay."""
+    if recipe.method != "budgeted_lora":
+        return None
+    return Controller(
+        [module.macs for module in modules.values()],
+        budget=recipe.budget,
+        start=recipe.schedule_start,
+        end=recipe.schedule_end,
+        smoothing=recipe.smoothing,
+        drop_threshold=recipe.drop_threshold,
+        kind=recipe.controller,
+    )
+
+
+def new_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over what trains, and nothing else: frozen weights have no moments. Gates are a group of their own."""
+    named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+    gates = [parameter for name, parameter in named if name.endswith(".gate_logits")]
+    groups = [
+        {
+            "params": [parameter for name, parameter in named if not name.endswith(".gate_logits")],
+            "lr_multiplier": 1.0,
+        }
+    ]
+    if gates:
+        groups.append({"params": gates, "lr_multiplier": recipe.gate_lr_multiplier})
+    return torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+    )

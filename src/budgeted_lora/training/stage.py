@@ -1,0 +1,246 @@
+"""The two stages of training as jobs run them: the teacher cache, and one cell."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budgeted_lora.budget.cost import train_compute
+from budgeted_lora.budget.schedule import mean_fraction
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import sha256_file, short_hash, write_with
+from budgeted_lora.grid import Recipe
+from budgeted_lora.memory import keep_freed_memory, peak_resident_bytes
+from budgeted_lora.models.load import check_vocabulary, load_model
+from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
+from budgeted_lora.models.trained import save_trained
+from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource, cache_hidden
+from budgeted_lora.training.loop import train
+from budgeted_lora.training.progress import Progress
+from budgeted_lora.training.state import TrainingState, code_digest, locked_folder
+
+
+def train_cell(
+    *,
+    recipe: Recipe,
+    cell: str,
+    scale: str,
+    student: Path,
+    teacher: Path,
+    tokens: Path,
+    cache: Path | None,
+    out: Path,
+    state: Path,
+    device: str,
+    threads: int,
+    log_every: int,
+    checkpoint_every: int,
+) -> None:
+    """Trains one student.
+
+    Args:
+        student: model folder of the untrained student.
+        teacher: model folder of the teacher; of a cached one only the output layer is read.
+        tokens: train.bin, its .idx and .json beside it.
+        cache: folder of the teacher's hidden states, or None to run the teacher beside the student.
+        out: the cell's folder; gets trained/ (model.safetensors, adapter.json), history.csv, retention.csv and, last,
+            train.json.
+        state: folder under which the training state lies while the run is not done, named by cell and inputs.
+        device: auto, cpu or cuda.
+        threads: CPU threads; part of what makes bytes repeat.
+
+    Raises:
+        BadInput: inputs do not fit each other, or another process trains this cell.
+        TrainingDiverged: see `loop.train`.
+    """
+    clock = Clock()
+    place = prepare(device, threads=threads)
+    precision = compute_dtype(recipe.precision, place)
+    file = TokenFile.open(tokens)
+    for folder, what in ((student, "student"), (teacher, "teacher")):
+        check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
+    source = teacher_source(teacher, cache, file, recipe, device=place, dtype=precision)
+    model = load_model(student, dtype=torch.float32).to(place)
+    modules = install_method(model, recipe)
+
+    values = recipe.model_dump(mode="json")
+    inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
+    determined_by = [
+        values,
+        [sha256_file(path) for path in inputs],
+        code_digest(),
+        torch.__version__,
+        str(place),
+        threads,
+    ]
+    with locked_folder(state / f"{cell}-{short_hash(determined_by, digits=12)}") as folder:
+        run = TrainingState(folder)
+        progress = train(
+            model,
+            modules,
+            source,
+            file,
+            recipe,
+            state=run,
+            device=place,
+            precision=precision,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+        )
+        save_trained(out / "trained", model, method=recipe.method, modules=modules)
+        for name in ("history.csv", "retention.csv"):
+            write_with(out / name, lambda path, name=name: shutil.copyfile(folder / name, path))
+        results = summary(model, recipe, progress, device=place, precision=precision)
+        write_result(
+            out / "train.json",
+            results,
+            scale=scale,
+            cell=cell,
+            values=values | {"threads": threads},
+            inputs=inputs,
+            clock=clock,
+        )
+        run.discard()
+
+
+def cache_teacher(
+    *,
+    teacher: Path,
+    tokens: Path,
+    windows: int,
+    sequence_length: int,
+    rows: str,
+    batch_windows: int,
+    precision: str,
+    scale: str,
+    out: Path,
+    state: Path,
+    device: str,
+    threads: int,
+) -> None:
+    """Computes a teacher's final hidden states for the first `windows` windows of `tokens` (train.bin).
+
+    Args:
+        precision: bfloat16 or float32, as in the recipes of the students that will read it.
+        out: folder that gets hidden.bin and cache.json.
+        state: as in `train_cell`.
+    """
+    place = prepare(device, threads=threads)
+    file = TokenFile.open(tokens)
+    check_vocabulary(teacher, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the teacher)")
+    model = load_model(teacher, dtype=compute_dtype(precision, place))
+    cache_hidden(
+        model,
+        file,
+        windows=windows,
+        sequence_length=sequence_length,
+        rows=rows,
+        batch_windows=batch_windows,
+        teacher=teacher,
+        out=out,
+        state=state,
+        device=place,
+    )
+
+
+def prepare(device: str, *, threads: int) -> torch.device:
+    """Settings of the whole process: threads, repeatable kernels, allocator, denormals (slow and without meaning).
+
+    Raises:
+        BadInput: device is cuda and torch sees none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bytes only with a fixed workspace
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device: cuda, but torch sees no GPU; expected one, or device: auto or cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What student (by autocast) and teacher compute in: bfloat16 on a GPU that has it, if asked for; else float32."""
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16 else torch.float32
+
+
+def teacher_source(
+    teacher: Path, cache: Path | None, tokens: TokenFile, recipe: Recipe, *, device: torch.device, dtype: torch.dtype
+) -> TeacherSource:
+    """The teacher as the loop sees it, cached or online."""
+    if cache is None:
+        return OnlineTeacher(load_model(teacher, dtype=dtype).to(device))
+    available = tokens.len_windows(recipe.sequence_length, recipe.rows)
+    return HiddenCache.open(
+        cache,
+        teacher=teacher,
+        tokens=tokens,
+        windows=min(recipe.steps * recipe.batch_windows, available),
+        sequence_length=recipe.sequence_length,
+        rows=recipe.rows,
+        device=device,
+    )
+
+
+def install_method(model: Any, recipe: Recipe) -> dict[str, BudgetedLinear]:
+    """Makes the model trainable by the recipe's method; the budgeted projections by name, none for KD Full."""
+    if recipe.method == "kd_full":
+        model.requires_grad_(True)
+        return {}
+    gates = {} if recipe.gate_logit is None else {"gate_logit": recipe.gate_logit}
+    return install(
+        model,
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        dropout=recipe.dropout,
+        gates=recipe.method == "budgeted_lora",
+        seed=recipe.seed,
+        train_embeddings_head_norms=recipe.train_embeddings_head_norms,
+        **gates,
+    )
+
+
+def summary(
+    model: Any, recipe: Recipe, progress: Progress, *, device: torch.device, precision: torch.dtype
+) -> dict[str, Any]:
+    """The results of train.json. Compute is that of the projections relative to KD Full (method.md, section 6)."""
+    shape = model_shape(model)
+    costs = {"method": recipe.method, "rank": recipe.rank}
+    scheduled = executed = 1.0
+    if recipe.method == "budgeted_lora":
+        scheduled = mean_fraction(budget=recipe.budget, start=recipe.schedule_start, end=recipe.schedule_end)
+    loss, kl, ce, norm = progress.losses
+    dense = sum(module.macs for module in model.modules() if isinstance(module, BudgetedLinear))
+    if dense:
+        executed = progress.dense_macs / (dense * recipe.steps)
+    cuda = device.type == "cuda"
+    return {
+        "method": recipe.method,
+        "loss": loss,
+        "kl": kl,
+        "ce": ce,
+        "grad_norm": norm,
+        "steps": recipe.steps,
+        "tokens": recipe.tokens,
+        "tokens_per_second": recipe.tokens / progress.seconds,
+        "train_seconds": progress.seconds,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_resident_bytes(),
+        "device": device.type,
+        "computed_in": str(precision).removeprefix("torch."),
+        "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "dense_fraction": {
+            "scheduled": scheduled,
+            "retained": progress.retained / recipe.steps,
+            "executed": executed,
+        },
+        "train_compute": {
+            "scheduled": train_compute(shape, rho=scheduled, **costs),
+            "executed": train_compute(shape, rho=executed, **costs),
+        },
+    }

@@ -1,0 +1,132 @@
+"""Training state that survives a kill: one file, replaced whole, in a folder that only one process may hold.
+
+The folder is no output of the workflow, which deletes outputs when a job starts or fails. It holds `state.safetensors`
+(weights that train, optimiser moments, generator states; counters as JSON in its header, so that both change together)
+and the growing history.csv and retention.csv, which a resumed run cuts back to where the state was taken.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import sha256_file, short_hash, write_with
+
+LOCK = "lock"
+STATE = "state.safetensors"
+
+
+def code_digest() -> str:
+    """Digest of the sources that determine a student's weights; a state made by other code is not gone on from."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted(file for part in ("budget", "models", "training") for file in (package / part).glob("*.py"))
+    return short_hash([[file.name, sha256_file(file)] for file in files], digits=64)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[Path]:
+    """Makes the folder and holds its lock; the kernel releases it when the process dies.
+
+    Raises:
+        BadInput: another process is at work in it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                holder = handle.read().strip() or "unknown"
+                raise BadInput(f"{folder}: process {holder} is at work here; wait for it, or end it") from None
+            if not _same_file(handle.fileno(), folder / LOCK):
+                continue  # a run that ended removed the folder between our open and our lock
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield folder
+            return
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def running(root: Path) -> list[Path]:
+    """Folders under `root` whose lock is held at this moment."""
+    held = []
+    for lock in sorted(root.glob(f"*/{LOCK}")):
+        with lock.open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(lock.parent)
+    return held
+
+
+class TrainingState:
+    """The state of one run in its (locked) folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / STATE
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, values: dict[str, Any]) -> None:
+        """Replaces the state. `values` is what else the loop must know to go on, as JSON."""
+        tensors = {f"rng.{name}": state for name, state in _generator_states().items()}
+        for name, parameter in _trained(model):
+            tensors[f"weight.{name}"] = parameter.detach()
+            tensors |= {f"{key}.{name}": moment for key, moment in optimizer.state.get(parameter, {}).items()}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        header = {"values": json.dumps(values)}
+        write_with(self.file, lambda path: save_file(tensors, path, metadata=header))
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Puts a saved state into model, optimiser and generators.
+
+        Returns:
+            the `values` it was saved with, or None where nothing has been saved.
+        """
+        if not self.file.exists():
+            return None
+        with safe_open(self.file, framework="pt") as saved:
+            values = json.loads(saved.metadata()["values"])
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (no mapping)
+        with torch.no_grad():
+            for name, parameter in _trained(model):
+                parameter.copy_(tensors[f"weight.{name}"])
+                if f"step.{name}" in tensors:  # `step` is float32 for the fused optimiser, whatever the weight's dtype
+                    moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                    optimizer.state[parameter] = {key: moment.to(parameter.device) for key, moment in moments.items()}
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        return values
+
+    def discard(self) -> None:
+        """Removes the folder, once the run's results are in place."""
+        shutil.rmtree(self.folder)
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _generator_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state().cpu()
+    return states
