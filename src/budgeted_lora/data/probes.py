@@ -5,6 +5,7 @@ training documents and as a demonstration. The split needs no list: it is the sa
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Callable
 from functools import cache
@@ -169,7 +170,7 @@ def _draw_lists(
 def _trainable(probe: str, slice_per_mille: int, hold_out_words: bool) -> tuple[Pair, ...]:
     kept = (pair for pair in fixed_pairs(probe) if not is_held_out(probe, pair.input, slice_per_mille=slice_per_mille))
     barred = set(word_pool(slice_per_mille, True)) if hold_out_words else set()
-    return tuple(pair for pair in kept if pair.input.lower() not in barred)
+    return tuple(pair for pair in kept if not barred & {pair.input.lower(), pair.output.lower()})
 
 
 def demonstrations(
@@ -192,18 +193,18 @@ def queries(probe: str, *, count: int, slice_per_mille: int, hold_out_words: boo
     """At most `count` held-out records of a probe, the same for every model and demonstration seed.
 
     Probes with listed inputs have about slice_per_mille / 1000 of their records here; list probes are drawn
-    until `count` records fall into the slice. With `hold_out_words` every word of a query is one that no
-    training document of any probe contains.
+    until `count` records fall into the slice. With `hold_out_words` every word in a query of a word or list probe is
+    one that no training document of any probe contains; a narrow slice may hold too few words for `count` lists.
     """
     generator = random.Random(f"queries {probe} {seed}")
     strict = word_pool(slice_per_mille, True) if hold_out_words else ()
     if probe in LIST_RULES:
-        accept = (
-            (lambda text: True)
-            if hold_out_words
-            else (lambda text: is_held_out(probe, text, slice_per_mille=slice_per_mille))
+        if hold_out_words:
+            possible = math.perm(len(strict), list_length(probe))
+            return _draw_lists(probe, generator, strict, lambda text: True, min(count, possible))
+        return _draw_lists(
+            probe, generator, words(), lambda text: is_held_out(probe, text, slice_per_mille=slice_per_mille), count
         )
-        return _draw_lists(probe, generator, strict or words(), accept, count)
     if hold_out_words and probe in WORD_RULES:
         pool = [pair for pair in fixed_pairs(probe) if pair.input.lower() in set(strict)]
     else:

@@ -47,7 +47,11 @@ class Example:
 
 
 def generated_probes(*, shots: int, queries: int, slice_per_mille: int, hold_out_words: bool = False) -> list[Probe]:
-    """Our probes: queries from the held-out pairs, demonstrations from the others, split by MD5 of (probe, input)."""
+    """Our probes: queries from the held-out pairs, demonstrations from the others, split by MD5 of (probe, input).
+
+    Raises:
+        BadInput: the slice is so narrow that a probe has no query.
+    """
     found = []
     for name in rules.PROBES:
 
@@ -58,6 +62,10 @@ def generated_probes(*, shots: int, queries: int, slice_per_mille: int, hold_out
 
         known = () if name in rules.LIST_PROBES else rules.fixed_pairs(name)
         asked = rules.queries(name, count=queries, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+        if not asked:
+            raise BadInput(
+                f"probe {name}: no query in a slice of {slice_per_mille} per mille; widen corpus.slice_per_mille"
+            )
         found.append(Probe(name, asked, draw, _answers(known)))
     return found
 
