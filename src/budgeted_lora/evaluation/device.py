@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.memory import keep_freed_memory
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def on_device(device: str, *, threads: int) -> Iterator[torch.device]:
     available = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not available:
         raise BadInput("device is cuda, but torch finds no usable GPU; expected one, or device: auto or cpu")
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

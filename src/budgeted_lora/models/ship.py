@@ -1,6 +1,6 @@
 """Maintainers' tool: puts teachers that the pipeline made and evaluated into the package, each with its card.
 
-    snakemake --config teachers=pretrain teachers_made && python -m budgeted_lora.models.ship results/mini
+    snakemake table1 --config teachers=pretrain && python -m budgeted_lora.models.ship results/mini
 """
 
 import json
