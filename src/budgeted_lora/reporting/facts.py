@@ -207,6 +207,9 @@ def walk(model: BaseModel, prefix: str) -> Iterator[dict[str, str]]:
         text = field.description or ""
         if isinstance(value, BaseModel):
             yield from walk(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and any(isinstance(entry, BaseModel) for entry in value.values()):
+            for key, entry in value.items():
+                yield from walk(entry, f"{prefix}{name}.{key}.")
         elif tags := TAG.findall(text):
             shown = canonical_json(value) if not isinstance(value, str) else value
             yield {"key": f"{prefix}{name}", "value": shown, "tag": tags[0], "meaning": TAG.sub("", text).strip()}

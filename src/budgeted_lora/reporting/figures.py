@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, teacher_order
-from budgeted_lora.reporting.load import Results, method_label, method_order
+from budgeted_lora.reporting.load import Results, method_label, method_order, student_label
 from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, METHOD_DASHES, colour, label_points
 
 SHORT = {
@@ -55,7 +55,8 @@ def figure2(results: Results) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("Teacher")
     axes.set_ylabel("ICL composite, exact match (%)")
-    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
 
 
@@ -97,8 +98,7 @@ COSTS = {
 def pareto(results: Results, name: str) -> Figure:
     """Perplexity against one cost: a point a student, its standard error, and the frontier nothing beats on both."""
     cost = COSTS[name]
-    tables = ("pareto",) if len(results.listed("pareto")) else ("table2", "table8")
-    scores = method_order(results.scores(*tables, parts=["perplexity", cost.part]))
+    scores = method_order(results.scores("table2", "table8", "pareto", parts=["perplexity", cost.part]))
     if cost.part == "structure":
         scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
     points = scores.dropna(subset=["ppl", cost.column])
@@ -117,6 +117,7 @@ def pareto(results: Results, name: str) -> Figure:
             yerr=row.ppl_se,
             color=ink,
             marker=marker,
+            markerfacecolor="white" if row.controller == "uniform" else ink,
             markersize=6,
             elinewidth=0.8,
             zorder=3,
@@ -129,7 +130,7 @@ def pareto(results: Results, name: str) -> Figure:
     axes.set_ylabel("Validation perplexity (lower is better)")
     figure.legend(handles=pareto_legend(names, teachers), loc="outside upper center", ncols=3, fontsize="small")
     labels = [
-        (getattr(row, cost.column), row.ppl, point_label(row), colour(row.method, row.budget))
+        (getattr(row, cost.column), row.ppl, student_label(row), colour(row.method, row.budget))
         for row in points.itertuples()
     ]
     bars = [
@@ -138,12 +139,6 @@ def pareto(results: Results, name: str) -> Figure:
     ]
     label_points(axes, labels, lines=[*bars, *strokes])
     return figure
-
-
-def point_label(row: object) -> str:
-    """Short name of a student: KD LoRA 1B, F=0.4 1B."""
-    method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")  # type: ignore[attr-defined]
-    return f"{method} · {row.teacher}"  # type: ignore[attr-defined]
 
 
 def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -190,7 +185,7 @@ def retention(results: Results) -> Figure:
     frames = [(row, results.retention(row.cell)) for row in cells.itertuples()]
     frames = [(row, frame) for row, frame in frames if frame is not None]
     figure, panels = plt.subplots(
-        1, max(len(frames), 1), figsize=(2.0 + 2.1 * max(len(frames), 1), 7.4), sharey=True, squeeze=False
+        1, max(len(frames), 1), figsize=(2.6 + 1.35 * max(len(frames), 1), 7.4), sharey=True, squeeze=False
     )
     image = None
     for axes, (row, frame) in zip(panels[0], frames, strict=False):
@@ -200,7 +195,7 @@ def retention(results: Results) -> Figure:
         image = axes.pcolormesh(edges, rows, frame.to_numpy().T, cmap="cividis", vmin=0, vmax=1, rasterized=True)
         axes.set_title(f"F = {float(row.budget)}")
         axes.set_xlabel("Step")
-        axes.locator_params(axis="x", nbins=3)
+        axes.locator_params(axis="x", nbins=2)
         module_axis(axes, list(frame.columns))
     if image is not None:
         panels[0][0].invert_yaxis()
@@ -239,13 +234,19 @@ def budgeted_cells(results: Results) -> pd.DataFrame:
 def gates(results: Results) -> Figure:
     """Distribution of the trained gates of every budget, over all modules."""
     cells = list(budgeted_cells(results).itertuples())
-    figure, panels = plt.subplots(len(cells), 1, figsize=(6.4, 1.2 + 1.7 * len(cells)), sharex=True, squeeze=False)
+    figure, panels = plt.subplots(len(cells), 1, figsize=(6.4, 1.0 + 1.3 * len(cells)), sharex=True, squeeze=False)
     bins = np.linspace(0, 1, 81)
     for axes, row in zip(panels[:, 0], cells, strict=True):
         values = results.gates(row.cell)
         if values:
             flat = np.concatenate([np.asarray(value, dtype=np.float64) for value in values.values()])
-            axes.hist(flat, bins=bins, color=colour(row.method, row.budget), label=f"F = {float(row.budget)}")
+            axes.hist(
+                flat,
+                bins=bins,
+                histtype="stepfilled",
+                color=colour(row.method, row.budget),
+                label=f"F = {float(row.budget)}",
+            )
             spread = f"{flat.size:,} gates, from {flat.min():.3f} to {flat.max():.3f}"
             axes.text(0.02, 0.62, spread, transform=axes.transAxes, fontsize="small", color=GREY)
         axes.text(
@@ -303,7 +304,8 @@ def loss_curves(results: Results) -> Figure:
     handles = {
         label: line for axes in panels[:, 0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, fontsize="small")
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, fontsize="small")
     clip_start(panels[0, 0])
     return figure
 

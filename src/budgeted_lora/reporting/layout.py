@@ -34,6 +34,11 @@ class Table:
     shown: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def words(self) -> list[bool]:
+        """For each shown column whether it holds words (set to the left) rather than numbers."""
+        return [any(str(value)[:1].isalpha() for value in self.shown[column]) for column in self.shown.columns]
+
 
 def number(value: object, digits: int, *, unit: str = "") -> str:
     """A number with fixed digits, a dash when it is missing."""
@@ -73,7 +78,7 @@ def markdown(table: Table) -> str:
         return "| " + " | ".join(str(value).replace("|", "\\|") for value in values) + " |"
 
     columns = list(table.shown.columns)
-    rule = ["---" if position == 0 else "---:" for position in range(len(columns))]
+    rule = ["---" if words or position == 0 else "---:" for position, words in enumerate(table.words)]
     body = [cells(list(row)) for row in table.shown.itertuples(index=False)]
     lines = [f"**{table.title}**", "", cells(columns), cells(rule), *body]
     if table.notes:
@@ -85,13 +90,14 @@ def latex(table: Table) -> str:
     """A table as a LaTeX float with booktabs rules; needs \\usepackage{booktabs}."""
     columns = list(table.shown.columns)
     rows = [" & ".join(escape(str(value)) for value in row) + r" \\" for row in table.shown.itertuples(index=False)]
+    letters = "".join("l" if words or position == 0 else "r" for position, words in enumerate(table.words))
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{escape(table.title)}}}",
         rf"\label{{tab:{table.name}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+        rf"\begin{{tabular}}{{{letters}}}",
         r"\toprule",
         " & ".join(escape(column) for column in columns) + r" \\",
         r"\midrule",

@@ -150,11 +150,15 @@ class Results:
             totals = (self.json(f"{folder}/compression.json") or {}).get("totals", {})
             row |= {name: totals.get(name) for name in TOTALS}
         if "speed" in parts:
-            speed = (self.json(f"speed/{cell.structure}.json") or {}) if cell.structure else {}
+            speed = self.speed(cell.structure) if cell.structure else {}
             for part in SPEEDS:
                 # A student without a budget is the dense student that the others are timed against.
-                row[f"measured_{part}"] = speed.get(part, {}).get("speedup", {}).get("value") if cell.structure else 1.0
+                row[f"measured_{part}"] = speed.get(part, {}).get("speedup") if cell.structure else 1.0
         return {name: float("nan") if value is None else value for name, value in row.items()}
+
+    def speed(self, structure: str) -> dict[str, Any]:
+        """Timings of one compressed structure; empty when they are missing and the report is partial."""
+        return self.json(f"speed/{structure}.json") or {}
 
     def windows(self, folder: str) -> pd.DataFrame | None:
         """Validation windows of one model: float64 `nll` (sum over the window's scored tokens) and `tokens`."""
@@ -293,6 +297,12 @@ def method_label(method: str, budget: float = float("nan")) -> str:
     """How a method is called in tables and figures."""
     name = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}[method]
     return name if pd.isna(budget) else f"{name}, F={float(budget)}"
+
+
+def student_label(row: Any) -> str:
+    """Short name of a student beside its point: KD LoRA · 1B, F=0.4 · 1B, F=0.0 uniform · 0.13B."""
+    method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")
+    return f"{method}{' uniform' if row.controller == 'uniform' else ''} · {row.teacher}"
 
 
 def method_order(frame: pd.DataFrame) -> pd.DataFrame:

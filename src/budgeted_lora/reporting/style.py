@@ -6,7 +6,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
@@ -16,27 +15,22 @@ from matplotlib.transforms import Bbox
 from budgeted_lora.files import write_with
 
 # Okabe and Ito's colours, dark enough on white.
-BLACK, ORANGE, BLUE, GREEN, PURPLE, VERMILION, SKY = (
-    "#222222",
-    "#D98200",
-    "#0072B2",
-    "#009E73",
-    "#B8548B",
-    "#D55E00",
-    "#56B4E9",
-)
-GREY = "#777777"
-SPARE = (VERMILION, SKY, PURPLE)
+BLACK, GREY = "#222222", "#777777"
 METHOD_COLOURS = {
     ("kd_full", ""): BLACK,
-    ("kd_lora", ""): ORANGE,
-    ("budgeted_lora", "0.8"): PURPLE,
-    ("budgeted_lora", "0.4"): BLUE,
-    ("budgeted_lora", "0.0"): GREEN,
+    ("kd_lora", ""): "#D98200",
+    ("budgeted_lora", "0.8"): "#B8548B",
+    ("budgeted_lora", "0.6"): "#D55E00",
+    ("budgeted_lora", "0.4"): "#0072B2",
+    ("budgeted_lora", "0.2"): "#3A9BD9",
+    ("budgeted_lora", "0.0"): "#00875F",
 }
+OTHER = "#8A6D3B"
 METHOD_DASHES = {"kd_full": "-", "kd_lora": (0, (5, 1.5)), "budgeted_lora": "-"}
 MARKERS = ("o", "s", "D", "^", "v", "P")
 RC = {
+    "axes.edgecolor": BLACK,
+    "axes.labelcolor": BLACK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": "medium",
@@ -47,6 +41,9 @@ RC = {
     "lines.linewidth": 1.8,
     "pdf.fonttype": 42,
     "savefig.dpi": 160,
+    "text.color": BLACK,
+    "xtick.color": BLACK,
+    "ytick.color": BLACK,
     "svg.hashsalt": "budgeted-lora",
 }
 METADATA = {
@@ -56,16 +53,18 @@ METADATA = {
 }
 
 
+THIN = {"linewidth": 0.6, "alpha": 0.7, "zorder": 1}
+
+
 def context() -> matplotlib.RcParams:
     """The settings every figure is drawn and saved under, for a `with` statement."""
     matplotlib.use("Agg")
-    return matplotlib.rc_context(seaborn.axes_style("ticks") | RC)
+    return matplotlib.rc_context(RC)
 
 
 def colour(method: str, budget: float) -> str:
-    """The colour of a method; a budget the paper does not use takes a spare one, always the same."""
-    key = (method, "" if pd.isna(budget) else str(float(budget)))
-    return METHOD_COLOURS.get(key) or SPARE[round(100 * float(budget)) % len(SPARE)]
+    """The colour of a method; budgets without one of their own share brown."""
+    return METHOD_COLOURS.get((method, "" if pd.isna(budget) else str(float(budget))), OTHER)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -100,23 +99,31 @@ def label_points(
     centres = axes.transData.transform([(x, y) for x, y, _, _ in points])
     taken = [around(centre, centre, 5 * scale) for centre in centres]
     taken += [around(*axes.transData.transform(line), 2 * scale) for line in lines]
-    placed = []
+    placed, texts = [], []
     for (x, y, text, ink), centre in zip(points, centres, strict=True):
         note = axes.annotate(
             text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=ink, va="center"
         )
         note.set_path_effects([Stroke(linewidth=2.5, foreground="white"), Normal()])
         box = note.get_window_extent(renderer)
-        offset = best_offset(centre, box.width, box.height, taken, frame, scale)
+        offset = best_offset(centre, box, taken, texts, frame, scale=scale)
         note.set_position(tuple(offset / scale))
         low = centre + offset - [0, box.height / 2]
-        taken.append(around(low, low + np.array([box.width, box.height]), 1))
-        if np.hypot(*(nearest(centre, taken[-1]))) > 12 * scale:
-            end = centre + nearest(centre, taken[-1])
-            leader = axes.transData.inverted().transform([centre, end])
-            axes.plot(*leader.T, color=ink, linewidth=0.6, alpha=0.7, zorder=1, scalex=False, scaley=False)
+        text_box = around(low, low + np.array([box.width, box.height]), 1)
+        taken.append(text_box)
+        texts.append(text_box)
+        strokes = leader(centre, text_box, 12 * scale)
+        if len(strokes):
+            axes.plot(*axes.transData.inverted().transform(strokes).T, **THIN, color=ink, scalex=False, scaley=False)
+            taken += [around(place, place, 1) for place in strokes[1:-1]]
         placed.append(note)
     return placed
+
+
+def leader(point: np.ndarray, box: Bbox, shortest: float) -> np.ndarray:
+    """Places [n, 2] on the way from a point to a box, in pixels; none if the way is short."""
+    way = nearest(point, box)
+    return point + np.linspace(0, 1, 12)[:, None] * way if np.hypot(*way) > shortest else np.zeros((0, 2))
 
 
 def around(first: np.ndarray, second: np.ndarray, margin: float) -> Bbox:
@@ -126,9 +133,16 @@ def around(first: np.ndarray, second: np.ndarray, margin: float) -> Bbox:
 
 
 def best_offset(
-    centre: np.ndarray, width: float, height: float, taken: Sequence[Bbox], frame: Bbox, scale: float
+    centre: np.ndarray, text: Bbox, taken: Sequence[Bbox], texts: Sequence[Bbox], frame: Bbox, *, scale: float
 ) -> np.ndarray:
-    """Offset (pixels) of a text's left middle from its point: the nearest free place, else the least covered."""
+    """Offset (pixels) of a text's left middle from its point: the nearest free place, else the least covered.
+
+    Args:
+        centre: the point, pixels. text: a box of the text's size. taken: boxes to keep clear of.
+        texts: those of them that a leading line may not cross either. frame: the axes.
+        scale: pixels of a typographic point.
+    """
+    width, height = text.width, text.height
     best, least = np.zeros(2), float("inf")
     for distance in (8, 13, 19, 26, 34, 44, 56, 70):
         for angle in np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90]):
@@ -137,6 +151,8 @@ def best_offset(
             box = Bbox.from_bounds(centre[0] + left, centre[1] + dy - height / 2, width, height)
             outside = box.width * box.height - overlap(box, frame)
             covered = sum(overlap(box, other) for other in taken) + 10 * outside
+            way = leader(centre, box, 12 * scale)[4:-1]  # past the point's own surroundings
+            covered += 100 * sum(other.contains(*place) for place in way for other in texts)
             if covered < 1e-6:
                 return np.array([left, dy])
             if covered < least:
