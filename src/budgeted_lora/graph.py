@@ -57,11 +57,15 @@ class Graph:
     def mix(self) -> str:
         """What decides the token files besides documents and tokenizer."""
         names = ("validation_tokens", "function_share", "slice_per_mille", "hold_out_words")
-        return canonical_json({name: getattr(self.config.corpus, name) for name in names} | {"train_tokens": self.train_tokens()})
+        return canonical_json(
+            {name: getattr(self.config.corpus, name) for name in names} | {"train_tokens": self.train_tokens()}
+        )
 
     def tokenizer_values(self) -> str:
         names = ("function_share", "slice_per_mille", "hold_out_words")
-        return canonical_json({name: getattr(self.config.corpus, name) for name in names} | self.config.tokenizer.model_dump())
+        return canonical_json(
+            {name: getattr(self.config.corpus, name) for name in names} | self.config.tokenizer.model_dump()
+        )
 
     def held_out_rule(self) -> str:
         """What a teacher must not have been trained on."""
@@ -193,7 +197,11 @@ class Graph:
         if table == "published_perplexities":
             return self.common()
         if table == "speed":
-            return [*self.common(), *self.speeds(list(self.cells)), *self.of_cells(list(self.cells), "@compression.json")]
+            return [
+                *self.common(),
+                *self.speeds(list(self.cells)),
+                *self.of_cells(list(self.cells), "@compression.json"),
+            ]
         ids = self.listed({"table8"} if table == "table8" else {"table2"})
         return [*self.common(), *self.references(), *self.scores(ids), *self.speeds(ids)]
 

@@ -13,7 +13,22 @@ PACKAGE = ROOT.name
 
 # What cannot change a result: what a value is called or checked against (the values themselves are `params:`),
 # where a result is written, what is printed, and which device slot a job waits for.
-EXEMPT = frozenset({"cli", "stages", "config", "grid", "graph", "errors", "files", "provenance", "slots", "sources", "memory", "__init__"})
+EXEMPT = frozenset(
+    {
+        "cli",
+        "stages",
+        "config",
+        "grid",
+        "graph",
+        "errors",
+        "files",
+        "provenance",
+        "slots",
+        "sources",
+        "memory",
+        "__init__",
+    }
+)
 
 STAGES = {
     "collect": "data.collect",
@@ -33,7 +48,7 @@ STAGES = {
 
 @cache
 def source_files(stage: str) -> tuple[str, ...]:
-    """Paths of the package's files that a stage imports, sorted; relative to the working folder where they lie in it."""
+    """Paths of the package's files that a stage imports, sorted; relative to the working folder if they lie in it."""
     found: set[str] = set()
     waiting = [STAGES[stage]]
     while waiting:

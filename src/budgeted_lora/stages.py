@@ -178,7 +178,8 @@ def cache_teacher(
 
         run(
             teacher=teacher, tokens=tokens, windows=windows, sequence_length=sequence_length, rows=rows,
-            batch_windows=batch_windows, precision=precision, scale=scale, out=out, state=state, device=device, threads=threads,
+            batch_windows=batch_windows, precision=precision, scale=scale, out=out, state=state, device=device,
+            threads=threads,
         )  # fmt: skip
 
 
@@ -196,7 +197,9 @@ def train(
     device: Device,
     log_every: Annotated[int, typer.Option(min=1)],
     checkpoint_every: Annotated[int, typer.Option(min=1)],
-    cache: Annotated[Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")
+    ] = None,
 ) -> None:
     """Train one student."""
     recipe = parse(values, Recipe)
@@ -204,8 +207,9 @@ def train(
         from budgeted_lora.training.stage import train_cell
 
         train_cell(
-            recipe=recipe, cell=cell, scale=scale, student=student, teacher=teacher, tokens=tokens, cache=cache, out=out,
-            state=state, device=device, threads=threads, log_every=log_every, checkpoint_every=checkpoint_every,
+            recipe=recipe, cell=cell, scale=scale, student=student, teacher=teacher, tokens=tokens, cache=cache,
+            out=out, state=state, device=device, threads=threads, log_every=log_every,
+            checkpoint_every=checkpoint_every,
         )  # fmt: skip
     write_digest(out / "trained")
 
@@ -276,8 +280,8 @@ def speed(
 
         student = about["student"] | {"shape": ModelShape(**about["student"]["shape"]), "vocab_size": vocabulary}
         measure_speed(
-            student=SpeedShape(**student), structure=about["structure"], out=out, scale=scale, threads=threads, device=device,
-            **parse(settings),
+            student=SpeedShape(**student), structure=about["structure"], out=out, scale=scale, threads=threads,
+            device=device, **parse(settings),
         )  # fmt: skip
 
 
@@ -307,7 +311,11 @@ def table(
 
 
 @app.command()
-def figure(name: str, results: Annotated[Path, typer.Option()], out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")]) -> None:
+def figure(
+    name: str,
+    results: Annotated[Path, typer.Option()],
+    out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
+) -> None:
     """Draw one figure as PNG, SVG and PDF."""
     from budgeted_lora.reporting.build import build_figure
 
@@ -326,5 +334,3 @@ def index(
     from budgeted_lora.reporting.build import build_index
 
     build_index(results=results, published=published, out=out, config=parse(config, Config), **parse(values))
-
-

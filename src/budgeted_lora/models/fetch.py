@@ -29,11 +29,13 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
     trained = card["held_out"]
     if slice_per_mille > trained["slice_per_mille"]:
         raise BadInput(
-            f"corpus.slice_per_mille is {slice_per_mille}, but the shipped teacher {card['stands_for']} was kept only from the first "
-            f"{trained['slice_per_mille']} per mille; a wider slice may hold its training text"
+            f"corpus.slice_per_mille is {slice_per_mille}, but the shipped teacher {card['stands_for']} was kept "
+            f"only from the first {trained['slice_per_mille']} per mille; a wider slice may hold its training text"
         )
     if hold_out_words and not trained["hold_out_words"]:
-        raise BadInput("corpus.hold_out_words is on, but the shipped teachers saw the held-out words; use teachers: pretrain")
+        raise BadInput(
+            "corpus.hold_out_words is on, but the shipped teachers saw the held-out words; use teachers: pretrain"
+        )
     return card
 
 
@@ -60,7 +62,13 @@ def download(spec: Teacher) -> Path:
         BadInput: no revision is pinned, the name is unknown or gated, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if not spec.revision:
         raise BadInput(f"teacher {spec.hub}: revision must pin a commit")
@@ -75,12 +83,20 @@ def download(spec: Teacher) -> Path:
 
 
 def fetch_teacher(
-    *, name: str, source: str, spec: Teacher, slice_per_mille: int, hold_out_words: bool, out: Path, record: Path, scale: str
+    *,
+    name: str,
+    source: str,
+    spec: Teacher,
+    slice_per_mille: int,
+    hold_out_words: bool,
+    out: Path,
+    record: Path,
+    scale: str,
 ) -> None:
     """Puts a shipped, local or downloaded checkpoint under `out` and checks its shape.
 
     Raises:
-        BadInput: see `check_card`, `copy_checkpoint`, `download`; or the checkpoint has another shape than the configuration.
+        BadInput: see `check_card`, `copy_checkpoint`, `download`; or the checkpoint's shape is not the configuration's.
     """
     clock = Clock()
     card: dict[str, Any] = {}
@@ -91,7 +107,11 @@ def fetch_teacher(
         folder = download(spec) if source == "hub" else Path(str(spec.folder))
     copy_checkpoint(folder, out)
     about = read_json(out / "config.json")
-    for key, ours in (("num_hidden_layers", spec.layers), ("hidden_size", spec.hidden), ("intermediate_size", spec.ffn)):
+    for key, ours in (
+        ("num_hidden_layers", spec.layers),
+        ("hidden_size", spec.hidden),
+        ("intermediate_size", spec.ffn),
+    ):
         if about.get(key) != ours:
             raise BadInput(f"{folder}: {key} is {about.get(key)}, but teacher_ladder.{name} says {ours}")
     values = {"name": name, "source": source, **spec.model_dump()}

@@ -13,7 +13,9 @@ from budgeted_lora.files import read_json
 CLASSES = ("mistral", "llama", "budgeted_mistral")
 
 
-def mistral_config(*, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab_size: int, context: int, end_id: int) -> MistralConfig:
+def mistral_config(
+    *, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab_size: int, context: int, end_id: int
+) -> MistralConfig:
     """The paper's decoder at a given size: RMSNorm, RoPE with theta 10000, SwiGLU, untied embeddings, no biases."""
     return MistralConfig(
         vocab_size=vocab_size,
@@ -69,7 +71,9 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32)
             use_safetensors=True,
         )
     except Exception as error:  # safetensors and transformers raise many kinds for one cause: the folder is not whole
-        raise BadInput(f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+        raise BadInput(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
     return model.eval()
 
 
@@ -79,7 +83,9 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
         model = model.to(dtype)
     model.save_pretrained(folder, safe_serialization=True)
     generation = Path(folder) / "generation_config.json"
-    generation.unlink(missing_ok=True)  # decoding here is greedy and ours; a second place for token ids can only disagree
+    generation.unlink(
+        missing_ok=True
+    )  # decoding here is greedy and ours; a second place for token ids can only disagree
 
 
 def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
@@ -90,4 +96,7 @@ def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
     """
     found: Any = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
     if found != vocab_size:
-        raise BadInput(f"{model_folder}: vocabulary of {found}, but {what} has {vocab_size}; teacher, student and tokens must share one")
+        raise BadInput(
+            f"{model_folder}: vocabulary of {found}, but {what} has {vocab_size}; "
+            "teacher, student and tokens must share one"
+        )

@@ -57,11 +57,17 @@ def optimizers(model: nn.Module, plan: PretrainPlan) -> list[torch.optim.Optimiz
     tables = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("_proj.weight")]
     decayed = tables if plan.matrix_learning_rate else tables + matrices
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
+    ]
     if plan.matrix_learning_rate:
         made.append(
             torch.optim.Muon(
-                matrices, lr=plan.matrix_learning_rate, weight_decay=plan.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+                matrices,
+                lr=plan.matrix_learning_rate,
+                weight_decay=plan.weight_decay,
+                momentum=0.95,
+                adjust_lr_fn="match_rms_adamw",
             )
         )
     return made
@@ -75,13 +81,17 @@ def next_token_loss(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> 
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
-def pretrain(model: nn.Module, tokens: TokenFile, plan: PretrainPlan, *, device: str = "cpu", title: str = "pretrain") -> list[float]:
+def pretrain(
+    model: nn.Module, tokens: TokenFile, plan: PretrainPlan, *, device: str = "cpu", title: str = "pretrain"
+) -> list[float]:
     """Trains in place and returns the loss of every step.
 
     Raises:
         TrainingDiverged: the loss is not finite; names the step.
     """
-    order = window_order(tokens.len_windows(plan.sequence_length, plan.rows), count=plan.steps * plan.batch_windows, seed=plan.seed)
+    order = window_order(
+        tokens.len_windows(plan.sequence_length, plan.rows), count=plan.steps * plan.batch_windows, seed=plan.seed
+    )
     made = optimizers(model, plan)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
     loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
@@ -109,7 +119,9 @@ def pretrain(model: nn.Module, tokens: TokenFile, plan: PretrainPlan, *, device:
             raise TrainingDiverged(f"{title}: loss {losses[-1]} at step {step}; lower pretraining.learning_rate")
         if step % 20 == 0:
             done = (step + 1) * plan.batch_windows * plan.sequence_length
-            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", tokens_per_s=f"{done / (time.perf_counter() - start):.0f}")
+            bar.set_postfix(
+                loss=f"{np.mean(losses[-50:]):.3f}", tokens_per_s=f"{done / (time.perf_counter() - start):.0f}"
+            )
     return losses
 
 

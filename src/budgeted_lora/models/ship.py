@@ -1,6 +1,6 @@
 """Maintainers' tool: puts teachers that the pipeline made and evaluated into the package, each with its card.
 
-    snakemake table1 --config teachers=pretrain && python -m budgeted_lora.models.ship results/mini
+snakemake table1 --config teachers=pretrain && python -m budgeted_lora.models.ship results/mini
 """
 
 import json
@@ -29,7 +29,7 @@ def card(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "perplexity": {key: scores[key] for key in ("value", "standard_error", "tokens")},
         "icl": {key: icl[key] for key in ("composite", "composite_se", "chance_composite")},
         "held_out": {
-            "rule": "a document, or a (probe, input) pair, with MD5 mod 1000 below slice_per_mille was never trained on",
+            "rule": "no document and no (probe, input) pair with MD5 mod 1000 below slice_per_mille was trained on",
             "slice_per_mille": values["slice_per_mille"],
             "hold_out_words": values["hold_out_words"],
         },
@@ -46,12 +46,15 @@ def readme(about: dict[str, Any]) -> str:
     return f"""# Teacher standing for {about["stands_for"]}
 
 A Mistral-type decoder of {shape["layers"]} layers, hidden size {shape["hidden"]}, feed-forward {shape["ffn"]},
-{shape["heads"]} heads and {shape["kv_heads"]} key/value heads: {about["parameters"]:,} parameters, stored in half precision.
+{shape["heads"]} heads and {shape["kv_heads"]} key/value heads: {about["parameters"]:,} parameters,
+stored in half precision.
 
 - Trained on {about["tokens"]:,} tokens ({about["epochs"]:.2f} epochs) of docstrings of scientific Python packages and
   function-style demonstrations ({about["recipe"]["function_share"]:.0%} of the tokens), by the rule `pretrain_teacher`.
-- Perplexity on held-out prose {scores["value"]:.2f} (standard error {scores["standard_error"]:.2f}, {scores["tokens"]:,} tokens).
-- ICL composite over 19 probes {100 * icl["composite"]:.1f} % (standard error {100 * icl["composite_se"]:.1f}); chance {100 * icl["chance_composite"]:.1f} %.
+- Perplexity on held-out prose {scores["value"]:.2f}
+  (standard error {scores["standard_error"]:.2f}, {scores["tokens"]:,} tokens).
+- ICL composite over 19 probes {100 * icl["composite"]:.1f} %
+  (standard error {100 * icl["composite_se"]:.1f}); chance {100 * icl["chance_composite"]:.1f} %.
 - Held out: {about["held_out"]["rule"]}; slice_per_mille is {about["held_out"]["slice_per_mille"]}.
 - SHA-256 of model.safetensors: `{about["sha256"]}`.
 
@@ -73,7 +76,12 @@ def ship(results: Path, assets: Path) -> None:
             shutil.copyfile(folder / "model" / name, target / name)
         write_json(target / "card.json", about)
         write_text(target / "README.md", readme(about))
-    size = sum(path.stat().st_size for part in ("teachers", "tokenizer") for path in (assets / part).rglob("*") if path.is_file())
+    size = sum(
+        path.stat().st_size
+        for part in ("teachers", "tokenizer")
+        for path in (assets / part).rglob("*")
+        if path.is_file()
+    )
     print(json.dumps({"bytes": size, "limit": LIMIT_BYTES, "fits": size <= LIMIT_BYTES}))
 
 

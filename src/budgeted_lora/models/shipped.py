@@ -15,7 +15,10 @@ def shipped_folder(name: str) -> Path:
     root = Path(str(files("budgeted_lora").joinpath("assets/teachers")))
     if not (root / name / "card.json").is_file():
         found = sorted(path.parent.name for path in root.glob("*/card.json"))
-        raise BadInput(f"teacher {name!r} does not ship with the package; it has {', '.join(found) or 'none'} (or use teachers: pretrain)")
+        raise BadInput(
+            f"teacher {name!r} does not ship with the package; it has {', '.join(found) or 'none'} "
+            "(or use teachers: pretrain)"
+        )
     return root / name
 
 

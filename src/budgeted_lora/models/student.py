@@ -66,4 +66,6 @@ def cut_student(*, teacher: Path, init: str, depth: int, out: Path, record: Path
         "layers": layer_indices(init, layers=source.config.num_hidden_layers, depth=depth),
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
-    write_result(record, payload, scale=scale, cell=None, values={"init": init, "depth": depth}, inputs=[teacher], clock=clock)
+    write_result(
+        record, payload, scale=scale, cell=None, values={"init": init, "depth": depth}, inputs=[teacher], clock=clock
+    )

@@ -47,7 +47,9 @@ def make_teacher(
     if not spec.tokens:
         raise BadInput(f"teacher_ladder.{name}.tokens must say how long to pretrain")
     shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
-    model = new_model(mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed)
+    model = new_model(
+        mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed
+    )
     common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
