@@ -7,6 +7,7 @@
 #
 # Values and file lists come from budgeted_lora.graph; what a stage does is in src/budgeted_lora.
 import sys
+from os.path import dirname
 from pathlib import Path
 
 from snakemake.utils import min_version

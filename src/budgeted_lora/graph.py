@@ -17,7 +17,17 @@ from budgeted_lora.sources import source_folder
 
 DEFAULT_SETTINGS = "default"
 ABLATIONS = frozenset({"table3", "table4", "table5", "table6", "table7"})
-MAIN_TABLES = ("table1", "table2", "table8", "table9", "reference", "published_perplexities", "speed")
+MAIN_TABLES = (
+    "table1",
+    "table2",
+    "table2_differences",
+    "table8",
+    "table9",
+    "figure2_values",
+    "speed",
+    "reference",
+    "published_perplexities",
+)
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
 MAIN_FIGURES = ("figure2", *PARETO, "retention", "gates", "loss_curves")
 

@@ -9,7 +9,9 @@ rule compress_cell:
             f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model.sha256",
             f"{results}/data/validation.json",
         ],
-        student=lambda wildcards: ancient(f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"),
+        student=lambda wildcards: ancient(
+            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"
+        ),
         trained=ancient(f"{results}/cells/{{cell}}/trained"),
         tokens=ancient(f"{results}/data/validation.bin"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
@@ -17,12 +19,6 @@ rule compress_cell:
         model=directory(f"{results}/cells/{{cell}}/compressed/default/model"),
         digest=f"{results}/cells/{{cell}}/compressed/default/model.sha256",
         record=f"{results}/cells/{{cell}}/compressed/default/compression.json",
-    params:
-        recipe=lambda wildcards: graph.recipe(wildcards.cell),
-        settings=graph.section("compression"),
-        folder=f"{results}/cells/{{cell}}/compressed/default",
-        threads=settings.threads.evaluation,
-        scale=scale,
     log:
         f"{results}/logs/compress_cell/{{cell}}.log",
     benchmark:
@@ -30,6 +26,12 @@ rule compress_cell:
     conda:
         "../../environment.yml"
     threads: settings.threads.evaluation
+    params:
+        recipe=lambda wildcards: graph.recipe(wildcards.cell),
+        settings=graph.section("compression"),
+        folder=f"{results}/cells/{{cell}}/compressed/default",
+        threads=settings.threads.evaluation,
+        scale=scale,
     shell:
         "budgeted-lora stage compress --values {params.recipe:q} --settings {params.settings:q} --cell {wildcards.cell}"
         " --student {input.student} --trained {input.trained} --tokens {input.tokens} --tokenizer {input.tokenizer}"

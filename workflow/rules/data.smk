@@ -8,9 +8,6 @@ rule collect_corpus:
         documents=f"{results}/data/documents.parquet",
         digest=f"{results}/data/documents.parquet.sha256",
         record=f"{results}/data/corpus.json",
-    params:
-        values=graph.corpus(),
-        scale=scale,
     log:
         f"{results}/logs/collect_corpus.log",
     benchmark:
@@ -18,6 +15,9 @@ rule collect_corpus:
     conda:
         "../../environment.yml"
     threads: 2
+    params:
+        values=graph.corpus(),
+        scale=scale,
     shell:
         "budgeted-lora stage collect --values {params.values:q} --out {output.documents} --record {output.record}"
         " --scale {params.scale} --processes {threads} 2>&1 | tee {log}"
@@ -33,14 +33,14 @@ if settings.teachers == "pretrain":
         output:
             folder=directory(f"{results}/data/tokenizer"),
             digest=f"{results}/data/tokenizer.sha256",
-        params:
-            values=graph.tokenizer_values(),
         log:
             f"{results}/logs/train_tokenizer.log",
         benchmark:
             f"{results}/benchmarks/train_tokenizer.tsv"
         conda:
             "../../environment.yml"
+        params:
+            values=graph.tokenizer_values(),
         shell:
             "budgeted-lora stage train-tokenizer --values {params.values:q} --documents {input.documents}"
             " --out {output.folder} 2>&1 | tee {log}"
@@ -85,7 +85,10 @@ else:
 rule tokenize_corpus:
     input:
         code=source_files("tokenize"),
-        digests=[f"{results}/data/documents.parquet.sha256", f"{results}/data/tokenizer.sha256"],
+        digests=[
+            f"{results}/data/documents.parquet.sha256",
+            f"{results}/data/tokenizer.sha256",
+        ],
         documents=ancient(f"{results}/data/documents.parquet"),
         record=ancient(f"{results}/data/corpus.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
@@ -94,16 +97,16 @@ rule tokenize_corpus:
         held_out=multiext(f"{results}/data/validation", ".bin", ".idx", ".json"),
         functions=multiext(f"{results}/data/functions", ".bin", ".idx", ".json"),
         manifest=f"{results}/data/manifest.json",
-    params:
-        values=graph.mix(),
-        folder=f"{results}/data",
-        scale=scale,
     log:
         f"{results}/logs/tokenize_corpus.log",
     benchmark:
         f"{results}/benchmarks/tokenize_corpus.tsv"
     conda:
         "../../environment.yml"
+    params:
+        values=graph.mix(),
+        folder=lambda wildcards, output: dirname(output.manifest),
+        scale=scale,
     shell:
         "budgeted-lora stage tokenize --values {params.values:q} --documents {input.documents} --record {input.record}"
         " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} 2>&1 | tee {log}"

@@ -4,7 +4,11 @@
 rule evaluate_reference:
     input:
         code=source_files("evaluate"),
-        digests=[f"{results}/{{kind}}/{{name}}/model.sha256", f"{results}/data/validation.json", f"{results}/data/functions.json"],
+        digests=[
+            f"{results}/{{kind}}/{{name}}/model.sha256",
+            f"{results}/data/validation.json",
+            f"{results}/data/functions.json",
+        ],
         model=ancient(f"{results}/{{kind}}/{{name}}/model"),
         manifest=ancient(f"{results}/data/manifest.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
@@ -13,25 +17,25 @@ rule evaluate_reference:
         windows=f"{results}/{{kind}}/{{name}}/perplexity_windows.parquet",
         icl=f"{results}/{{kind}}/{{name}}/icl.json",
         examples=f"{results}/{{kind}}/{{name}}/icl_examples.parquet",
-    wildcard_constraints:
-        kind="teachers|students",
-        name="[^/]+",
-    params:
-        values=graph.evaluation(),
-        folder=f"{results}/{{kind}}/{{name}}",
-        data=f"{results}/data",
-        device=settings.device,
-        threads=settings.threads.evaluation,
-        scale=scale,
     log:
         f"{results}/logs/evaluate_reference/{{kind}}_{{name}}.log",
     benchmark:
         f"{results}/benchmarks/evaluate_reference/{{kind}}_{{name}}.tsv"
+    wildcard_constraints:
+        kind="teachers|students",
+        name="[^/]+",
     conda:
         "../../environment.yml"
     threads: settings.threads.evaluation
     resources:
         gpu=1,
+    params:
+        values=graph.evaluation(),
+        folder=lambda wildcards, output: dirname(output.perplexity),
+        data=lambda wildcards, input: dirname(input.manifest),
+        device=settings.device,
+        threads=settings.threads.evaluation,
+        scale=scale,
     shell:
         "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --tokens {params.data}"
         " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} --threads {params.threads}"
@@ -49,7 +53,9 @@ rule evaluate_cell:
         ],
         model=ancient(f"{results}/cells/{{cell}}/compressed/default/model"),
         trained=ancient(f"{results}/cells/{{cell}}/trained"),
-        student=lambda wildcards: ancient(f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"),
+        student=lambda wildcards: ancient(
+            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"
+        ),
         manifest=ancient(f"{results}/data/manifest.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
     output:
@@ -57,13 +63,6 @@ rule evaluate_cell:
         windows=f"{results}/cells/{{cell}}/compressed/default/perplexity_windows.parquet",
         icl=f"{results}/cells/{{cell}}/compressed/default/icl.json",
         examples=f"{results}/cells/{{cell}}/compressed/default/icl_examples.parquet",
-    params:
-        values=graph.evaluation(),
-        folder=f"{results}/cells/{{cell}}/compressed/default",
-        data=f"{results}/data",
-        device=settings.device,
-        threads=settings.threads.evaluation,
-        scale=scale,
     log:
         f"{results}/logs/evaluate_cell/{{cell}}.log",
     benchmark:
@@ -73,6 +72,13 @@ rule evaluate_cell:
     threads: settings.threads.evaluation
     resources:
         gpu=1,
+    params:
+        values=graph.evaluation(),
+        folder=lambda wildcards, output: dirname(output.perplexity),
+        data=lambda wildcards, input: dirname(input.manifest),
+        device=settings.device,
+        threads=settings.threads.evaluation,
+        scale=scale,
     shell:
         "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --student {input.student}"
         " --uncompressed {input.trained} --cell {wildcards.cell} --tokens {params.data} --tokenizer {input.tokenizer}"
@@ -86,12 +92,6 @@ rule measure_speed:
         tokens=f"{results}/data/train.json",
     output:
         f"{results}/speed/{{structure}}.json",
-    params:
-        values=lambda wildcards: graph.speed_values(wildcards.structure),
-        settings=graph.section("speed"),
-        device=settings.device,
-        threads=settings.threads.timing,
-        scale=scale,
     log:
         f"{results}/logs/measure_speed/{{structure}}.log",
     benchmark:
@@ -101,6 +101,12 @@ rule measure_speed:
     threads: settings.threads.timing
     resources:
         gpu=1,
+    params:
+        values=lambda wildcards: graph.speed_values(wildcards.structure),
+        settings=graph.section("speed"),
+        device=settings.device,
+        threads=settings.threads.timing,
+        scale=scale,
     shell:
         "budgeted-lora stage speed --values {params.values:q} --settings {params.settings:q} --tokens {input.tokens}"
         " --out {output} --scale {params.scale} --threads {params.threads} --device {params.device} 2>&1 | tee {log}"

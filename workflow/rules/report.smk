@@ -4,14 +4,14 @@
 rule list_cells:
     output:
         f"{results}/cells.csv",
-    params:
-        values=graph.cells_csv(),
     log:
         f"{results}/logs/list_cells.log",
     benchmark:
         f"{results}/benchmarks/list_cells.tsv"
     conda:
         "../../environment.yml"
+    params:
+        values=graph.cells_csv(),
     shell:
         "budgeted-lora stage list-cells --values {params.values:q} --out {output} 2>&1 | tee {log}"
 
@@ -30,18 +30,18 @@ rule make_table:
         ),
         f"{reports}/tables/{{table}}.md",
         f"{reports}/tables/{{table}}.tex",
-    wildcard_constraints:
-        table="|".join(MAIN_TABLES),
-    params:
-        values=graph.uncertainty(),
-        results=results,
-        reports=reports,
     log:
         f"{results}/logs/make_table/{{table}}.log",
     benchmark:
         f"{results}/benchmarks/make_table/{{table}}.tsv"
+    wildcard_constraints:
+        table="|".join(MAIN_TABLES),
     conda:
         "../../environment.yml"
+    params:
+        values=graph.uncertainty(),
+        results=results,
+        reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
         "budgeted-lora stage table {wildcards.table} --values {params.values:q} --results {params.results}"
         " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
@@ -60,17 +60,17 @@ rule make_figure:
         ),
         f"{reports}/figures/{{figure}}.png",
         f"{reports}/figures/{{figure}}.pdf",
-    wildcard_constraints:
-        figure="|".join(MAIN_FIGURES),
-    params:
-        results=results,
-        reports=reports,
     log:
         f"{results}/logs/make_figure/{{figure}}.log",
     benchmark:
         f"{results}/benchmarks/make_figure/{{figure}}.tsv"
+    wildcard_constraints:
+        figure="|".join(MAIN_FIGURES),
     conda:
         "../../environment.yml"
+    params:
+        results=results,
+        reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
         "budgeted-lora stage figure {wildcards.figure} --results {params.results} --out {params.reports} 2>&1 | tee {log}"
 
@@ -83,18 +83,20 @@ rule make_index:
         tables=[f"{reports}/tables/{name}.csv" for name in MAIN_TABLES],
         figures=[f"{reports}/figures/{name}.svg" for name in MAIN_FIGURES],
     output:
-        report(f"{reports}/index.html", caption="../report/index.rst", category="Report"),
-    params:
-        values=graph.uncertainty(),
-        config=graph.whole(),
-        results=results,
-        reports=reports,
+        report(
+            f"{reports}/index.html", caption="../report/index.rst", category="Report"
+        ),
     log:
         f"{results}/logs/make_index.log",
     benchmark:
         f"{results}/benchmarks/make_index.tsv"
     conda:
         "../../environment.yml"
+    params:
+        values=graph.uncertainty(),
+        config=graph.whole(),
+        results=results,
+        reports=lambda wildcards, output: dirname(output[0]),
     shell:
         "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
         " --published {input.published} --out {params.reports} 2>&1 | tee {log}"

@@ -13,14 +13,6 @@ if settings.teachers == "pretrain":
             digest=f"{results}/teachers/{{teacher}}/model.sha256",
             record=f"{results}/teachers/{{teacher}}/teacher.json",
             history=f"{results}/teachers/{{teacher}}/history.csv",
-        params:
-            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
-            values=graph.section("pretraining"),
-            sequence_length=settings.sequence_length,
-            rows=settings.rows,
-            device=settings.device,
-            threads=settings.threads.training,
-            scale=scale,
         log:
             f"{results}/logs/pretrain_teacher/{{teacher}}.log",
         benchmark:
@@ -30,6 +22,14 @@ if settings.teachers == "pretrain":
         threads: settings.threads.training
         resources:
             gpu=1,
+        params:
+            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
+            values=graph.section("pretraining"),
+            sequence_length=settings.sequence_length,
+            rows=settings.rows,
+            device=settings.device,
+            threads=settings.threads.training,
+            scale=scale,
         shell:
             "budgeted-lora stage pretrain-teacher --name {wildcards.teacher} --spec {params.spec:q}"
             " --values {params.values:q} --sequence-length {params.sequence_length} --rows {params.rows}"
@@ -46,17 +46,17 @@ else:
             model=directory(f"{results}/teachers/{{teacher}}/model"),
             digest=f"{results}/teachers/{{teacher}}/model.sha256",
             record=f"{results}/teachers/{{teacher}}/teacher.json",
-        params:
-            source=settings.teachers,
-            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
-            values=graph.held_out_rule(),
-            scale=scale,
         log:
             f"{results}/logs/fetch_teacher/{{teacher}}.log",
         benchmark:
             f"{results}/benchmarks/fetch_teacher/{{teacher}}.tsv"
         conda:
             "../../environment.yml"
+        params:
+            source=settings.teachers,
+            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
+            values=graph.held_out_rule(),
+            scale=scale,
         shell:
             "budgeted-lora stage fetch-teacher --name {wildcards.teacher} --source {params.source}"
             " --spec {params.spec:q} --values {params.values:q} --out {output.model} --record {output.record}"
@@ -66,12 +66,24 @@ else:
 rule cache_teacher:
     input:
         code=source_files("cache"),
-        digests=[f"{results}/teachers/{{teacher}}/model.sha256", f"{results}/data/train.json"],
+        digests=[
+            f"{results}/teachers/{{teacher}}/model.sha256",
+            f"{results}/data/train.json",
+        ],
         teacher=ancient(f"{results}/teachers/{{teacher}}/model"),
         tokens=ancient(f"{results}/data/train.bin"),
     output:
         hidden=f"{results}/cache/{{teacher}}/hidden.bin",
         record=f"{results}/cache/{{teacher}}/cache.json",
+    log:
+        f"{results}/logs/cache_teacher/{{teacher}}.log",
+    benchmark:
+        f"{results}/benchmarks/cache_teacher/{{teacher}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.training
+    resources:
+        gpu=1,
     params:
         windows=lambda wildcards: graph.cached_windows(wildcards.teacher),
         sequence_length=settings.sequence_length,
@@ -83,15 +95,6 @@ rule cache_teacher:
         device=settings.device,
         threads=settings.threads.training,
         scale=scale,
-    log:
-        f"{results}/logs/cache_teacher/{{teacher}}.log",
-    benchmark:
-        f"{results}/benchmarks/cache_teacher/{{teacher}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: settings.threads.training
-    resources:
-        gpu=1,
     shell:
         "budgeted-lora stage cache-teacher --teacher {input.teacher} --tokens {input.tokens}"
         " --windows {params.windows} --sequence-length {params.sequence_length} --rows {params.rows}"

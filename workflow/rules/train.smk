@@ -9,8 +9,12 @@ rule train_cell:
             f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model.sha256",
             f"{results}/data/train.json",
         ],
-        student=lambda wildcards: ancient(f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"),
-        teacher=lambda wildcards: ancient(f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model"),
+        student=lambda wildcards: ancient(
+            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"
+        ),
+        teacher=lambda wildcards: ancient(
+            f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model"
+        ),
         tokens=ancient(f"{results}/data/train.bin"),
         cache=lambda wildcards: graph.cache_files(wildcards.cell),
     output:
@@ -19,6 +23,15 @@ rule train_cell:
         record=f"{results}/cells/{{cell}}/train.json",
         history=f"{results}/cells/{{cell}}/history.csv",
         retention=f"{results}/cells/{{cell}}/retention.csv",
+    log:
+        f"{results}/logs/train_cell/{{cell}}.log",
+    benchmark:
+        f"{results}/benchmarks/train_cell/{{cell}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.training
+    resources:
+        gpu=1,
     params:
         recipe=lambda wildcards: graph.recipe(wildcards.cell),
         cache=lambda wildcards: graph.cache_option(wildcards.cell),
@@ -29,15 +42,6 @@ rule train_cell:
         device=settings.device,
         threads=settings.threads.training,
         scale=scale,
-    log:
-        f"{results}/logs/train_cell/{{cell}}.log",
-    benchmark:
-        f"{results}/benchmarks/train_cell/{{cell}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: settings.threads.training
-    resources:
-        gpu=1,
     shell:
         "budgeted-lora stage train --values {params.recipe:q} --cell {wildcards.cell} --student {input.student}"
         " --teacher {input.teacher} --tokens {input.tokens} {params.cache} --out {params.folder} --state {params.state}"
