@@ -197,21 +197,22 @@ def versions(results: Results) -> Versions:
 
 def constants(config: Config) -> list[dict[str, str]]:
     """Every setting whose value the paper does not state ([U]) or that is derived ([D]): key, value, tag, meaning."""
-    return [row for row in walk(config, "") if row["tag"] in ("U", "D")]
+    unused = () if config.corpus.source == "hub" else ("corpus.hub.",)
+    return [row for row in walk(config, "") if row["tag"] in ("U", "D") and not row["key"].startswith(unused)]
 
 
 def walk(model: BaseModel, prefix: str) -> Iterator[dict[str, str]]:
-    """All tagged leaves of a settings model, depth first."""
+    """All tagged leaves of a settings model, depth first; the rows of the tables are no constants and are left out."""
     for name, field in type(model).model_fields.items():
         value: Any = getattr(model, name)
         text = field.description or ""
-        if isinstance(value, BaseModel):
-            yield from walk(value, f"{prefix}{name}.")
-        elif isinstance(value, dict) and any(isinstance(entry, BaseModel) for entry in value.values()):
-            for key, entry in value.items():
-                yield from walk(entry, f"{prefix}{name}.{key}.")
-        elif tags := TAG.findall(text):
-            shown = canonical_json(value) if not isinstance(value, str) else value
+        below = {"": value} if isinstance(value, BaseModel) else value if isinstance(value, dict) else {}
+        models = {key: entry for key, entry in below.items() if isinstance(entry, BaseModel)}
+        for key, entry in models.items():
+            yield from walk(entry, f"{prefix}{name}.{key}." if key else f"{prefix}{name}.")
+        tags = TAG.findall(text)
+        if tags and not models and name != "tables":
+            shown = value if isinstance(value, str) else canonical_json(value)
             yield {"key": f"{prefix}{name}", "value": shown, "tag": tags[0], "meaning": TAG.sub("", text).strip()}
 
 

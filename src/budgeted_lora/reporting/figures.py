@@ -124,7 +124,9 @@ def pareto(results: Results, name: str) -> Figure:
         )
     teachers = results.teachers()
     if len(teachers) and pd.notna(teachers["ppl"].iloc[0]):
-        axes.axhline(teachers["ppl"].iloc[0], color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
+        level = teachers["ppl"].iloc[0]
+        axes.axhline(level, color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
+        strokes.append(np.array([[x.min() - np.ptp(x), level], [x.max() + np.ptp(x), level]]))
     axes.margins(x=0.16, y=0.12)
     axes.set_xlabel(cost.title)
     axes.set_ylabel("Validation perplexity (lower is better)")
@@ -351,7 +353,7 @@ FIGURES: dict[str, Plot] = {
     "pareto_mac_speedup": Plot(
         lambda results: pareto(results, "pareto_mac_speedup"),
         "Perplexity against MAC speedup",
-        "The paper's speedup is this ratio of multiply-accumulates in the 42 projections, dense over compressed. It is "
+        "The paper's speedup is this ratio of multiply-accumulates in the projections, dense over compressed. It is "
         "not a timing.",
     ),
     "pareto_measured_speedup": Plot(
@@ -363,13 +365,13 @@ FIGURES: dict[str, Plot] = {
     "retention": Plot(
         retention,
         "What is kept of every dense path",
-        "Dense coefficient d of the 42 projections over training, for each budget (smallest teacher, first seed). "
+        "Dense coefficient d of every projection over training, for each budget (smallest teacher, first seed). "
         "Bright: kept; dark: gone, its matmul skipped.",
     ),
     "gates": Plot(
         gates,
         "Trained gates",
-        "Gates of all ranks of all 42 modules after training. They start at sigmoid(2) = 0.88; a rank is cut only if "
+        "Gates of all ranks of all modules after training. They start at sigmoid(2) = 0.88; a rank is cut only if "
         "its gate ends at or below the threshold.",
     ),
     "loss_curves": Plot(

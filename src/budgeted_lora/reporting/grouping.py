@@ -72,3 +72,11 @@ def icl_scores(results: Results, *tables: str) -> pd.DataFrame:
 def partial_note(results: Results) -> list[str]:
     """A sentence when results are missing."""
     return [MISSING_NOTE.format(len(results.missing))] if results.missing else []
+
+
+def caveats(results: Results) -> list[str]:
+    """What must be said below a table that shows counts beside published ones, and the note of a partial report."""
+    smoke = (
+        "This scale's student has not the paper's proportions: its counts are not expected to be the published ones."
+    )
+    return [*([smoke] if results.scale == "smoke" else []), *partial_note(results)]

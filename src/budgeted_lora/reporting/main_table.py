@@ -7,6 +7,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.grouping import (
     Settings,
     budget_key,
+    caveats,
     groups,
     one_variant,
     parse_budget,
@@ -53,7 +54,7 @@ def table2(results: Results, published: Published, settings: Settings) -> Table:
         "Train time is the mean over the teachers, other jobs running beside.",
     ]
     frame = pd.DataFrame(rows, columns=table2_columns(teachers))
-    return Table("table2", "Table 2. Main results", frame, pd.DataFrame(shown), notes + partial_note(results))
+    return Table("table2", "Table 2. Main results", frame, pd.DataFrame(shown), notes + caveats(results))
 
 
 def table2_columns(teachers: list[str]) -> list[str]:
