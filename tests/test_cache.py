@@ -184,3 +184,5 @@ def test_the_stage_writes_what_a_cell_reads(world, tmp_path):
         threads=1,
     )
     assert open_cache(world, tmp_path).dtype == torch.float32  # bfloat16 is for GPUs
+    made = json.loads((tmp_path / "cache" / "provenance.json").read_text())["provenance"]
+    assert (made["scale"], made["values"]["shape"]) == ("test", [WINDOWS, LENGTH, 16])

@@ -95,15 +95,14 @@ def train_cell(
         for name in ("history.csv", "retention.csv"):
             write_with(out / name, lambda path, name=name: shutil.copyfile(folder / name, path))
         results = summary(model, recipe, progress, device=place, precision=precision)
-        write_result(
-            out / "train.json",
-            results,
-            scale=scale,
-            cell=cell,
-            values=values | {"threads": threads},
-            inputs=inputs,
-            clock=clock,
-        )
+        about = {
+            "scale": scale,
+            "cell": cell,
+            "values": values | {"threads": threads},
+            "inputs": inputs,
+            "clock": clock,
+        }
+        write_result(out / "train.json", results, **about)
         run.discard()
 
 
@@ -126,14 +125,15 @@ def cache_teacher(
 
     Args:
         precision: bfloat16 or float32, as in the recipes of the students that will read it.
-        out: folder that gets hidden.bin and cache.json.
+        out: folder that gets hidden.bin and cache.json, whose bytes repeat, and provenance.json, which holds the rest.
         state: as in `train_cell`.
     """
+    clock = Clock()
     place = prepare(device, threads=threads)
     file = TokenFile.open(tokens)
     check_vocabulary(teacher, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the teacher)")
     model = load_model(teacher, dtype=compute_dtype(precision, place))
-    cache_hidden(
+    about = cache_hidden(
         model,
         file,
         windows=windows,
@@ -145,6 +145,9 @@ def cache_teacher(
         state=state,
         device=place,
     )
+    inputs = [teacher, tokens.with_suffix(".json")]
+    values = {**about, "threads": threads, "precision": precision}
+    write_result(out / "provenance.json", {}, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)
 
 
 def prepare(device: str, *, threads: int) -> torch.device:
