@@ -233,6 +233,10 @@ class Evaluation(Strict):
         210, description="Queries of a probe at most; fewer where the held-out part is smaller. [ours]"
     )
     icl_batch: Positive = Field(64, description="Prompts decoded together. [ours]")
+    context: Positive | None = Field(
+        None,
+        description="Most tokens of a prompt with its answer; `sequence_length` when empty. A longer one is refused. [ours]",
+    )
     probes: Literal["generated", "folder"] = Field(
         "generated", description="Our probes, or the original files in a folder. [ours]"
     )

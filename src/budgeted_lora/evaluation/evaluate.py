@@ -135,7 +135,7 @@ def _write_icl(
         encoder,
         examples,
         end_id=end_id,
-        sequence_length=settings.sequence_length,
+        sequence_length=settings.context or settings.sequence_length,
         batch=settings.icl_batch,
         space=settings.prompt_space,
     )

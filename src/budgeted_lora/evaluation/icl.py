@@ -163,7 +163,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, *, sequen
         if length > sequence_length:
             raise BadInput(
                 f"probe {example.probe}: a prompt with its answer has {length} tokens; "
-                f"expected at most sequence_length {sequence_length}"
+                f"expected at most {sequence_length} (evaluation.context, or sequence_length)"
             )
         breaks += full[: len(prompt)] != prompt
         longest = max(longest, length)

@@ -1,6 +1,5 @@
 """Models in and out of folders: transformers' Mistral class or our compressed one, safetensors only."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,8 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32)
         dtype: of the weights in memory; None keeps the file's.
 
     Raises:
-        BadInput: no config, another model class, no safetensors, or a truncated file.
+        BadInput: no config, another model class, no safetensors, a truncated file, or weights that are not those the
+            configuration asks for (transformers would make up the missing ones at random).
     """
     import budgeted_lora.models.compressed  # noqa: F401  (registers the compressed class)
 
@@ -62,18 +62,24 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32)
     if not list(folder.glob("*.safetensors")):
         raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
             attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # safetensors and transformers raise many kinds for one cause: the folder is not whole
         raise BadInput(
             f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from None
+    surplus = [name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")]
+    for names, what in ((found["missing_keys"], "are missing from"), (surplus, "of the file have no place in")):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise BadInput(f"{folder}: {len(names)} weights {what} the model that config.json describes ({first})")
     return model.eval()
 
 
@@ -89,12 +95,12 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
 
 
 def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
-    """Refuses a checkpoint whose vocabulary is smaller than or differs from the tokenizer's.
+    """Refuses a checkpoint whose vocabulary differs from the tokenizer's.
 
     Raises:
-        BadInput: naming both sizes.
+        BadInput: naming both sizes; or there is no checkpoint.
     """
-    found: Any = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    found: Any = read_json(Path(model_folder) / "config.json", expected="a model folder").get("vocab_size")
     if found != vocab_size:
         raise BadInput(
             f"{model_folder}: vocabulary of {found}, but {what} has {vocab_size}; "
