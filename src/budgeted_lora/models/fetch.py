@@ -1,5 +1,6 @@
 """Stage: a teacher that exists already: shipped with the package, in a local folder, or on the Hub."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from budgeted_lora.provenance import Clock, write_result
 
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_words: bool) -> dict[str, Any]:
@@ -62,23 +64,20 @@ def download(spec: Teacher) -> Path:
         BadInput: no revision is pinned, the name is unknown or gated, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if not spec.revision:
-        raise BadInput(f"teacher {spec.hub}: revision must pin a commit")
+    if not COMMIT.fullmatch(spec.revision or ""):
+        raise BadInput(
+            f"teacher {spec.hub}: revision is {spec.revision!r}; expected the 40 hex digits of a commit, "
+            "since a branch or tag can move"
+        )
     try:
         return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*WEIGHTS, *TOKENIZER]))
     except GatedRepoError:
         raise BadInput(f"{spec.hub}: gated; ask its owners for access and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise BadInput(f"{spec.hub} at {spec.revision}: not on the Hub under that name and commit") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # from no network to a malformed name; the HTTP library's own kinds among them
         raise BadInput(f"{spec.hub}: cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
 
 
@@ -106,11 +105,14 @@ def fetch_teacher(
     else:
         folder = download(spec) if source == "hub" else Path(str(spec.folder))
     copy_checkpoint(folder, out)
-    about = read_json(out / "config.json")
+    about = read_json(out / "config.json", expected="the configuration of a checkpoint")
+    about.setdefault("num_key_value_heads", about.get("num_attention_heads"))  # as older Llama configurations mean it
     for key, ours in (
         ("num_hidden_layers", spec.layers),
         ("hidden_size", spec.hidden),
         ("intermediate_size", spec.ffn),
+        ("num_attention_heads", spec.heads),
+        ("num_key_value_heads", spec.kv_heads),
     ):
         if about.get(key) != ours:
             raise BadInput(f"{folder}: {key} is {about.get(key)}, but teacher_ladder.{name} says {ours}")

@@ -76,10 +76,10 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32)
             f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from None
     surplus = [name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")]
-    for names, what in ((found["missing_keys"], "are missing from"), (surplus, "of the file have no place in")):
+    for what, names in {"weights missing": found["missing_keys"], "weights too many": surplus}.items():
         if names:
-            first = ", ".join(sorted(names)[:3])
-            raise BadInput(f"{folder}: {len(names)} weights {what} the model that config.json describes ({first})")
+            some = ", ".join(sorted(names)[:3])
+            raise BadInput(f"{folder}: {len(names)} {what} for the model that config.json describes ({some})")
     return model.eval()
 
 
