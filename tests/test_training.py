@@ -275,6 +275,23 @@ def test_a_run_cut_at_any_step_ends_with_the_same_bytes(world, tmp_path, monkeyp
         assert [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in cut] == strip
 
 
+def test_a_run_killed_after_its_last_step_keeps_its_structure(world, tmp_path, monkeypatch):
+    recipe = make_recipe("budgeted_lora")
+    run_cell(world, recipe, tmp_path / "whole")
+    out = tmp_path / "cut"
+
+    def dying(*arguments, **keywords):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "save_trained", dying)
+        with pytest.raises(Killed):
+            run_cell(world, recipe, out)
+    run_cell(world, recipe, out)
+    for file in ("trained/model.safetensors", "trained/adapter.json", "retention.csv"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
 TRAIN = """
 import sys, time
 from pathlib import Path

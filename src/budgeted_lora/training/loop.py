@@ -56,6 +56,7 @@ def train(
     progress = Progress(**(state.restore(student, optimizer) or {}))
     if controller is not None and progress.coefficients is not None:
         controller.load(progress.coefficients)
+        set_dense(modules, controller.coefficients)  # a run killed after its last step takes no other
     student.train()
     saved_at, recent = progress.step, []
 
