@@ -20,8 +20,9 @@ from budgeted_lora.sources import source_files
 min_version("9.0")
 
 try:
-    scale = config.pop("scale", "mini")
-    graph = Graph(load_config(f"config/{scale}.yaml", config))
+    scale = config.get("scale", "mini")
+    overrides = {key: value for key, value in config.items() if key != "scale"}
+    graph = Graph(load_config(f"config/{scale}.yaml", overrides))
 except BadInput as error:
     print(f"budgeted-lora: {error}", file=sys.stderr)
     sys.exit(2)
