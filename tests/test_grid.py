@@ -216,3 +216,29 @@ def test_too_short_a_run_is_refused_with_what_it_needs() -> None:
     assert one(row | {"tokens": needed * 256}).recipe.steps == needed
     with pytest.raises(BadInput, match=f"{needed - 1} steps are too few .* needs {needed} .*{needed * 256}"):
         one(row | {"tokens": needed * 256 - 1})
+
+
+def test_what_only_scores_a_student_or_is_not_read_changes_no_id() -> None:
+    assert ids(corpus__overlap_share=0.9) == ids(corpus__overlap_ngram=8) == ids(corpus__validation_tokens=5) == ids()
+    assert ids(teacher_ladder__A__tokens=8192) != ids()
+    shipped = ids(teachers="shipped")
+    assert ids(teachers="shipped", teacher_ladder__A__tokens=8192, teacher_ladder__B__folder="x") == shipped
+    local = {"A": SMALL | {"folder": "a"}, "B": LARGE | {"folder": "b"}}
+    here = ids(teachers="folder", teacher_ladder=local)
+    assert ids(teachers="folder", teacher_ladder=local | {"B": LARGE | {"folder": "c"}}) != here
+
+
+def test_steps_are_counted_with_the_configured_svd_threshold() -> None:
+    row = {"method": "budgeted_lora", "budget": 0.7, "controller": "uniform"}
+    shape = ModelShape(layers=2, hidden=32, kv=8, ffn=64)
+    rule = {"budget": 0.7, "start": 0.1, "end": 0.3, "smoothing": 0.9, "drop_threshold": 0.05, "controller": "uniform"}
+    needed = steps_needed(shape, svd_threshold=0.71, **rule)
+    assert needed > steps_needed(shape, svd_threshold=0.5, **rule)
+    few = {"tables": {"t": [row]}, "training__tokens": (needed - 1) * 4 * 64, "compression__svd_threshold": 0.71}
+    with pytest.raises(BadInput, match=f"it needs {needed} "):
+        cells(config(**few))
+
+
+def test_a_refused_value_is_named() -> None:
+    with pytest.raises(BadInput, match=r"tables\.t, row 1: steps is 0"):
+        cells(config(tables={"t": [{"method": "kd_full", "tokens": 1}]}))

@@ -8,9 +8,9 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from budgeted_lora.config import Config, Fraction, Init, Method, Positive, Row, Strict
+from budgeted_lora.config import Config, Fraction, Init, Method, Positive, Row, Strict, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 
@@ -94,12 +94,20 @@ class Cell:
         return f"F{recipe.budget:g}_r{recipe.rank}_{recipe.controller}-{short_hash(values, digits=4)}"
 
 
+# Keys of the corpus that only decide what a finished student is scored on.
+SCORED_ON = frozenset({"validation_tokens", "overlap_ngram", "overlap_share"})
+# Keys of a teacher that say where it comes from, by the source that reads them.
+ORIGIN = {"shipped": (), "pretrain": ("tokens", "learning_rate"), "folder": ("folder",), "hub": ("hub", "revision")}
+
+
 def upstream(config: Config, teacher: str) -> dict[str, Any]:
     """The recipes a student's weights depend on besides its own: corpus, tokenizer, its teacher and the first one."""
-    ladder = {name: config.teacher_ladder[name].model_dump() for name in {config.first_teacher, teacher}}
+    unread = {key for keys in ORIGIN.values() for key in keys} - set(ORIGIN[config.teachers])
+    names = {config.first_teacher, teacher}
+    ladder = {name: config.teacher_ladder[name].model_dump(exclude=unread) for name in names}
     made_here = config.teachers == "pretrain"
     return {
-        "corpus": config.corpus.model_dump(exclude={"validation_tokens"}),
+        "corpus": config.corpus.model_dump(exclude=set(SCORED_ON)),
         "tokenizer": config.tokenizer.model_dump() if made_here else None,
         "teachers": config.teachers,
         "ladder": ladder,
@@ -200,9 +208,10 @@ def cells(config: Config) -> list[Cell]:
                 try:
                     values = recipe(config, row, **chosen)
                     check(config, values)
-                except (BadInput, ValueError) as error:
-                    message = error if isinstance(error, BadInput) else error.errors()[0]["msg"]  # type: ignore[attr-defined]
-                    raise BadInput(f"tables.{table}, row {number}: {message}") from None
+                except BadInput as error:
+                    raise BadInput(f"tables.{table}, row {number}: {error}") from None
+                except ValidationError as error:
+                    raise BadInput(f"tables.{table}, row {number}: {describe(error)}") from None
                 key = cell_id(config, values)
                 recipes[key] = values
                 listing = tables.setdefault(key, [])
@@ -236,6 +245,7 @@ def check(config: Config, values: Recipe) -> None:
             smoothing=values.smoothing,
             drop_threshold=values.drop_threshold,
             controller=values.controller,
+            svd_threshold=config.compression.svd_threshold,
         )
         if values.steps < needed:
             raise BadInput(
