@@ -4,7 +4,9 @@ Rules name `<folder>.sha256` files as inputs where a folder is what they read: a
 compares it by content, and remaking the same bytes reruns nothing downstream.
 """
 
+import glob
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from budgeted_lora.budget.cost import ModelShape
@@ -13,7 +15,7 @@ from budgeted_lora.config import Config
 from budgeted_lora.evaluation.settings import evaluation_settings
 from budgeted_lora.files import canonical_json
 from budgeted_lora.grid import Cell, Recipe, cells
-from budgeted_lora.sources import source_folder
+from budgeted_lora.sources import shipped_files, source_folder
 
 DEFAULT_SETTINGS = "default"
 ABLATIONS = frozenset({"table3", "table4", "table5", "table6", "table7"})
@@ -140,6 +142,7 @@ class Graph:
             controller=recipe.controller,
             r_max=compression.r_max,
             svd_threshold=compression.svd_threshold,
+            schedule=recipe.schedule,
         )
 
     def speed_values(self, name: str) -> str:
@@ -152,6 +155,33 @@ class Graph:
             "rank": self.structures()[name].recipe.rank,
         }
         return canonical_json({"student": student, "structure": self.structure(name).as_json()})
+
+    # --- files from outside the workflow; one that is missing is left out here and named by the stage that wants it ---
+
+    def corpus_files(self) -> list[str]:
+        """Local files that documents are read from."""
+        corpus = self.config.corpus
+        patterns = corpus.files if corpus.source == "files" else []
+        return sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
+
+    def teacher_files(self, teacher: str) -> list[str]:
+        """What tells a ready-made teacher from another: the card of a shipped one, the files of a local one."""
+        if self.config.teachers == "shipped":
+            return shipped_files(f"teachers/{teacher}", "card.json")
+        folder = self.config.teacher_ladder[teacher].folder
+        if self.config.teachers != "folder" or not folder:
+            return []
+        return sorted(str(path) for ending in ("*.json", "*.safetensors") for path in Path(folder).glob(ending))
+
+    def shipped_tokenizer_files(self) -> list[str]:
+        """The tokenizer that the shipped teachers share."""
+        return shipped_files("tokenizer", "tokenizer.json", "tokenizer_config.json")
+
+    def probe_files(self) -> list[str]:
+        """The original probe files, where they are evaluated."""
+        evaluation = self.config.evaluation
+        folder = evaluation.probes_folder if evaluation.probes == "folder" else None
+        return sorted(str(path) for path in Path(folder).glob("*.json")) if folder else []
 
     # --- files ---
 

@@ -46,9 +46,23 @@ STAGES = {
 }
 
 
-@cache
+# Data files of the package that a module reads and that decide what it returns.
+DATA = {"data.probes": ("assets/words.txt",)}
+
+
 def source_files(stage: str) -> tuple[str, ...]:
-    """Paths of the package's files that a stage imports, sorted; relative to the working folder if they lie in it."""
+    """Paths of the package's files that a stage imports, sorted, and of the data files that these read.
+
+    Relative to the working folder if they lie in it.
+    """
+    modules = _modules(stage)
+    paths = [_path(module) for module in modules] + [ROOT / name for module in modules for name in DATA.get(module, ())]
+    return tuple(str(_from_here(path)) for path in paths)
+
+
+@cache
+def _modules(stage: str) -> tuple[str, ...]:
+    """The modules that a stage imports, directly or not."""
     found: set[str] = set()
     waiting = [STAGES[stage]]
     while waiting:
@@ -57,7 +71,13 @@ def source_files(stage: str) -> tuple[str, ...]:
             continue
         found.add(module)
         waiting += imports(module)
-    return tuple(str(_from_here(_path(module))) for module in sorted(found))
+    return tuple(sorted(found))
+
+
+def shipped_files(folder: str, *names: str) -> list[str]:
+    """Those of the named files that ship in a folder of the package's assets."""
+    paths = [ROOT / "assets" / folder / name for name in names]
+    return [str(_from_here(path)) for path in paths if path.is_file()]
 
 
 def source_folder(package: str) -> Path:

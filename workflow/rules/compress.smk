@@ -8,6 +8,7 @@ rule compress_cell:
             f"{results}/cells/{wildcards.cell}/trained.sha256",
             f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model.sha256",
             f"{results}/data/validation.json",
+            f"{results}/data/tokenizer.sha256",
         ],
         student=lambda wildcards: ancient(
             f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"

@@ -4,6 +4,7 @@
 rule collect_corpus:
     input:
         code=source_files("collect"),
+        files=graph.corpus_files(),
     output:
         documents=f"{results}/data/documents.parquet",
         digest=f"{results}/data/documents.parquet.sha256",
@@ -50,6 +51,7 @@ elif settings.teachers == "shipped":
     rule copy_shipped_tokenizer:
         input:
             code=source_files("tokenizer"),
+            shipped=graph.shipped_tokenizer_files(),
         output:
             folder=directory(f"{results}/data/tokenizer"),
             digest=f"{results}/data/tokenizer.sha256",

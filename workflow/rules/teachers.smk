@@ -42,6 +42,7 @@ else:
     rule fetch_teacher:
         input:
             code=source_files("fetch"),
+            source=lambda wildcards: graph.teacher_files(wildcards.teacher),
         output:
             model=directory(f"{results}/teachers/{{teacher}}/model"),
             digest=f"{results}/teachers/{{teacher}}/model.sha256",
