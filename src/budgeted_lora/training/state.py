@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file, short_hash, write_with
+from budgeted_lora.sources import source_files
 
 LOCK = "lock"
 STATE = "state.safetensors"
@@ -28,9 +29,7 @@ STATE = "state.safetensors"
 
 def code_digest() -> str:
     """Digest of the sources that determine a student's weights; a state made by other code is not gone on from."""
-    package = Path(__file__).resolve().parents[1]
-    files = sorted(file for part in ("budget", "models", "training") for file in (package / part).glob("*.py"))
-    return short_hash([[file.name, sha256_file(file)] for file in files], digits=64)
+    return short_hash([sha256_file(file) for file in source_files("train")], digits=64)
 
 
 @contextmanager
