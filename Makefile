@@ -55,7 +55,7 @@ $(STAMP): requirements.lock pyproject.toml $(if $(NEW_TORCH),force)
 	@$(if $(NEW_TORCH),echo "$(TORCH_INDEX)" > $(TORCH_FROM))
 	@touch $(STAMP)
 
-reproduce: $(STAMP) ## run `snakemake main`: Tables 1, 2, 8, 9, Figure 2, Pareto plots, claims
+reproduce: $(STAMP) ## run `snakemake main`: Tables 1, 2, 8, 9, Figure 2, Pareto plots
 	$(BIN)/snakemake main --cores $(CORES) --config scale=$(SCALE)
 
 smoke: $(STAMP) ## the three-minute tour: every stage end to end, numbers without meaning
