@@ -16,6 +16,7 @@ from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.training import cache as cache_module
 from budgeted_lora.training import stage
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, cache_hidden, read_head
+from budgeted_lora.training.cache_stage import cache_teacher
 
 CPU = torch.device("cpu")
 WINDOWS, BATCH = 22, 4
@@ -169,7 +170,7 @@ def test_the_head_is_read_alone(world, tmp_path):
 
 
 def test_the_stage_writes_what_a_cell_reads(world, tmp_path):
-    stage.cache_teacher(
+    cache_teacher(
         teacher=world.teacher,
         tokens=world.tokens,
         windows=WINDOWS,

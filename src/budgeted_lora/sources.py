@@ -37,7 +37,7 @@ STAGES = {
     "fetch": "models.fetch",
     "pretrain": "models.teacher",
     "student": "models.student",
-    "cache": "training.stage",
+    "cache": "training.cache_stage",
     "train": "training.stage",
     "compress": "compression.compress",
     "evaluate": "evaluation.evaluate",

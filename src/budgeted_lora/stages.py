@@ -174,7 +174,7 @@ def cache_teacher(
 ) -> None:
     """Compute a teacher's final hidden states once for every student that learns from it."""
     with gpu_slots(1, device=device):
-        from budgeted_lora.training.stage import cache_teacher as run
+        from budgeted_lora.training.cache_stage import cache_teacher as run
 
         run(
             teacher=teacher, tokens=tokens, windows=windows, sequence_length=sequence_length, rows=rows,

@@ -8,6 +8,7 @@ import torch
 from budgeted_lora.config import Pretraining, Teacher
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.device import choose_device
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, sha256_file
 from budgeted_lora.models.load import check_vocabulary, load_model, mistral_config, new_model, save_model
@@ -34,10 +35,10 @@ def make_teacher(
     """Pretrains a teacher from random weights and writes it in half precision with its record and loss history.
 
     Raises:
-        BadInput: no token count for this teacher, or tokens and tokenizer disagree.
+        BadInput: no token count for this teacher, tokens and tokenizer disagree, or there is no such device.
         TrainingDiverged: the loss is not finite.
     """
-    clock = Clock()
+    clock, place = Clock(), choose_device(device)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     train = TokenFile.open(tokens)
@@ -52,8 +53,7 @@ def make_teacher(
     )
     common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    losses = pretrain(model.to(place), train, plan, device=place, title=f"pretrain {name}")
+    losses = pretrain(model.to(place), train, plan, device=place.type, title=f"pretrain {name}")
     with atomic_folder(out) as folder:
         save_model(model.cpu(), folder, dtype=torch.float16)
         for path in sorted(Path(tokenizer).iterdir()):

@@ -1,6 +1,5 @@
-"""The two stages of training as jobs run them: the teacher cache, and one cell."""
+"""Stage: one student, from its untrained model to the files of its cell."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ import torch
 from budgeted_lora.budget.cost import train_compute
 from budgeted_lora.budget.schedule import mean_fraction
 from budgeted_lora.data.tokens import TokenFile
-from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file, short_hash, write_with
 from budgeted_lora.grid import Recipe
-from budgeted_lora.memory import keep_freed_memory, peak_resident_bytes
+from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, write_result
-from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource, cache_hidden
+from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource
 from budgeted_lora.training.loop import train
 from budgeted_lora.training.progress import Progress
+from budgeted_lora.training.setup import compute_dtype, prepare
 from budgeted_lora.training.state import TrainingState, code_digest, locked_folder
 
 
@@ -104,73 +103,6 @@ def train_cell(
         }
         write_result(out / "train.json", results, **about)
         run.discard()
-
-
-def cache_teacher(
-    *,
-    teacher: Path,
-    tokens: Path,
-    windows: int,
-    sequence_length: int,
-    rows: str,
-    batch_windows: int,
-    precision: str,
-    scale: str,
-    out: Path,
-    state: Path,
-    device: str,
-    threads: int,
-) -> None:
-    """Computes a teacher's final hidden states for the first `windows` windows of `tokens` (train.bin).
-
-    Args:
-        precision: bfloat16 or float32, as in the recipes of the students that will read it.
-        out: folder that gets hidden.bin and cache.json, whose bytes repeat, and provenance.json, which holds the rest.
-        state: as in `train_cell`.
-    """
-    clock = Clock()
-    place = prepare(device, threads=threads)
-    file = TokenFile.open(tokens)
-    check_vocabulary(teacher, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the teacher)")
-    model = load_model(teacher, dtype=compute_dtype(precision, place))
-    about = cache_hidden(
-        model,
-        file,
-        windows=windows,
-        sequence_length=sequence_length,
-        rows=rows,
-        batch_windows=batch_windows,
-        teacher=teacher,
-        out=out,
-        state=state,
-        device=place,
-    )
-    inputs = [teacher, tokens.with_suffix(".json")]
-    values = {**about, "threads": threads, "precision": precision}
-    write_result(out / "provenance.json", {}, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)
-
-
-def prepare(device: str, *, threads: int) -> torch.device:
-    """Settings of the whole process: threads, repeatable kernels, allocator, denormals (slow and without meaning).
-
-    Raises:
-        BadInput: device is cuda and torch sees none.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bytes only with a fixed workspace
-    keep_freed_memory()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("device: cuda, but torch sees no GPU; expected one, or device: auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What student (by autocast) and teacher compute in: bfloat16 on a GPU that has it, if asked for; else float32."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16 else torch.float32
 
 
 def teacher_source(
