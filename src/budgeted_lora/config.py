@@ -235,7 +235,7 @@ class Evaluation(Strict):
     icl_batch: Positive = Field(64, description="Prompts decoded together. [ours]")
     context: Positive | None = Field(
         None,
-        description="Most tokens of a prompt with its answer; `sequence_length` when empty. A longer one is refused. [ours]",
+        description="Most tokens of a prompt with its answer, others are refused; `sequence_length` when empty. [ours]",
     )
     probes: Literal["generated", "folder"] = Field(
         "generated", description="Our probes, or the original files in a folder. [ours]"
