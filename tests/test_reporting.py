@@ -384,6 +384,16 @@ def test_mixed_versions_are_flagged(copied: Path, tmp_path: Path) -> None:
     assert facts.versions(Results.open(copied)).mixed == ["commit", "libraries"]
 
 
+def test_results_of_cells_that_are_no_longer_listed_are_not_counted(copied: Path) -> None:
+    before = facts.versions(Results.open(copied)), facts.time_sentence(Results.open(copied))
+    for folder in ("cells/left-over", "speed"):
+        (copied / folder).mkdir(exist_ok=True)
+    provenance = {"git_commit": "0" * 40, "started_at": "2020-01-01T00:00:00+00:00", "seconds": 1e6}
+    for name in ("cells/left-over/train.json", "speed/left-over.json"):
+        (copied / name).write_text(json.dumps({"provenance": provenance}))
+    assert (facts.versions(Results.open(copied)), facts.time_sentence(Results.open(copied))) == before
+
+
 def test_constants_are_those_tagged_unknown_or_derived(config: Config) -> None:
     rows = {row["key"]: row for row in facts.constants(config)}
     assert rows["budget.smoothing"]["value"] == "0.9"

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from budgeted_lora.config import Config
 from budgeted_lora.files import canonical_json
 from budgeted_lora.reporting.layout import duration
-from budgeted_lora.reporting.load import Results, method_label, provenance_of, result_files
+from budgeted_lora.reporting.load import Results, method_label, provenance_of
 
 STAGES = {
     "teachers and untrained students": ("teachers/*/*.json", "students/*/*.json"),
@@ -146,7 +146,7 @@ def corpus_sentence(results: Results) -> str:
 def machines(results: Results) -> list[str]:
     """The machines and devices that trained and scored, each once."""
     seen: dict[str, None] = {}
-    for path in result_files(results.root, (*STAGES["training"], *STAGES["evaluation"], *STAGES["timing"])):
+    for path in results.files((*STAGES["training"], *STAGES["evaluation"], *STAGES["timing"])):
         about = provenance_of(path)
         device = about.get("device") or {}
         name = f"{device.get('name')} with {about.get('cpu')}" if device.get("type") == "cuda" else about.get("cpu")
@@ -159,7 +159,7 @@ def time_sentence(results: Results) -> str:
     """Computing time by stage, and the time from the first start to the last end."""
     spent, begins, ends = Counter[str](), [], []
     for stage, patterns in STAGES.items():
-        for path in result_files(results.root, patterns):
+        for path in results.files(patterns):
             about = provenance_of(path)
             if "started_at" not in about:
                 continue
@@ -177,7 +177,7 @@ def time_sentence(results: Results) -> str:
 def versions(results: Results) -> Versions:
     """Distinct commits, package and library versions among the results, most files first."""
     found: dict[str, Counter[str]] = {kind: Counter() for kind in ("commit", "package", "python", "libraries")}
-    for path in result_files(results.root, [pattern for patterns in STAGES.values() for pattern in patterns]):
+    for path in results.files([pattern for patterns in STAGES.values() for pattern in patterns]):
         about = provenance_of(path)
         if not about:
             continue
@@ -250,10 +250,7 @@ def cell_links(results: Results, relative: str) -> list[dict[str, Any]]:
 def shared_links(results: Results, relative: str) -> list[tuple[str, str]]:
     """Links to the files that belong to no cell: manifest, list of cells, teachers and untrained students."""
     files = ["cells.csv", "data/manifest.json"]
-    files += [
-        str(path.relative_to(results.root))
-        for path in result_files(results.root, STAGES["teachers and untrained students"])
-    ]
+    files += [str(path.relative_to(results.root)) for path in results.files(STAGES["teachers and untrained students"])]
     return [(name, f"{relative}/{name}") for name in files if (results.root / name).is_file()]
 
 

@@ -171,6 +171,13 @@ class Results:
                 raise BadInput(f"{self.root / path}: no column {name}; expected nll and tokens, one row a window")
         return frame[["nll", "tokens"]].astype("float64")
 
+    def files(self, patterns: Iterable[str]) -> list[Path]:
+        """Result files that match any pattern, sorted; those of cells and structures no longer listed are left out."""
+        listed = {"cells": set(self.cells["cell"]), "speed": {f"{name}.json" for name in self.cells["structure"]}}
+        found = {path for pattern in patterns for path in self.root.glob(pattern) if path.is_file()}
+        parts = {path: path.relative_to(self.root).parts for path in found}
+        return sorted(path for path, (kind, name, *_) in parts.items() if kind not in listed or name in listed[kind])
+
     def history(self, cell: str) -> pd.DataFrame | None:
         """history.csv of a cell, one row a logged step."""
         return self._csv(f"cells/{cell}/history.csv")
@@ -309,11 +316,6 @@ def method_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows as the paper orders them: KD Full, KD LoRA, then budgets from large to small."""
     key = frame["method"].map(METHODS.index) * 10 - frame["budget"].fillna(0.0)
     return frame.assign(_key=key).sort_values("_key", kind="stable").drop(columns="_key").reset_index(drop=True)
-
-
-def result_files(root: Path, patterns: Iterable[str]) -> list[Path]:
-    """Result files below `root` that match any pattern, sorted."""
-    return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
