@@ -121,9 +121,14 @@ def test_extends_merges_sections_and_replaces_tables(write: Write) -> None:
 
 def test_null_goes_back_to_the_default(write: Write) -> None:
     write(MINIMAL | {"training": {"clip": 2.0, "tokens": 512}}, "base")
-    child = write({"extends": "base", "training": {"clip": None}}, "child")
+    child = write({"extends": "base", "scale": "child", "training": {"clip": None}}, "child")
     assert load_config(child).training.clip == Config.model_validate(MINIMAL).training.clip
     assert load_config(child).training.tokens == 512
+
+
+def test_a_scale_needs_a_name_of_its_own(write: Write) -> None:
+    write(MINIMAL, "base")
+    assert "scale is missing" in refusal(write({"extends": "base"}, "child"))
 
 
 def test_extends_ring_is_refused(write: Write) -> None:

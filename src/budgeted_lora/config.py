@@ -387,6 +387,8 @@ def read_scale(path: Path | str) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise BadInput(f"{path}: expected a mapping of settings, found {type(values).__name__}")
         parent = values.pop("extends", None)
+        if layers:
+            values.pop("scale", None)  # a name is not inherited: two scales would share one folder of results
         layers.append(values)
         if parent is None:
             break
