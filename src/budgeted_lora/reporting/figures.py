@@ -192,7 +192,7 @@ def retention(results: Results) -> Figure:
     image = None
     for axes, (row, frame) in zip(panels[0], frames, strict=False):
         steps = frame.index.to_numpy(dtype=float)
-        edges = np.append(steps, row.steps)
+        edges = np.append(0.0, steps)  # a row stands for the steps since the one before
         rows = np.arange(frame.shape[1] + 1)
         image = axes.pcolormesh(edges, rows, frame.to_numpy().T, cmap="cividis", vmin=0, vmax=1, rasterized=True)
         axes.set_title(f"F = {float(row.budget)}")
