@@ -39,8 +39,9 @@ the command line, e.g. `snakemake --config teachers=pretrain`.
 | `published.csv` | the numbers the paper prints, beside which ours are set; no scale |
 
 A scale is complete, or it names another one with `extends: <scale>` and says only its own name and what differs.
-Mappings are then merged key by key; `tables` and `teacher_ladder` are replaced as a whole; a key set to `null` goes back to its default.
-Scales that extend each other in a ring, unknown keys and values out of range are refused in one line, exit status 2.
+Mappings are then merged key by key; `tables` and `teacher_ladder` are replaced as a whole; a key set to `null` goes
+back to its default. Scales that extend each other in a ring, unknown keys and values out of range are refused in one
+line, exit status 2.
 
 ## Tables and their rows
 
