@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from training_world import LENGTH, SHAPE, VOCABULARY, make_recipe
+from training_world import SHAPE, VOCABULARY, make_recipe
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from budgeted_lora.compression.compress import compress_cell
@@ -287,7 +287,7 @@ def test_sharded_weights_load_and_a_missing_shard_does_not(tmp_path: Path, teach
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    """A folder as `huggingface_hub` downloads it: shards and index, tokenizer, generation settings, older config keys."""
+    """A folder as `huggingface_hub` downloads it: shards and index, tokenizer, generation settings, older keys."""
     folder = tmp_path / "hub"
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
@@ -360,4 +360,3 @@ def test_a_llama_checkpoint_of_one_file_is_the_same(llama: Path, tmp_path: Path)
     shutil.copytree(llama, tmp_path / "one", ignore=shutil.ignore_patterns("model*"))
     save_file(model.state_dict(), tmp_path / "one" / "model.safetensors", metadata={"format": "pt"})
     assert torch.equal(logits(load_model(tmp_path / "one")), logits(model))
-    assert LENGTH <= model.config.max_position_embeddings

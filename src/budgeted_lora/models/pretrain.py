@@ -12,7 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from budgeted_lora.data.tokens import TokenFile
-from budgeted_lora.errors import TrainingDiverged
+from budgeted_lora.errors import BadInput, TrainingDiverged
+from budgeted_lora.files import write_text
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,16 @@ def pretrain(
     """Trains in place and returns the loss of every step.
 
     Raises:
+        BadInput: fewer tokens than one step takes, asked for or in the file.
         TrainingDiverged: the loss is not finite; names the step.
     """
-    order = window_order(
-        tokens.len_windows(plan.sequence_length, plan.rows), count=plan.steps * plan.batch_windows, seed=plan.seed
-    )
+    windows = tokens.len_windows(plan.sequence_length, plan.rows)
+    if not plan.steps or not windows:
+        raise BadInput(
+            f"{title}: {plan.tokens} tokens from {windows} windows of {tokens.path}; expected at least one window and "
+            f"one step of {plan.batch_windows * plan.sequence_length} tokens"
+        )
+    order = window_order(windows, count=plan.steps * plan.batch_windows, seed=plan.seed)
     made = optimizers(model, plan)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
     loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
@@ -101,12 +107,17 @@ def pretrain(
     bar = tqdm(range(plan.steps), desc=title, mininterval=10, unit="step")
     for step in bar:
         chosen = order[step * plan.batch_windows : (step + 1) * plan.batch_windows]
-        total = 0.0
-        for part in np.split(chosen, plan.batch_windows // plan.micro_batch_windows):
-            ids, mask = tokens.windows(part, sequence_length=plan.sequence_length, rows=plan.rows)
-            loss = loss_of(model, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-            (loss * (len(part) / len(chosen))).backward()
-            total += loss.item() * len(part) / len(chosen)
+        ids, mask = tokens.windows(chosen, sequence_length=plan.sequence_length, rows=plan.rows)
+        scored, total = int(mask[:, 1:].sum()), 0.0
+        for first in range(0, len(chosen), plan.micro_batch_windows):
+            part = slice(first, first + plan.micro_batch_windows)
+            inside = int(mask[part, 1:].sum())
+            if not inside:  # rows of one token predict nothing, and the mean of nothing is no number
+                continue
+            share = inside / scored  # so that a padded row counts for its tokens, however the batch is cut
+            loss = loss_of(model, torch.from_numpy(ids[part]).to(device), torch.from_numpy(mask[part]).to(device))
+            (loss * share).backward()
+            total += loss.item() * share
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         factor = rate_factor(step, steps=plan.steps, warmup_fraction=plan.warmup_fraction)
         for optimizer, rates in zip(made, base_rates, strict=True):
@@ -127,6 +138,4 @@ def pretrain(
 
 def write_losses(path: Path, losses: list[float]) -> None:
     """history.csv of a pretraining run: step, loss."""
-    from budgeted_lora.files import write_text
-
     write_text(path, "step,loss\n" + "".join(f"{step},{loss:.6f}\n" for step, loss in enumerate(losses)))
