@@ -71,10 +71,11 @@ class Structure:
 
     def as_json(self) -> dict[str, Any]:
         """The object `budgeted-lora plan --json` prints for one budget."""
+        sums = vars(self.totals)
         return {
             "budget": self.budget,
             "schedule": self.schedule,
-            **vars(self.totals),
+            **{name: sums[name] for name in sums if name != "param_reduction_vs_dense_pct"},
             "train_compute": self.train_compute,
             "modules": [
                 {

@@ -1,15 +1,32 @@
 """Models in and out of folders: transformers' Mistral class or our compressed one, safetensors only."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
 
 CLASSES = ("mistral", "llama", "budgeted_mistral")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps transformers' progress bars and warnings off stderr: a model is read in a blink, and refusals are ours."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def mistral_config(
@@ -62,15 +79,16 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32)
     if not list(folder.glob("*.safetensors")):
         raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            attn_implementation="sdpa",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with quietly():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                attn_implementation="sdpa",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # safetensors and transformers raise many kinds for one cause: the folder is not whole
         raise BadInput(
             f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
@@ -87,7 +105,8 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
     """Writes config.json and model.safetensors; `dtype` converts the weights on the way out."""
     if dtype is not None:
         model = model.to(dtype)
-    model.save_pretrained(folder, safe_serialization=True)
+    with quietly():
+        model.save_pretrained(folder, safe_serialization=True)
     generation = Path(folder) / "generation_config.json"
     generation.unlink(
         missing_ok=True

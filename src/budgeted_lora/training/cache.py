@@ -129,8 +129,13 @@ def cache_hidden(
 
     Returns:
         what cache.json holds: shape, dtype, sha256, and the digests of teacher and tokens.
+
+    Raises:
+        BadInput: the token file holds no window.
     """
     windows = min(windows, tokens.len_windows(sequence_length, rows))
+    if not windows:
+        raise BadInput(f"{tokens.path}: holds no window of {sequence_length} tokens; expected at least one")
     dtype, hidden = model.lm_head.weight.dtype, model.config.hidden_size
     about = {
         "shape": [windows, sequence_length, hidden],

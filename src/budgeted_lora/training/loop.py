@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from budgeted_lora.budget.controller import Controller
 from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.errors import BadInput
 from budgeted_lora.grid import Recipe
 from budgeted_lora.models.projections import BudgetedLinear, set_dense
 from budgeted_lora.training.cache import TeacherSource
@@ -46,9 +47,13 @@ def train(
             the means of loss, KL, CE and gradient norm since the last one, and the values of its own step else.
 
     Raises:
+        BadInput: the token file holds no window.
         TrainingDiverged: the loss or gradient is not finite; names the first such step. The history is on disk.
     """
-    order = window_order(recipe, available=tokens.len_windows(recipe.sequence_length, recipe.rows))
+    available = tokens.len_windows(recipe.sequence_length, recipe.rows)
+    if not available:
+        raise BadInput(f"{tokens.path}: holds no window of {recipe.sequence_length} tokens; expected at least one")
+    order = window_order(recipe, available=available)
     controller = new_controller(recipe, modules)
     optimizer = new_optimizer(student, recipe)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
