@@ -110,6 +110,11 @@ rule main:
         f"{reports}/index.html",
 
 
+rule report:
+    input:
+        f"{reports}/index.html",
+
+
 rule pareto:
     input:
         [f"{reports}/figures/{name}.svg" for name in PARETO],
