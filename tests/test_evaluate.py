@@ -16,6 +16,7 @@ from budgeted_lora.models.trained import save_trained
 
 VOCABULARY = 500
 VALUES = {
+    "context": None,
     "batch_windows": 3, "shots": 10, "demonstration_seeds": [0, 2], "queries": 2, "icl_batch": 16,
     "probes": "generated", "probes_folder": None, "prompt_space": False, "sequence_length": 384, "rows": "packed",
     "validation_tokens": 2000, "slice_per_mille": 40, "hold_out_words": False,
@@ -105,5 +106,5 @@ def test_refusals(folder, tmp_path):
         run(folder, tmp_path, values=VALUES | {"shot": 3})
     with pytest.raises(BadInput, match="only one was given"):
         run(folder, tmp_path, uncompressed=folder / "trained")
-    with pytest.raises(BadInput, match=r"probe \w+: .* has \d+ tokens; expected at most sequence_length 64"):
+    with pytest.raises(BadInput, match=r"probe \w+: .* has \d+ tokens; expected at most 64 "):
         run(folder, tmp_path, values=VALUES | {"sequence_length": 64})

@@ -227,7 +227,7 @@ def test_prefix_breaks_are_counted(examples):
 def test_a_prompt_that_does_not_fit_is_refused(examples, tokenizer):
     longest = icl.encode_examples(examples, tokenizer, sequence_length=4096, space=False).longest
     icl.encode_examples(examples, tokenizer, sequence_length=longest, space=False)
-    message = rf"probe \w+_5: .* {longest} tokens; expected at most sequence_length {longest - 1}"
+    message = rf"probe \w+_5: .* {longest} tokens; expected at most {longest - 1}"
     with pytest.raises(BadInput, match=message):
         icl.encode_examples(examples, tokenizer, sequence_length=longest - 1, space=False)
 

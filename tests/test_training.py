@@ -414,7 +414,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
 
 def test_cuda_without_a_gpu_is_refused(world, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BadInput, match="no GPU"):
+    with pytest.raises(BadInput, match="no usable GPU"):
         run_cell(world, make_recipe("kd_lora"), tmp_path, device="cuda")
 
 
