@@ -1,0 +1,377 @@
+"""The workflow as Snakemake plans it: dry runs in a copy of the checkout, without results and with all done."""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from budgeted_lora import stages
+from budgeted_lora.config import Corpus, Pretraining, Teacher, load_config
+from budgeted_lora.evaluation.settings import read_settings
+from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, Graph
+from budgeted_lora.grid import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+FOLDERS = {"model", "trained", "tokenizer"}  # outputs that are folders, by their last name
+TARGETS = ("table1", "table2", "table8", "table9", "figure2", "pareto", "report", "main", "all")
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of what Snakemake reads, without results and without weights."""
+    for name in ("workflow", "config", "profiles", "src"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.egg-info")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    own = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=own)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a dry run."""
+
+    rule: str
+    fields: dict[str, str]
+    command: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        words = shlex.split(self.command.partition(" 2>&1 |")[0])
+        return {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
+
+
+Plan = Callable[..., list[Job]]
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkout(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="module")
+def plan(fresh: Path) -> Plan:
+    """The jobs of a dry run in a fresh checkout, by targets and configuration; each is planned once."""
+
+    @cache
+    def go(*words: str) -> list[Job]:
+        done = snakemake(fresh, "--dry-run", "--printshellcmds", "--cores", "2", *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        jobs = []
+        for block in re.split(r"^\[[A-Z][a-z]{2} [^\]]+\]\n", done.stdout, flags=re.MULTILINE)[1:]:
+            rule = re.match(r"(?:local)?rule (\w+):", block)
+            assert rule, block[:200]
+            fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
+            command = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
+            jobs.append(Job(rule[1], fields, command[1] if command else ""))
+        return jobs
+
+    return go
+
+
+def rules(jobs: list[Job]) -> Counter[str]:
+    return Counter(job.rule for job in jobs)
+
+
+# --- every scale
+
+
+def graph_of(scale: str) -> Graph:
+    return Graph(load_config(ROOT / "config" / f"{scale}.yaml"))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
+    graph, found = graph_of(scale), rules(plan("all", "--config", f"scale={scale}"))
+    cells, models = len(graph.cells), len(graph.teachers) + len(graph.inits)
+    for rule in ("train_cell", "compress_cell", "evaluate_cell"):
+        assert found[rule] == cells
+    assert found["evaluate_reference"] == models
+    assert found["measure_speed"] == len(graph.structures())
+    assert found["cut_student"] == len(graph.inits)
+    assert found["cache_teacher"] == (len(graph.teachers) if graph.cached else 0)
+    assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
+    assert found["make_table"] == len(MAIN_TABLES)
+    assert found["make_figure"] == len(MAIN_FIGURES)
+    for rule in ("collect_corpus", "tokenize_corpus", "list_cells", "make_index"):
+        assert found[rule] == 1
+
+
+def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
+    """Three teachers by four methods; on the smallest all of Table 8 and uniform decay."""
+    jobs = [job for job in plan("all", "--config", "scale=mini") if job.rule == "train_cell"]
+    recipes = [json.loads(job.options["--values"]) for job in jobs]
+    found = Counter((r["teacher"], r["method"], r["budget"], r["controller"]) for r in recipes)
+    expected = {
+        (teacher, *method)
+        for teacher in ("0.13B", "0.5B", "1B")
+        for method in (
+            ("kd_full", None, None),
+            ("kd_lora", None, None),
+            ("budgeted_lora", 0.4, "greedy"),
+            ("budgeted_lora", 0.0, "greedy"),
+        )
+    }
+    expected |= {("0.13B", "budgeted_lora", budget, "greedy") for budget in (0.2, 0.6, 0.8)}
+    expected |= {("0.13B", "budgeted_lora", 0.0, "uniform")}
+    assert set(found) == expected
+    assert set(found.values()) == {1}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_command_is_one_that_the_command_line_takes(plan: Plan, scale: str) -> None:
+    commands = typer.main.get_command(stages.app).commands
+    values = {
+        "train": Recipe.model_validate, "compress": Recipe.model_validate, "collect": Corpus.model_validate,
+        "pretrain-teacher": Pretraining.model_validate, "evaluate": read_settings,
+    }  # fmt: skip
+    for job in plan("all", "--config", f"scale={scale}"):
+        if job.rule == "all":
+            continue
+        words, _, rest = job.command.partition(" 2>&1 | tee ")
+        assert rest == job.fields["log"], job.rule
+        program, group, name, *options = shlex.split(words)
+        assert (program, group) == ("budgeted-lora", "stage")
+        commands[name].make_context(name, options)  # raises on an unknown or missing option, and runs nothing
+        assert not any(word.startswith("/") for word in options), job.command
+        given = job.options
+        if name in values:
+            values[name](json.loads(given["--values"]))
+        if "--spec" in given:
+            Teacher.model_validate_json(given["--spec"])
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_job_has_log_and_benchmark_and_those_with_a_device_a_gpu(plan: Plan, scale: str) -> None:
+    for job in plan("all", "--config", f"scale={scale}"):
+        if job.rule == "all":
+            continue
+        assert job.fields["log"].startswith(f"results/{scale}/logs/")
+        assert job.fields["benchmark"].startswith(f"results/{scale}/benchmarks/")
+        assert ("gpu=1" in job.fields["resources"]) == ("--device" in job.options), job.rule
+        if "--threads" in job.options:
+            assert job.options["--threads"] == job.fields.get("threads", "1"), job.rule
+
+
+# --- targets
+
+
+def test_every_target_is_there_and_together_they_are_all(plan: Plan) -> None:
+    together = rules(plan(*TARGETS, "--config", "scale=smoke"))
+    assert {name for name in together if name in TARGETS} == set(TARGETS)
+    alone = rules(plan("all", "--config", "scale=smoke"))
+    assert {name: n for name, n in together.items() if name not in TARGETS} == {
+        name: n for name, n in alone.items() if name not in TARGETS
+    }
+
+
+def test_table_1_trains_no_student(plan: Plan) -> None:
+    found = rules(plan("table1", "--config", "scale=smoke"))
+    assert not found.keys() & {"train_cell", "compress_cell", "evaluate_cell", "cache_teacher", "measure_speed"}
+    assert found["make_table"] == found["table1"] == 1
+    assert found["evaluate_reference"] == 3
+
+
+# --- teachers
+
+
+@pytest.mark.parametrize(
+    ("words", "teacher", "tokenizer"),
+    [
+        (("scale=smoke",), "pretrain_teacher", "train_tokenizer"),
+        (("scale=mini",), "fetch_teacher", "copy_shipped_tokenizer"),
+        (("scale=paper",), "fetch_teacher", "copy_checkpoint_tokenizer"),
+        (("scale=mini", "teachers=pretrain"), "pretrain_teacher", "train_tokenizer"),
+        (("scale=local",), "fetch_teacher", "copy_checkpoint_tokenizer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_source_of_teachers_switches_the_rules(
+    fresh: Path, plan: Plan, words: tuple[str, ...], teacher: str, tokenizer: str
+) -> None:
+    smallest = {"layers": 4, "hidden": 32, "ffn": 128, "heads": 4, "kv_heads": 1, "folder": "checkpoints/A"}
+    tables = {"table2": [{"method": "kd_full"}]}
+    local = {"extends": "smoke", "scale": "local", "teachers": "folder", "teacher_ladder": {"A": smallest}}
+    (fresh / "config" / "local.yaml").write_text(yaml.safe_dump(local | {"tables": tables}))
+    jobs = plan("all", "--config", *words)
+    found = rules(jobs)
+    options = {"pretrain_teacher", "fetch_teacher"}, {
+        "train_tokenizer", "copy_shipped_tokenizer", "copy_checkpoint_tokenizer",
+    }  # fmt: skip
+    assert found.keys() & options[0] == {teacher}
+    assert found.keys() & options[1] == {tokenizer}
+    sources = {job.options["--source"] for job in jobs if job.rule == "fetch_teacher"}
+    assert sources == {("scale=mini",): {"shipped"}, ("scale=paper",): {"hub"}, ("scale=local",): {"folder"}}.get(
+        words, set()
+    )
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("scale=huge",), "config/huge.yaml: no such scale file; expected one of: "),
+        (("scale=mini", "rows=loose"), "config/mini.yaml: rows is 'loose': input should be 'packed' or 'document'"),
+        (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael"),
+        (("scale=short",), "tables.table2, row 1: 20 steps are too few for schedule 'short' to reach the structure"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_bad_configuration_is_status_2_and_one_line(fresh: Path, words: tuple[str, ...], expected: str) -> None:
+    short = {"extends": "smoke", "scale": "short", "training": {"tokens": 256 * 4 * 20}}
+    tables = {"table2": [{"method": "budgeted_lora", "budget": 0.4}]}
+    (fresh / "config" / "short.yaml").write_text(yaml.safe_dump(short | {"tables": tables}))
+    done = snakemake(fresh, "--dry-run", "--cores", "1", "--config", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"budgeted-lora: {expected}")
+
+
+# --- what an edit reruns
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which every job of the smallest scale counts as done."""
+    folder = checkout(tmp_path_factory.mktemp("done"))
+    for name in pending(folder):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name in FOLDERS:
+            path.mkdir()
+            path /= "content"
+        path.write_text(name)
+    ran = snakemake(folder, "--touch", "--cores", "1", "all", "--config", "scale=smoke")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return folder
+
+
+def pending(folder: Path) -> dict[str, str]:
+    """Files that Snakemake would make, and the rules that make them."""
+    ran = snakemake(folder, "--summary", "all", "--config", "scale=smoke")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    table = csv.DictReader(io.StringIO(ran.stdout), delimiter="\t")
+    return {row["output_file"]: row["rule"] for row in table if row["plan"] != "no update" and row["rule"] != "rule"}
+
+
+@contextmanager
+def edited(path: Path, change: Callable[[str], str]) -> Iterator[None]:
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+REPORT = {"make_table", "make_figure", "make_index"}
+
+
+def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
+    for path in [*(done / "src").rglob("*.py"), *(done / "config").iterdir(), *done.glob("workflow/**/*")]:
+        os.utime(path)
+    with edited(done / "workflow" / "report" / "table2.rst", lambda text: text + "\nMore words.\n"):
+        assert pending(done) == {}
+
+
+def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/training/loss.py", lambda text: text + "\n# a remark\n"):
+        found = pending(done)
+    assert set(found.values()) == {"train_cell", "compress_cell", "evaluate_cell", *REPORT}
+    assert sum(name.endswith("train.json") for name in found) == len(graph_of("smoke").cells)
+
+
+def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/reporting/figures.py", lambda text: text + "\n# a remark\n"):
+        assert set(pending(done).values()) == REPORT
+
+
+def test_evaluation_settings_evaluate_anew(done: Path) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("queries: 4", "queries: 5")):
+        assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", *REPORT}
+
+
+def test_one_edited_value_is_one_new_cell(done: Path) -> None:
+    before = set(graph_of("smoke").cells)
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("[0.0, 0.4, 0.8]", "[0.0, 0.4, 0.7]")):
+        after = set(Graph(load_config(done / "config" / "smoke.yaml")).cells)
+        found = pending(done)
+    [new] = after - before
+    assert len(before - after) == 1
+    assert "F0.7" in new
+    of_cells = {name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}
+    assert of_cells == {new}
+    assert set(found.values()) == {
+        "train_cell", "compress_cell", "evaluate_cell", "measure_speed", "list_cells", *REPORT,
+    }  # fmt: skip
+    assert sum(rule == "measure_speed" for rule in found.values()) == 1
+
+
+# --- the rule files themselves
+
+
+def rule_blocks() -> dict[str, str]:
+    """Text of every rule, by name."""
+    found = {}
+    for path in [ROOT / "Snakefile", *RULE_FILES]:
+        text = path.read_text(encoding="utf-8")
+        for block in re.split(r"^(?= *rule\b)", text, flags=re.MULTILINE)[1:]:
+            name = re.match(r" *rule (\w+):|\s*rule:\s+name:\s+(\w+)", block)
+            assert name, block[:100]
+            found[name[1] or name[2]] = block
+    return found
+
+
+def test_rule_files_hold_no_logic() -> None:
+    for path in [ROOT / "Snakefile", *RULE_FILES]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(run|script|checkpoint|notebook)\b.*:", text, flags=re.MULTILINE), path.name
+        assert not re.search(r"\btemp\(|\bopen\(|\bwrite_text\(", text), path.name
+        assert len(text.splitlines()) <= (100 if path.name == "Snakefile" else 200), path.name
+
+
+def test_every_rule_that_runs_something_names_log_benchmark_and_environment() -> None:
+    blocks = rule_blocks()
+    working = {name: block for name, block in blocks.items() if "output:" in block}
+    assert len(working) >= 14
+    for name, block in working.items():
+        for directive in ("log", "benchmark", "conda", "shell"):
+            assert re.search(rf"^\s+{directive}:", block, flags=re.MULTILINE), f"{name} has no {directive}:"
+        assert '"../../environment.yml"' in block, name
+        assert ("gpu=1" in block) == ("--device" in block), name
+        assert ("code=source_files(" in block) or name == "list_cells", name
+    for name in blocks.keys() - working.keys():
+        assert "shell:" not in blocks[name], f"{name} runs something and makes nothing"
+    assert "gpu=1" in blocks["train_cell"]
+
+
+def test_the_default_profile_is_as_designed() -> None:
+    profile = yaml.safe_load((ROOT / "profiles" / "default" / "profile.yaml").read_text(encoding="utf-8"))
+    wanted = {"cores": "all", "resources": {"gpu": 2}, "rerun-incomplete": True, "keep-going": True}
+    assert {key: profile.get(key) for key in wanted} == wanted
