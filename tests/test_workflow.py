@@ -258,7 +258,11 @@ def test_a_bad_configuration_is_status_2_and_one_line(fresh: Path, words: tuple[
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which every job of the smallest scale counts as done."""
+    """A checkout in which every job of the smallest scale counts as done.
+
+    Files are written in no order, and Snakemake notes what a job was made from only where it has something to do: so
+    it is told to do everything.
+    """
     folder = checkout(tmp_path_factory.mktemp("done"))
     for name in pending(folder):
         path = folder / name
@@ -267,7 +271,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.mkdir()
             path /= "content"
         path.write_text(name)
-    ran = snakemake(folder, "--touch", "--cores", "1", "all", "--config", "scale=smoke")
+    ran = snakemake(folder, "--touch", "--forceall", "--cores", "1", "all", "--config", "scale=smoke")
     assert ran.returncode == 0, ran.stderr[-2000:]
     return folder
 
@@ -293,6 +297,46 @@ def edited(path: Path, change: Callable[[str], str]) -> Iterator[None]:
 
 
 REPORT = {"make_table", "make_figure", "make_index"}
+
+
+def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
+    for path in [*(done / "src").rglob("*.py"), *(done / "config").iterdir(), *done.glob("workflow/**/*")]:
+        os.utime(path)
+    with edited(done / "workflow" / "report" / "table2.rst", lambda text: text + "\nMore words.\n"):
+        assert pending(done) == {}
+
+
+def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/training/loss.py", lambda text: text + "\n# a remark\n"):
+        found = pending(done)
+    assert set(found.values()) == {"train_cell", "compress_cell", "evaluate_cell", *REPORT}
+    assert sum(name.endswith("train.json") for name in found) == len(graph_of("smoke").cells)
+
+
+def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/reporting/figures.py", lambda text: text + "\n# a remark\n"):
+        assert set(pending(done).values()) == REPORT
+
+
+def test_evaluation_settings_evaluate_anew(done: Path) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("queries: 4", "queries: 5")):
+        assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", *REPORT}
+
+
+def test_one_edited_value_is_one_new_cell(done: Path) -> None:
+    before = set(graph_of("smoke").cells)
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("[0.0, 0.4, 0.8]", "[0.0, 0.4, 0.7]")):
+        after = set(Graph(load_config(done / "config" / "smoke.yaml")).cells)
+        found = pending(done)
+    [new] = after - before
+    assert len(before - after) == 1
+    assert "F0.7" in new
+    of_cells = {name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}
+    assert of_cells == {new}
+    assert set(found.values()) == {
+        "train_cell", "compress_cell", "evaluate_cell", "measure_speed", "list_cells", *REPORT,
+    }  # fmt: skip
+    assert sum(rule == "measure_speed" for rule in found.values()) == 1
 
 
 # --- the rule files themselves
