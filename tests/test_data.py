@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from budgeted_lora.config import Corpus
 from budgeted_lora.data.collect import collect, in_slice, text_md5, texts_of, unique_documents
+from budgeted_lora.data.functions import function_documents
 from budgeted_lora.data.overlap import ngram_hashes, shared_fractions
-from budgeted_lora.data.tokenize import at_most, disjointness, functions, interleave, list_digest, tokenize
+from budgeted_lora.data.tokenize import at_most, disjointness, interleave, list_digest, tokenize
 from budgeted_lora.data.tokenizer import END, copy_tokenizer, make_tokenizer, open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
@@ -210,9 +211,9 @@ def test_at_most_stops_with_the_document_that_reaches_it() -> None:
 
 
 def test_function_documents_are_split_by_their_own_md5() -> None:
-    rule = {"slice_per_mille": SLICE, "hold_out_words": False}
-    train = {digest for _, digest in itertools.islice(functions(**rule, held_out=False), 50)}
-    held = {digest for _, digest in itertools.islice(functions(**rule, held_out=True), 20)}
+    rule = {"slice_per_mille": SLICE, "hold_out_words": False, "prompt_space": False}
+    train = {digest for _, digest in itertools.islice(function_documents(**rule, held_out=False), 50)}
+    held = {digest for _, digest in itertools.islice(function_documents(**rule, held_out=True), 20)}
     assert (len(train), len(held)) == (50, 20)
     assert all(in_slice(digest, slice_per_mille=SLICE) for digest in held)
     assert not any(in_slice(digest, slice_per_mille=SLICE) for digest in train)
@@ -226,14 +227,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Documents and a tokenizer trained on them."""
     folder = tmp_path_factory.mktemp("world")
     documents, _ = collected(folder, prose(150))
-    rule = {"function_share": 0.3, "slice_per_mille": SLICE, "hold_out_words": False}
+    rule = {"function_share": 0.3, "slice_per_mille": SLICE, "hold_out_words": False, "prompt_space": False}
     make_tokenizer(documents=documents, vocab_size=300, out=folder / "tokenizer", **rule)
     return {"documents": documents, "collected": folder / "corpus.json", "tokenizer": folder / "tokenizer"}
 
 
 def run(world: dict[str, Path], out: Path, **values: object) -> dict:
     common = {"train_tokens": 12_000, "validation_tokens": 500, "function_share": 0.3, "slice_per_mille": SLICE}
-    tokenize(**world, out=out, hold_out_words=False, scale="tiny", **(common | values))
+    tokenize(**world, out=out, hold_out_words=False, prompt_space=False, scale="tiny", **(common | values))
     return json.loads((out / "manifest.json").read_text())
 
 
@@ -246,7 +247,7 @@ def test_tokenizer_gives_the_text_back(world: dict[str, Path]) -> None:
 
 
 def test_tokenizer_that_comes_out_too_small_is_refused(world: dict[str, Path], tmp_path: Path) -> None:
-    rule = {"function_share": 0.0, "slice_per_mille": SLICE, "hold_out_words": False}
+    rule = {"function_share": 0.0, "slice_per_mille": SLICE, "hold_out_words": False, "prompt_space": False}
     with pytest.raises(BadInput, match="vocab_size is 60000, but the corpus yields only"):
         make_tokenizer(documents=world["documents"], vocab_size=60_000, out=tmp_path / "t", **rule)
     assert not (tmp_path / "t").exists()

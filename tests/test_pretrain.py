@@ -225,7 +225,8 @@ def made_from(tmp_path: Path) -> dict[str, object]:
         "name": "A", "spec": spec, "settings": Pretraining(batch_windows=4, micro_batch_windows=2),
         "sequence_length": LENGTH, "rows": "packed", "tokens": tmp_path / "train.bin",
         "tokenizer": tmp_path / "tokenizer", "out": tmp_path / "model", "record": tmp_path / "teacher.json",
-        "history": tmp_path / "history.csv", "scale": "tiny", "threads": 1, "device": "cpu",
+        "history": tmp_path / "history.csv", "state": tmp_path / "state", "scale": "tiny", "threads": 1,
+        "device": "cpu",
     }  # fmt: skip
 
 
@@ -255,6 +256,36 @@ def test_the_stage_repeats_its_bytes(made_from: dict, tmp_path: Path) -> None:
     make_teacher(**made_from)
     make_teacher(**made_from | {"out": tmp_path / "again"})
     assert sha256_file(tmp_path / "again") == sha256_file(tmp_path / "model")
+
+
+@pytest.mark.parametrize("matrix_rate", [None, 2e-2], ids=["adamw", "muon"])
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 4])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    made_from: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, matrix_rate: float | None
+) -> None:
+    """The kill comes in the backward pass of a step; what was saved every second step is gone on from."""
+    recipe = made_from["settings"].model_copy(update={"matrix_learning_rate": matrix_rate})
+    made_from |= {"settings": recipe}
+    make_teacher(**made_from | {"out": tmp_path / "whole"})
+    monkeypatch.setattr(pretrain, "__kwdefaults__", pretrain.__kwdefaults__ | {"checkpoint_every": 2})
+    calls = []
+
+    def dying(*inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) > 2 * killed_at:  # two micro-batches a step
+            raise KeyboardInterrupt
+        return next_token_loss(*inputs)
+
+    monkeypatch.setattr(module, "next_token_loss", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make_teacher(**made_from)
+    assert not (tmp_path / "model").exists()
+    counted = []
+    monkeypatch.setattr(module, "next_token_loss", lambda *inputs: counted.append(None) or next_token_loss(*inputs))
+    make_teacher(**made_from)
+    assert len(counted) == 2 * (5 - killed_at // 2 * 2)
+    assert sha256_file(tmp_path / "model") == sha256_file(tmp_path / "whole")
+    assert not list((tmp_path / "state").iterdir())
 
 
 def test_a_teachers_own_rate_replaces_the_common_one(made_from: dict, tmp_path: Path) -> None:

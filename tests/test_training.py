@@ -22,9 +22,9 @@ from budgeted_lora.errors import BadInput, TrainingDiverged
 from budgeted_lora.models.load import load_model
 from budgeted_lora.models.projections import set_dense
 from budgeted_lora.models.trained import load_trained
+from budgeted_lora.state import TrainingState, locked_folder, running
 from budgeted_lora.training import loop, stage
 from budgeted_lora.training.cache import OnlineTeacher
-from budgeted_lora.training.state import TrainingState, locked_folder, running
 
 CPU = torch.device("cpu")
 METHODS = ("kd_full", "kd_lora", "budgeted_lora")

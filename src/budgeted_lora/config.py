@@ -65,6 +65,9 @@ class Corpus(Strict):
     slice_per_mille: int = Field(
         2, ge=1, lt=1000, description="Documents with MD5 mod 1000 below this are held out; 2 is the paper's 0.2 %. [S]"
     )
+    train_tokens: Positive = Field(
+        2_550_000_000, description="Tokens of the training file; a longer run reads it again. [D]"
+    )
     validation_tokens: Positive = Field(
         10_000_000, description="Tokens of the slice that the perplexity is measured on. [S]"
     )
@@ -77,6 +80,11 @@ class Corpus(Strict):
     hold_out_words: bool = Field(
         False,
         description="Split the words too: those of an evaluation query then stand in no function document. [ours]",
+    )
+    prompt_space: bool = Field(
+        False,
+        description="A space after `Q:` and `A:`, in function documents and in prompts, as Function Vectors has it; "
+        "the paper has none. [S]",
     )
     overlap_ngram: Positive = Field(13, description="Words in the n-grams of the overlap check. [ours]")
     overlap_share: Fraction = Field(
@@ -241,9 +249,6 @@ class Evaluation(Strict):
         "generated", description="Our probes, or the original files in a folder. [ours]"
     )
     probes_folder: str | None = Field(None, description="Folder of the 19 original files (probes: folder). [S]")
-    prompt_space: bool = Field(
-        False, description="A space after `Q:` and `A:`, as Function Vectors has it; the paper has none. [S]"
-    )
 
 
 class Speed(Strict):

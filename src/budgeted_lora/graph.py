@@ -63,18 +63,18 @@ class Graph:
 
     def corpus(self) -> str:
         """What decides the documents: the corpus section without what only later stages use."""
-        later = {"validation_tokens", "function_share", "hold_out_words"}
+        later = {"train_tokens", "validation_tokens", "function_share", "hold_out_words", "prompt_space"}
         return canonical_json(self.config.corpus.model_dump(mode="json", exclude=later))
 
     def mix(self) -> str:
         """What decides the token files besides documents and tokenizer."""
-        names = ("validation_tokens", "function_share", "slice_per_mille", "hold_out_words")
+        names = ("validation_tokens", "function_share", "slice_per_mille", "hold_out_words", "prompt_space")
         return canonical_json(
             {name: getattr(self.config.corpus, name) for name in names} | {"train_tokens": self.train_tokens()}
         )
 
     def tokenizer_values(self) -> str:
-        names = ("function_share", "slice_per_mille", "hold_out_words")
+        names = ("function_share", "slice_per_mille", "hold_out_words", "prompt_space")
         return canonical_json(
             {name: getattr(self.config.corpus, name) for name in names} | self.config.tokenizer.model_dump()
         )
@@ -102,11 +102,12 @@ class Graph:
     # --- sizes ---
 
     def train_tokens(self) -> int:
-        """Tokens that the longest student, or teacher made here, reads once."""
-        wanted = [cell.recipe.tokens for cell in self.cells.values()]
-        if self.config.teachers == "pretrain":
-            wanted += [spec.tokens for spec in self.config.teacher_ladder.values() if spec.tokens]
-        return max(wanted, default=self.config.training.tokens)
+        """Tokens in the training file: what the corpus section says, more where teachers made here read more.
+
+        Not what the cells ask for: one longer row would make a new file, and every student anew.
+        """
+        made_here = self.config.teacher_ladder.values() if self.config.teachers == "pretrain" else ()
+        return max([self.config.corpus.train_tokens, *(spec.tokens for spec in made_here if spec.tokens)])
 
     def cached_windows(self, teacher: str) -> int:
         """Windows whose hidden states the students of a teacher read."""

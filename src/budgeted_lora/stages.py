@@ -125,6 +125,7 @@ def pretrain_teacher(
     out: Out,
     record: Annotated[Path, typer.Option()],
     history: Annotated[Path, typer.Option()],
+    state: Annotated[Path, typer.Option()],
     scale: Scale,
     threads: Threads,
     device: Device,
@@ -136,7 +137,8 @@ def pretrain_teacher(
 
         make_teacher(
             name=name, spec=wanted, settings=settings, sequence_length=sequence_length, rows=rows, tokens=tokens,
-            tokenizer=tokenizer, out=out, record=record, history=history, scale=scale, threads=threads, device=device,
+            tokenizer=tokenizer, out=out, record=record, history=history, state=state, scale=scale, threads=threads,
+            device=device,
         )  # fmt: skip
     write_digest(out)
 

@@ -30,12 +30,13 @@ if settings.teachers == "pretrain":
             device=settings.device,
             threads=settings.threads.training,
             scale=scale,
+            state=f"{results}/state",
         shell:
             "budgeted-lora stage pretrain-teacher --name {wildcards.teacher} --spec {params.spec:q}"
             " --values {params.values:q} --sequence-length {params.sequence_length} --rows {params.rows}"
             " --tokens {input.tokens} --tokenizer {input.tokenizer} --out {output.model} --record {output.record}"
-            " --history {output.history} --scale {params.scale} --threads {params.threads} --device {params.device}"
-            " 2>&1 | tee {log}"
+            " --history {output.history} --state {params.state} --scale {params.scale} --threads {params.threads}"
+            " --device {params.device} 2>&1 | tee {log}"
 
 else:
 

@@ -215,12 +215,18 @@ def queries(probe: str, *, count: int, slice_per_mille: int, hold_out_words: boo
 
 def prompt(examples: list[Pair], query: str, *, space: bool = False) -> str:
     """`Q:<input>` newline `A:<output>`, a blank line between demonstrations, ending at the query's `A:`."""
+    question = _shown(Pair(query, ""), space=space).rstrip()
+    return "\n\n".join([*(_shown(pair, space=space) for pair in examples), question])
+
+
+def _shown(pair: Pair, *, space: bool) -> str:
     gap = " " if space else ""
-    shown = [f"Q:{gap}{pair.input}\nA:{gap}{pair.output}" for pair in examples]
-    return "\n\n".join([*shown, f"Q:{gap}{query}\nA:"])
+    return f"Q:{gap}{pair.input}\nA:{gap}{pair.output}"
 
 
-def function_document(number: int, *, seed: int, slice_per_mille: int, hold_out_words: bool = False) -> str:
+def function_document(
+    number: int, *, seed: int, slice_per_mille: int, hold_out_words: bool = False, prompt_space: bool = False
+) -> str:
     """Training document `number`: 4 to 11 demonstrations of one probe, none of them held out."""
     generator = random.Random(f"function {seed} {number}")
     probe = generator.choice(PROBES)
@@ -228,7 +234,7 @@ def function_document(number: int, *, seed: int, slice_per_mille: int, hold_out_
     shown = demonstrations(
         probe, generator, count=count, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
     )
-    return "\n\n".join(f"Q:{pair.input}\nA:{pair.output}" for pair in shown) + "\n"
+    return "\n\n".join(_shown(pair, space=prompt_space) for pair in shown) + "\n"
 
 
 def read_original(folder: Path | str) -> dict[str, list[Pair]]:

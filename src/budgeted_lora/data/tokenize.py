@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.data.collect import in_slice, text_md5, texts_of
-from budgeted_lora.data.probes import PROBES, function_document
+from budgeted_lora.data.collect import in_slice, texts_of
+from budgeted_lora.data.functions import function_documents
+from budgeted_lora.data.probes import PROBES
 from budgeted_lora.data.tokenizer import encode_batches, open_tokenizer
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
@@ -17,18 +18,6 @@ FUNCTION_VALIDATION_TOKENS = 20_000
 
 
 Encoded = Iterator[tuple[list[int], bytes]]
-
-
-def functions(*, slice_per_mille: int, hold_out_words: bool, held_out: bool) -> Iterator[tuple[str, bytes]]:
-    """Function documents of one side, without end: the document's own MD5 decides, as for any document."""
-    number, seen = 0, set()
-    while True:
-        text = function_document(number, seed=0, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
-        digest = text_md5(text)
-        if digest not in seen and in_slice(digest, slice_per_mille=slice_per_mille) == held_out:
-            seen.add(digest)
-            yield text, digest
-        number += 1
 
 
 def interleave(prose: Encoded, shown: Encoded | None, *, share: float, tokens: int, counts: dict[str, int]) -> Encoded:
@@ -71,6 +60,7 @@ def tokenize(
     function_share: float,
     slice_per_mille: int,
     hold_out_words: bool,
+    prompt_space: bool,
     scale: str,
 ) -> None:
     """Writes train, validation and functions token files and manifest.json into `out`.
@@ -84,13 +74,13 @@ def tokenize(
     """
     clock = Clock()
     encoder, end = open_tokenizer(tokenizer)
-    rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words}
+    rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
 
     def prose(split: str) -> Encoded:
         return encode_batches(encoder, texts_of(documents, split))
 
     def demonstrations(*, held_out: bool) -> Encoded | None:
-        return encode_batches(encoder, functions(**rule, held_out=held_out)) if function_share else None
+        return encode_batches(encoder, function_documents(**rule, held_out=held_out)) if function_share else None
 
     counts = {"prose": 0, "functions": 0}
     shown = demonstrations(held_out=False)

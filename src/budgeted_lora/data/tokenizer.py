@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from budgeted_lora.data.collect import train_texts
-from budgeted_lora.data.probes import function_document
+from budgeted_lora.data.functions import function_documents
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, read_json, write_json
 
@@ -30,31 +31,38 @@ def train_tokenizer(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def mix(documents: Path, *, function_share: float, slice_per_mille: int, hold_out_words: bool) -> Iterator[str]:
+def mix(documents: Path, *, function_share: float, **rule: Any) -> Iterator[str]:
     """Training texts and function documents with the stated share of characters, a few million characters of them."""
-    prose = functions = number = 0
+    samples = function_documents(**rule, held_out=False)
+    prose = functions = 0
     for text in train_texts(documents):
         yield text
         prose += len(text)
         while functions < function_share / (1 - function_share) * prose:
-            sample = function_document(number, seed=0, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+            sample, _ = next(samples)
             yield sample
-            functions, number = functions + len(sample), number + 1
+            functions += len(sample)
         if prose + functions > TRAINING_CHARACTERS:
             return
 
 
 def make_tokenizer(
-    *, documents: Path, vocab_size: int, function_share: float, slice_per_mille: int, hold_out_words: bool, out: Path
+    *,
+    documents: Path,
+    vocab_size: int,
+    function_share: float,
+    slice_per_mille: int,
+    hold_out_words: bool,
+    prompt_space: bool,
+    out: Path,
 ) -> None:
     """Trains a tokenizer on the mix and writes it in the form that `transformers` loads.
 
     Raises:
         BadInput: the vocabulary came out smaller than asked for.
     """
-    texts = mix(
-        documents, function_share=function_share, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
-    )
+    rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
+    texts = mix(documents, function_share=function_share, **rule)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
     if tokenizer.get_vocab_size() != vocab_size:
         raise BadInput(

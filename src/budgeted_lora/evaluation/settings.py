@@ -17,6 +17,7 @@ class EvaluationSettings(Evaluation):
     validation_tokens: Positive = Field(description="Tokens the perplexity is measured on at most.")
     slice_per_mille: int = Field(ge=1, lt=1000, description="Which (probe, input) pairs are queries.")
     hold_out_words: bool = Field(description="Whether queries use only words that no training demonstration has.")
+    prompt_space: bool = Field(description="Whether a space follows `Q:` and `A:`.")
 
 
 def evaluation_settings(config: Config) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def evaluation_settings(config: Config) -> dict[str, Any]:
         "validation_tokens": config.corpus.validation_tokens,
         "slice_per_mille": config.corpus.slice_per_mille,
         "hold_out_words": config.corpus.hold_out_words,
+        "prompt_space": config.corpus.prompt_space,
     }
     return config.evaluation.model_dump(mode="json") | shared
 

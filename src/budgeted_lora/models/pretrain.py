@@ -14,6 +14,9 @@ from tqdm import tqdm
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput, TrainingDiverged
 from budgeted_lora.files import write_text
+from budgeted_lora.state import TrainingState
+
+CHECKPOINT_EVERY = 100  # steps; at mini about two minutes
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,18 @@ def next_token_loss(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> 
 
 
 def pretrain(
-    model: nn.Module, tokens: TokenFile, plan: PretrainPlan, *, device: str = "cpu", title: str = "pretrain"
+    model: nn.Module,
+    tokens: TokenFile,
+    plan: PretrainPlan,
+    *,
+    state: TrainingState | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    device: str = "cpu",
+    title: str = "pretrain",
 ) -> list[float]:
-    """Trains in place and returns the loss of every step.
+    """Trains in place, going on from `state` if a run was cut short, and returns the loss of every step.
+
+    The bytes are the same whether or not the run was killed on the way.
 
     Raises:
         BadInput: fewer tokens than one step takes, asked for or in the file.
@@ -102,9 +114,9 @@ def pretrain(
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
     loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
     model.train()
-    losses: list[float] = []
-    start = time.perf_counter()
-    bar = tqdm(range(plan.steps), desc=title, mininterval=10, unit="step")
+    losses: list[float] = ((state and state.restore(model, *made)) or {"losses": []})["losses"]
+    begun, start = len(losses), time.perf_counter()
+    bar = tqdm(range(begun, plan.steps), initial=begun, total=plan.steps, desc=title, mininterval=10, unit="step")
     for step in bar:
         chosen = order[step * plan.batch_windows : (step + 1) * plan.batch_windows]
         ids, mask = tokens.windows(chosen, sequence_length=plan.sequence_length, rows=plan.rows)
@@ -128,8 +140,10 @@ def pretrain(
         losses.append(total)
         if not math.isfinite(losses[-1]):
             raise TrainingDiverged(f"{title}: loss {losses[-1]} at step {step}; lower pretraining.learning_rate")
+        if state and ((step + 1) % checkpoint_every == 0 or step + 1 == plan.steps):
+            state.save(model, *made, values={"losses": losses})
         if step % 20 == 0:
-            done = (step + 1) * plan.batch_windows * plan.sequence_length
+            done = (step + 1 - begun) * plan.batch_windows * plan.sequence_length
             bar.set_postfix(
                 loss=f"{np.mean(losses[-50:]):.3f}", tokens_per_s=f"{done / (time.perf_counter() - start):.0f}"
             )

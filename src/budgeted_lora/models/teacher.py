@@ -4,16 +4,18 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from budgeted_lora.config import Pretraining, Teacher
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.device import choose_device
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, sha256_file
+from budgeted_lora.files import atomic_folder, sha256_file, short_hash
 from budgeted_lora.models.load import check_vocabulary, load_model, mistral_config, new_model, save_model
 from budgeted_lora.models.pretrain import PretrainPlan, pretrain, write_losses
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.state import TrainingState, code_digest, locked_folder
 
 
 def make_teacher(
@@ -28,14 +30,19 @@ def make_teacher(
     out: Path,
     record: Path,
     history: Path,
+    state: Path,
     scale: str,
     threads: int,
     device: str,
 ) -> None:
     """Pretrains a teacher from random weights and writes it in half precision with its record and loss history.
 
+    Args:
+        state: folder under which the training state lies while the run is not done, named by teacher and inputs.
+
     Raises:
-        BadInput: no token count for this teacher, tokens and tokenizer disagree, or there is no such device.
+        BadInput: no token count for this teacher, tokens and tokenizer disagree, there is no such device, or another
+            process makes this teacher.
         TrainingDiverged: the loss is not finite.
     """
     clock, place = Clock(), choose_device(device)
@@ -53,25 +60,35 @@ def make_teacher(
     )
     common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
-    losses = pretrain(model.to(place), train, plan, device=place.type, title=f"pretrain {name}")
+    values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
+    files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
+    determined_by = [values, sequence_length, rows, files, code_digest("pretrain"), torch.__version__, str(place)]
+    with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
+        run = TrainingState(folder)
+        losses = pretrain(model.to(place), train, plan, state=run, device=place.type, title=f"pretrain {name}")
+        _write_checkpoint(model.cpu(), out, tokenizer=tokenizer)
+        check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))
+        load_model(out)
+        write_losses(history, losses)
+        seen = plan.steps * plan.batch_windows * sequence_length
+        payload = {
+            "stands_for": name,
+            "source": "pretrain",
+            "shape": shape,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "tokens": seen,
+            "steps": plan.steps,
+            "epochs": plan.steps * plan.batch_windows / train.len_windows(sequence_length, rows),
+            "final_loss": sum(losses[-50:]) / len(losses[-50:]),
+            "tokens_per_second": seen / clock.seconds,
+            "sha256": sha256_file(out / "model.safetensors"),
+        }
+        write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)
+        run.discard()
+
+
+def _write_checkpoint(model: PreTrainedModel, out: Path, *, tokenizer: Path) -> None:
     with atomic_folder(out) as folder:
-        save_model(model.cpu(), folder, dtype=torch.float16)
+        save_model(model, folder, dtype=torch.float16)
         for path in sorted(Path(tokenizer).iterdir()):
             shutil.copyfile(path, folder / path.name)
-    check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))
-    load_model(out)
-    write_losses(history, losses)
-    payload = {
-        "stands_for": name,
-        "source": "pretrain",
-        "shape": shape,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens": plan.steps * plan.batch_windows * sequence_length,
-        "steps": plan.steps,
-        "epochs": plan.steps * plan.batch_windows / train.len_windows(sequence_length, rows),
-        "final_loss": sum(losses[-50:]) / len(losses[-50:]),
-        "tokens_per_second": plan.steps * plan.batch_windows * sequence_length / clock.seconds,
-        "sha256": sha256_file(out / "model.safetensors"),
-    }
-    values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
-    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, read_json, sha256_file, short_hash, write_json
-from budgeted_lora.training.state import locked_folder
+from budgeted_lora.state import locked_folder
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
 HEAD = "lm_head.weight"

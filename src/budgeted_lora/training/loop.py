@@ -14,10 +14,10 @@ from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.grid import Recipe
 from budgeted_lora.models.projections import BudgetedLinear, set_dense
+from budgeted_lora.state import TrainingState
 from budgeted_lora.training.cache import TeacherSource
 from budgeted_lora.training.loss import linear_distillation_loss
 from budgeted_lora.training.progress import Log, Progress
-from budgeted_lora.training.state import TrainingState
 
 
 def train(

@@ -16,11 +16,11 @@ from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.state import TrainingState, code_digest, locked_folder
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource
 from budgeted_lora.training.loop import train
 from budgeted_lora.training.progress import Progress
 from budgeted_lora.training.setup import compute_dtype, prepare
-from budgeted_lora.training.state import TrainingState, code_digest, locked_folder
 
 
 def train_cell(
@@ -71,7 +71,7 @@ def train_cell(
     determined_by = [
         values,
         [sha256_file(path) for path in inputs],
-        code_digest(),
+        code_digest("train"),
         torch.__version__,
         str(place),
         threads,

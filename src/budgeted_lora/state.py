@@ -25,11 +25,12 @@ from budgeted_lora.sources import source_files
 
 LOCK = "lock"
 STATE = "state.safetensors"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and Muon
 
 
-def code_digest() -> str:
-    """Digest of the sources that determine a student's weights; a state made by other code is not gone on from."""
-    return short_hash([sha256_file(file) for file in source_files("train")], digits=64)
+def code_digest(stage: str) -> str:
+    """Digest of the sources that determine a stage's bytes; a state made by other code is not gone on from."""
+    return short_hash([sha256_file(file) for file in source_files(stage)], digits=64)
 
 
 @contextmanager
@@ -83,17 +84,18 @@ class TrainingState:
         self.folder = folder
         self.file = folder / STATE
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, values: dict[str, Any]) -> None:
+    def save(self, model: nn.Module, *optimizers: torch.optim.Optimizer, values: dict[str, Any]) -> None:
         """Replaces the state. `values` is what else the loop must know to go on, as JSON."""
         tensors = {f"rng.{name}": state for name, state in _generator_states().items()}
         for name, parameter in _trained(model):
             tensors[f"weight.{name}"] = parameter.detach()
-            tensors |= {f"{key}.{name}": moment for key, moment in optimizer.state.get(parameter, {}).items()}
+            for optimizer in optimizers:
+                tensors |= {f"{key}.{name}": moment for key, moment in optimizer.state.get(parameter, {}).items()}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         header = {"values": json.dumps(values)}
         write_with(self.file, lambda path: save_file(tensors, path, metadata=header))
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def restore(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Puts a saved state into model, optimiser and generators.
 
         Returns:
@@ -104,12 +106,15 @@ class TrainingState:
         with safe_open(self.file, framework="pt") as saved:
             values = json.loads(saved.metadata()["values"])
             tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (no mapping)
+        owners = {id(p): each for each in optimizers for group in each.param_groups for p in group["params"]}
         with torch.no_grad():
             for name, parameter in _trained(model):
                 parameter.copy_(tensors[f"weight.{name}"])
-                if f"step.{name}" in tensors:  # `step` is float32 for the fused optimiser, whatever the weight's dtype
-                    moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                    optimizer.state[parameter] = {key: moment.to(parameter.device) for key, moment in moments.items()}
+                # `step` is float32 for the fused optimiser, whatever the weight's dtype
+                moments = {key: tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors}
+                if moments:
+                    state = {key: moment.to(parameter.device) for key, moment in moments.items()}
+                    owners[id(parameter)].state[parameter] = state
         torch.set_rng_state(tensors["rng.cpu"])
         if "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])
