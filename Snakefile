@@ -6,6 +6,7 @@
 #   snakemake --config teachers=pretrain                    any top-level key of the scale, laid on top
 #
 # Values and file lists come from budgeted_lora.graph; what a stage does is in src/budgeted_lora.
+import re
 import sys
 from os.path import dirname
 from pathlib import Path
@@ -14,7 +15,8 @@ from snakemake.utils import min_version
 
 from budgeted_lora.config import load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, PARETO, Graph
+from budgeted_lora.graph import MAIN_CELLS, MAIN_FIGURES, MAIN_TABLES, PARETO, Graph
+from budgeted_lora.runs import begin_run
 from budgeted_lora.sources import source_files
 
 min_version("9.0")
@@ -37,11 +39,17 @@ results, reports = graph.results, graph.reports
 wildcard_constraints:
     cell="|".join(graph.cells) or "none",
     teacher="|".join(graph.teachers),
-    init="|".join(graph.inits),
+    student="|".join(graph.students),
+    settings="|".join(map(re.escape, graph.settings)),
+    cache="|".join(graph.caches()) or "none",
     structure="|".join(graph.structures()) or "none",
 
 
 report: "workflow/report/workflow.rst"
+
+
+onstart:
+    begin_run(results)
 
 
 rule all:

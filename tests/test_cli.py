@@ -225,7 +225,7 @@ def test_a_missing_teacher(run: Run, tmp_path: Path) -> None:
     line = run(*fetch, "--source", "hub", "--spec", TEACHER | {"hub": "owner/name"}).refusal()
     assert "revision is None; expected the 40 hex digits of a commit" in line
     line = run(
-        "stage", "cut-student", "--teacher", tmp_path / "gone", "--init", "mixed", "--depth", 1, *where
+        "stage", "cut-student", "--teacher", tmp_path / "gone", "--values", '{"init": "mixed", "depth": 1}', *where
     ).refusal()
     assert line.startswith(f"{tmp_path}/gone/config.json: no such file")
 
@@ -279,7 +279,9 @@ def test_a_diverged_training_is_status_1_and_one_line(run: Run, world: World, tm
 def test_a_file_in_the_way_is_status_1_and_one_line(run: Run, world: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = ["--out", tmp_path / "file" / "model", "--record", tmp_path / "r.json", "--scale", "tiny"]
-    outcome = run("stage", "cut-student", "--teacher", world.teacher, "--init", "mixed", "--depth", 1, *place)
+    outcome = run(
+        "stage", "cut-student", "--teacher", world.teacher, "--values", '{"init": "mixed", "depth": 1}', *place
+    )
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1].startswith("budgeted-lora: ")
     assert "Traceback" not in outcome.err

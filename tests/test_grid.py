@@ -1,15 +1,20 @@
 """Cells: each student once, ids that change with what determines the weights and with nothing else."""
 
 import copy
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from budgeted_lora.budget.cost import ModelShape
+from budgeted_lora.budget.cost import ModelShape, dense_macs
 from budgeted_lora.budget.plan import steps_needed
 from budgeted_lora.config import Config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.grid import Cell, cells
+from budgeted_lora.graph import Graph
+from budgeted_lora.grid import Cell, cells, control_shape, default_budgeted, planned, student_shape
 
 SMALL = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": 4096}
 LARGE = SMALL | {"hidden": 64, "ffn": 128}
@@ -174,12 +179,59 @@ def test_tokens_are_rounded_down_to_whole_steps() -> None:
 
 
 def test_structure_is_shared_where_shapes_are_equal() -> None:
-    found = [cell for cell in cells(config()) if cell.recipe.budget == 0.4]
-    assert len(found) == 2
-    assert len({cell.structure for cell in found}) == 1
-    assert one({"method": "kd_lora"}).structure is None
-    uniform = one({"method": "budgeted_lora", "budget": 0.4, "controller": "uniform"})
-    assert uniform.structure != found[0].structure
+    row = {"method": "budgeted_lora", "budget": 0.4}
+    rows = [row | {"teacher": ["A", "B"], "schedule": ["short", "long"]}, row | {"controller": "uniform"}]
+    graph = Graph(config(tables={"table2": [*rows, {"method": "kd_lora"}]}))
+    names = [graph.structure_of(cell) for cell in graph.cells]
+    assert len(names) == 6
+    assert len(set(names[:4])) == 1
+    assert names[4] not in {None, names[0]}
+    assert names[5] is None
+
+
+@given(budget=st.floats(0, 1), rank=st.integers(1, 8))
+def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
+    scale = config(lora__rank=rank)
+    try:
+        layers, ffn = control_shape(scale, budget)
+    except BadInput:  # so few that not one neuron is left
+        assume(False)
+    full = student_shape(scale)
+    control = replace(full, layers=layers, ffn=ffn)
+    left_over = planned(scale, default_budgeted(scale, budget)).macs - dense_macs(control)
+    assert left_over >= 0
+    assert control == full or left_over < layers * (3 * full.hidden + 1)
+
+
+def test_controls_and_sweeps_are_named_by_what_differs() -> None:
+    rows = [
+        {"method": "kd_full", "macs_of_budget": [0.4, 0.0]},
+        {"method": "kd_full", "init": "scratch", "seed": [0, 1]},
+        {"method": "kd_full", "compression": "svd"},
+        {"method": "budgeted_lora", "budget": 0.4, "compression": "gates"},
+    ]
+    sweeps = {"svd": {"macs_of_budget": [0.4]}, "gates": {"rank_threshold": [0.3, 0.5], "r_max": [2, 4]}}
+    graph = Graph(config(tables={"t": rows, "table2": [{"method": "kd_full"}]}, sweeps=sweeps))
+    assert [graph.student_of(cell) for cell in graph.cells] == [
+        "mixed_L2_ffn35", "mixed_L1_ffn56", "scratch", "scratch_s1", "mixed", "mixed",
+    ]  # fmt: skip
+    *_, full, budgeted = graph.cells.values()
+    assert full.settings == {"default": ("table2",), "macsF0.4": ("t",)}
+    assert list(budgeted.settings) == ["default", "gate0.3_rmax2", "gate0.3", "rmax2"]
+    assert full.tables == ("table2", "t")
+    assert json.loads(graph.compression("macsF0.4"))["macs"] == graph.planned[budgeted.id].macs
+
+
+def test_a_longer_row_reads_a_cache_of_its_own() -> None:
+    """So that adding it changes nothing that the others read."""
+    rows = [{"method": "kd_lora"}, {"method": "kd_lora", "tokens": 301 * 4 * 64}, {"method": "kd_full", "tokens": 6400}]
+    graph = Graph(
+        config(tables={"t": [*rows, {"method": "kd_full", "rows": "document"}]}, training__teacher_cache="hidden")
+    )
+    names = [graph.cache_name(cell) for cell in graph.cells]
+    assert names == ["A_1200", "A_1204", "A_1200", "A_1200_document"]
+    assert [graph.cached_windows(name) for name in graph.caches()] == [1200, 1204, 1200]
+    assert graph.train_tokens() == Graph(config()).train_tokens()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import yaml
 from budgeted_lora import stages
 from budgeted_lora.config import Corpus, Pretraining, Teacher, load_config
 from budgeted_lora.evaluation.settings import read_settings
-from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, Graph
+from budgeted_lora.graph import MAIN_CELLS, MAIN_FIGURES, MAIN_TABLES, Graph
 from budgeted_lora.grid import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,12 +105,12 @@ def graph_of(scale: str) -> Graph:
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     graph, found = graph_of(scale), rules(plan("all", "--config", f"scale={scale}"))
-    cells, models = len(graph.cells), len(graph.teachers) + len(graph.inits)
+    cells, references = len(graph.listed(MAIN_CELLS)), len(graph.references()) // 2
     for rule in ("train_cell", "compress_cell", "evaluate_cell"):
         assert found[rule] == cells
-    assert found["evaluate_reference"] == models
+    assert found["evaluate_reference"] == references
     assert found["measure_speed"] == len(graph.structures())
-    assert found["cut_student"] == len(graph.inits)
+    assert found["cut_student"] == references - len(graph.teachers)
     assert found["cache_teacher"] == (len(graph.teachers) if graph.cached else 0)
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
     assert found["make_table"] == len(MAIN_TABLES)

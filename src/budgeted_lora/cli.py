@@ -1,6 +1,7 @@
 """`budgeted-lora`: what a person asks (plan, cells, report) and, under `stage`, what the workflow's rules call."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -48,7 +49,7 @@ def plan(
     schedules = {"none": (0.0, 0.0), "short": (0.1, 0.3), "long": (0.1, 0.9)}
     if scale is not None:
         graph = Graph(load_config(config_folder / f"{scale}.yaml"))
-        made = [graph.structure(name) for name in graph.structures()]
+        made = list(graph.structures().values())
     else:
         if schedule not in schedules:
             raise BadInput(f"--schedule {schedule!r}: expected one of {', '.join(schedules)}")
@@ -97,8 +98,26 @@ def report(
     typer.echo(page)
 
 
+@app.command()
+def resume(
+    scale: ScaleName = "mini",
+    config_folder: ConfigFolder = Path("config"),
+    wait: Annotated[bool, typer.Option(help="Wait for jobs that the killed run left, or refuse.")] = True,
+) -> None:
+    """Go on with a run that was killed: once nobody is at work, unlock the folder and run the same command again."""
+    from budgeted_lora.runs import resume_run
+
+    config = load_config(config_folder / f"{scale}.yaml")
+    arguments = resume_run(Path("results") / config.scale, wait=wait)
+    print("snakemake", *arguments, file=sys.stderr, flush=True)
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])
+
+
 def main() -> None:
-    """Entry point: bad input is one line and exit status 2, anything else that stops a stage is 1."""
+    """Entry point: bad input is one line and exit status 2, anything else that stops a stage is 1.
+
+    That includes what the machine refuses, such as a full disk or a read-only folder: the line names file and reason.
+    """
     try:
         app()
     except BadInput as error:

@@ -231,6 +231,23 @@ class Compression(Strict):
     gate_hardening: Literal["soft", "one"] = Field(
         "soft", description="Whether surviving gates keep their value or become 1. [U]"
     )
+    macs_of_budget: Fraction | None = Field(
+        None,
+        description="Of a KD Full student: truncated SVD of every projection to the MACs this F leaves, in equal "
+        "shares and without retraining. [ours]",
+    )
+
+
+class Sweep(Strict):
+    """Settings tried on one trained student: every combination of the lists, anything else as in `compression`."""
+
+    rank_threshold: list[Fraction] | None = Field(None, description="Instead of `compression.rank_threshold`. [U]")
+    svd_threshold: list[Fraction] | None = Field(None, description="Instead of `compression.svd_threshold`. [U]")
+    r_max: list[Positive] | None = Field(None, description="Instead of `compression.r_max`. [U]")
+    gate_hardening: list[Literal["soft", "one"]] | None = Field(
+        None, description="Instead of `compression.gate_hardening`. [U]"
+    )
+    macs_of_budget: list[Fraction] | None = Field(None, description="Instead of `compression.macs_of_budget`. [ours]")
 
 
 class Evaluation(Strict):
@@ -277,9 +294,24 @@ class Row(Strict):
     alpha: float | None = Field(
         None, gt=0, description="Instead of `lora.alpha`, which otherwise grows with the row's rank. [U]"
     )
+    macs_of_budget: Fraction | list[Fraction] | None = Field(
+        None,
+        description="kd_full only: a shallower student with narrower feed-forwards, of the MACs this F leaves. [ours]",
+    )
     tokens: Positive | None = Field(None, description="Instead of `training.tokens`. [ours]")
     learning_rate: float | None = Field(None, gt=0, description="Instead of the method's `training.learning_rate`. [U]")
+    rows: Literal["packed", "document"] | None = Field(None, description="Instead of `rows`, in training only. [U]")
+    train_embeddings_head_norms: bool | None = Field(
+        None, description="Instead of `training.train_embeddings_head_norms`. [U]"
+    )
+    gate_logit: float | None = Field(None, description="Instead of `budget.gate_logit`. [U]")
+    gate_lr_multiplier: float | None = Field(None, gt=0, description="Instead of `budget.gate_lr_multiplier`. [U]")
+    smoothing: float | None = Field(None, ge=0, lt=1, description="Instead of `budget.smoothing`. [U]")
+    drop_threshold: float | None = Field(None, gt=0, lt=1, description="Instead of `budget.drop_threshold`. [U]")
     seed: int | list[int] | None = Field(None, description="Instead of `training.seed`. [ours]")
+    compression: str | None = Field(
+        None, description="Name in `sweeps`: the trained student is compressed and scored with each setting. [ours]"
+    )
 
 
 class Report(Strict):
@@ -313,6 +345,9 @@ class Config(Strict):
     lora: Lora = Field(default_factory=Lora)
     budget: Budget = Field(default_factory=Budget)
     compression: Compression = Field(default_factory=Compression)
+    sweeps: dict[str, Sweep] = Field(
+        default_factory=dict, description="Compression settings that a row can ask for by name, see above. [ours]"
+    )
     evaluation: Evaluation = Field(default_factory=Evaluation)
     speed: Speed = Field(default_factory=Speed)
     report: Report = Field(default_factory=Report)

@@ -5,20 +5,30 @@ compares it by content, and remaking the same bytes reruns nothing downstream.
 """
 
 import glob
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.budget.cost import ModelShape
-from budgeted_lora.budget.plan import Structure, structure
+from budgeted_lora.budget.plan import Structure
 from budgeted_lora.config import Config
 from budgeted_lora.evaluation.settings import evaluation_settings
-from budgeted_lora.files import canonical_json
-from budgeted_lora.grid import Cell, Recipe, cells
+from budgeted_lora.files import canonical_json, short_hash
+from budgeted_lora.grid import (
+    DEFAULT_SETTINGS,
+    Cell,
+    Recipe,
+    cells,
+    default_budgeted,
+    planned,
+    settings_of,
+    student_name,
+    student_shape,
+)
 from budgeted_lora.sources import shipped_files, source_folder
 
-DEFAULT_SETTINGS = "default"
-ABLATIONS = frozenset({"table3", "table4", "table5", "table6", "table7"})
+MAIN_CELLS = frozenset({"table2", "table8", "pareto"})  # cells of other tables are scored by perplexity only
+
 MAIN_TABLES = (
     "table1",
     "table2",
@@ -43,7 +53,17 @@ class Graph:
         self.reports = f"reports/{config.scale}"
         self.cells: dict[str, Cell] = {cell.id: cell for cell in cells(config)}
         self.teachers = list(config.teacher_ladder)
-        self.inits = sorted({cell.recipe.init for cell in self.cells.values()} | {config.training.init})
+        self.students: dict[str, Recipe | None] = {config.training.init: None}
+        self.students |= {student_name(config, cell.recipe): cell.recipe for cell in self.cells.values()}
+        self.planned = {
+            name: planned(config, cell.recipe)
+            for name, cell in self.cells.items()
+            if cell.recipe.method == "budgeted_lora"
+        }
+        self.settings = {DEFAULT_SETTINGS: config.compression}
+        for rows in config.tables.values():
+            for row in rows:
+                self.settings |= settings_of(config, row)
 
     # --- values that stages get, as one line of JSON each ---
 
@@ -87,9 +107,26 @@ class Graph:
     def evaluation(self) -> str:
         return canonical_json(evaluation_settings(self.config))
 
-    def cells_csv(self) -> str:
-        """Rows of cells.csv."""
-        return canonical_json([row(cell) for cell in self.cells.values()])
+    def compression(self, settings: str) -> str:
+        """Compression settings by the name of their folder."""
+        chosen = self.settings[settings]
+        values = chosen.model_dump(mode="json")
+        if chosen.macs_of_budget is not None:
+            values["macs"] = planned(self.config, default_budgeted(self.config, chosen.macs_of_budget)).macs
+        return canonical_json(values)
+
+    def student(self, name: str) -> str:
+        """How an untrained student is cut."""
+        recipe = self.students[name]
+        values = {"init": self.config.training.init, "depth": self.config.student.layers, "ffn": None, "seed": 0}
+        if recipe is not None:
+            values = {"init": recipe.init, "depth": recipe.student_layers, "ffn": recipe.student_ffn, "seed": 0}
+            values["seed"] = recipe.seed if recipe.init == "scratch" else 0
+        return canonical_json(values)
+
+    def student_of(self, cell: str) -> str:
+        """Name of the untrained student that a cell starts from."""
+        return student_name(self.config, self.cells[cell].recipe)
 
     def uncertainty(self) -> str:
         """How intervals are made."""
@@ -109,10 +146,25 @@ class Graph:
         made_here = self.config.teacher_ladder.values() if self.config.teachers == "pretrain" else ()
         return max([self.config.corpus.train_tokens, *(spec.tokens for spec in made_here if spec.tokens)])
 
-    def cached_windows(self, teacher: str) -> int:
-        """Windows whose hidden states the students of a teacher read."""
-        recipes = [cell.recipe for cell in self.cells.values() if cell.recipe.teacher == teacher]
-        return max((recipe.steps * recipe.batch_windows for recipe in recipes), default=0)
+    def cache_name(self, cell: str) -> str:
+        """Folder of the teacher's hidden states that a cell reads: `<teacher>_<windows>`.
+
+        A run no longer than the scale's reads the front of one common cache; a longer one has its own, so that
+        adding it changes nothing that others read.
+        """
+        recipe, training = self.cells[cell].recipe, self.config.training
+        common = training.tokens // self.config.sequence_length
+        windows = max(common, recipe.steps * recipe.batch_windows)
+        rows = "" if recipe.rows == self.config.rows else f"_{recipe.rows}"
+        return f"{recipe.teacher}_{windows}{rows}"
+
+    def cached_windows(self, cache: str) -> int:
+        """Windows in a cache."""
+        return int(cache.removeprefix(self.caches()[cache].teacher + "_").split("_")[0])
+
+    def caches(self) -> dict[str, Recipe]:
+        """One recipe for each cache."""
+        return {self.cache_name(name): cell.recipe for name, cell in self.cells.items()} if self.cached else {}
 
     @property
     def cached(self) -> bool:
@@ -120,42 +172,28 @@ class Graph:
 
     # --- structures ---
 
-    @property
-    def student_shape(self) -> ModelShape:
-        first = self.config.teacher_ladder[self.config.first_teacher]
-        return ModelShape(layers=self.config.student.layers, hidden=first.hidden, kv=first.kv, ffn=first.ffn)
+    def structure_of(self, cell: str) -> str | None:
+        """Name of a cell's planned structure, shared by every cell whose compressed shapes are equal."""
+        if cell not in self.planned:
+            return None
+        recipe, plan = self.cells[cell].recipe, self.planned[cell]
+        shapes = [(module.decision, module.rank, module.svd_rank) for module in plan.modules]
+        return f"F{recipe.budget:g}_r{recipe.rank}_{recipe.controller}-{short_hash(shapes, digits=4)}"
 
-    def structures(self) -> dict[str, Cell]:
-        """One cell for each planned structure."""
-        return {cell.structure: cell for cell in self.cells.values() if cell.structure}
-
-    def structure(self, name: str) -> Structure:
-        """The planned structure of that name."""
-        recipe, compression = self.structures()[name].recipe, self.config.compression
-        return structure(
-            self.student_shape,
-            rank=recipe.rank,
-            budget=recipe.budget,
-            start=recipe.schedule_start,
-            end=recipe.schedule_end,
-            smoothing=recipe.smoothing,
-            drop_threshold=recipe.drop_threshold,
-            controller=recipe.controller,
-            r_max=compression.r_max,
-            svd_threshold=compression.svd_threshold,
-            schedule=recipe.schedule,
-        )
+    def structures(self) -> dict[str, Structure]:
+        """The planned structures whose speed is measured: those of the main tables, by name."""
+        return {self.structure_of(cell): self.planned[cell] for cell in self.listed(MAIN_CELLS) if cell in self.planned}
 
     def speed_values(self, name: str) -> str:
         """The student and the structure that are timed."""
-        first = self.config.teacher_ladder[self.config.first_teacher]
+        first, plan = self.config.teacher_ladder[self.config.first_teacher], self.structures()[name]
         student = {
-            "shape": asdict(self.student_shape),
+            "shape": asdict(student_shape(self.config)),
             "heads": first.heads,
             "kv_heads": first.kv_heads,
-            "rank": self.structures()[name].recipe.rank,
+            "rank": plan.rank,
         }
-        return canonical_json({"student": student, "structure": self.structure(name).as_json()})
+        return canonical_json({"student": student, "structure": plan.as_json()})
 
     # --- files from outside the workflow; one that is missing is left out here and named by the stage that wants it ---
 
@@ -186,46 +224,55 @@ class Graph:
 
     # --- files ---
 
-    def listed(self, tables: set[str]) -> list[str]:
+    def listed(self, tables: Iterable[str]) -> list[str]:
         """Cells that any of these tables lists."""
-        return [cell.id for cell in self.cells.values() if tables & set(cell.tables)]
+        wanted = set(tables)
+        return [cell.id for cell in self.cells.values() if wanted & set(cell.tables)]
 
-    def needs_icl(self, cell: str) -> bool:
-        """Cells of ablations alone are scored by perplexity only."""
-        return not set(self.cells[cell].tables) <= ABLATIONS
+    def settings_listed(self, cell: str, tables: Iterable[str]) -> list[str]:
+        """Compression settings under which these tables want a cell."""
+        wanted = set(tables)
+        return [name for name, asking in self.cells[cell].settings.items() if wanted & set(asking)]
 
-    def of_cells(self, ids: list[str], *names: str) -> list[str]:
-        """Result files of cells; a name beginning with @ lies in the compressed folder."""
+    def of_cells(self, ids: Iterable[str], *names: str) -> list[str]:
+        """Result files of cells; a name beginning with @ lies in the folder of the default compression."""
         folder = f"compressed/{DEFAULT_SETTINGS}/"
         return [f"{self.results}/cells/{cell}/{name.replace('@', folder)}" for cell in ids for name in names]
 
     def cache_files(self, cell: str) -> list[str]:
         """The teacher's hidden states that a cell reads, if they are cached."""
-        return [f"{self.results}/cache/{self.cells[cell].recipe.teacher}/cache.json"] if self.cached else []
+        return [f"{self.results}/cache/{self.cache_name(cell)}/cache.json"] if self.cached else []
 
     def cache_option(self, cell: str) -> str:
         """The command-line option that names them."""
-        return f"--cache {self.results}/cache/{self.cells[cell].recipe.teacher}" if self.cached else ""
+        return f"--cache {self.results}/cache/{self.cache_name(cell)}" if self.cached else ""
 
     def report_templates(self) -> list[str]:
         """Files beside the reporting code that shape the page."""
         folder = source_folder("reporting")
         return sorted(str(path) for pattern in ("*.j2", "*.css") for path in folder.glob(pattern))
 
-    def scores(self, ids: list[str]) -> list[str]:
-        """Score files of cells, ICL where it is measured."""
-        wanted = ("@compression.json", "@perplexity.json", "@perplexity_windows.parquet")
-        files = self.of_cells(ids, "train.json", *wanted)
-        return files + self.of_cells([cell for cell in ids if self.needs_icl(cell)], "@icl.json")
+    def scores(self, tables: Iterable[str]) -> list[str]:
+        """Score files of the cells that these tables list, under the settings they want; ICL where it is measured."""
+        tables, files = set(tables), []
+        for cell in self.listed(tables):
+            files.append(f"{self.results}/cells/{cell}/train.json")
+            for name in self.settings_listed(cell, tables):
+                folder = f"{self.results}/cells/{cell}/compressed/{name}"
+                files += [f"{folder}/{file}" for file in ("compression.json", "perplexity.json")]
+                files.append(f"{folder}/perplexity_windows.parquet")
+        icl = self.listed(tables & MAIN_CELLS)
+        return files + self.of_cells(icl, "@icl.json")
 
     def references(self) -> list[str]:
-        """Scores of the teachers and of the untrained students."""
-        folders = [f"teachers/{name}" for name in self.teachers] + [f"students/{init}" for init in self.inits]
+        """Scores of the teachers and of the untrained students that the main tables start from."""
+        students = dict.fromkeys([self.config.training.init, *map(self.student_of, self.listed(MAIN_CELLS))])
+        folders = [f"teachers/{name}" for name in self.teachers] + [f"students/{name}" for name in students]
         return [f"{self.results}/{folder}/{name}" for folder in folders for name in ("perplexity.json", "icl.json")]
 
-    def speeds(self, ids: list[str]) -> list[str]:
-        """Timings of the structures of cells."""
-        names = {self.cells[cell].structure for cell in ids} - {None}
+    def speeds(self, tables: Iterable[str]) -> list[str]:
+        """Timings of the structures of the cells that these tables list."""
+        names = {self.structure_of(cell) for cell in self.listed(tables)} & set(self.structures())
         return [f"{self.results}/speed/{name}.json" for name in sorted(names)]
 
     def common(self) -> list[str]:
@@ -238,25 +285,25 @@ class Graph:
         if table == "published_perplexities":
             return self.common()
         if table == "speed":
-            return [
-                *self.common(),
-                *self.speeds(list(self.cells)),
-                *self.of_cells(list(self.cells), "@compression.json"),
-            ]
-        ids = self.listed({"table8"} if table == "table8" else {"table2"})
-        return [*self.common(), *self.references(), *self.scores(ids), *self.speeds(ids)]
+            compressed = self.of_cells(self.listed(MAIN_CELLS), "@compression.json")
+            return [*self.common(), *self.speeds(MAIN_CELLS), *compressed]
+        tables = {table} & set(self.config.tables) or {"table2"}
+        return [*self.common(), *self.references(), *self.scores(tables), *self.speeds(tables)]
 
     def figure_inputs(self, figure: str) -> list[str]:
         """Result files that a figure is made from."""
-        ids = self.listed({"table2"}) if figure == "figure2" else self.listed({"table2", "table8", "pareto"})
-        files = [*self.common(), *self.references(), *self.scores(ids), *self.speeds(ids)]
+        tables = {"table2"} if figure == "figure2" else MAIN_CELLS
+        files = [*self.common(), *self.references(), *self.scores(tables), *self.speeds(tables)]
         if figure in ("retention", "loss_curves", "gates"):
-            files += self.of_cells(ids, "history.csv", "retention.csv", "trained.sha256")
+            files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
         return files
 
-
-def row(cell: Cell) -> dict[str, Any]:
-    """A cell's line of cells.csv."""
-    recipe = cell.recipe.model_dump(mode="json")
-    listed = {"cell": cell.id, "tables": " ".join(cell.tables)}
-    return listed | recipe | {"tokens": cell.recipe.tokens, "structure": cell.structure}
+    def cell_rows(self) -> list[dict[str, Any]]:
+        """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with."""
+        rows = []
+        for cell in self.cells.values():
+            settings = {"settings": " ".join(cell.settings)}
+            listed = {"cell": cell.id, "tables": " ".join(cell.tables)} | settings
+            structure = {"tokens": cell.recipe.tokens, "structure": self.structure_of(cell.id)}
+            rows.append(listed | cell.recipe.model_dump(mode="json") | structure)
+        return rows

@@ -10,12 +10,22 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from budgeted_lora.config import Config, Fraction, Init, Method, Positive, Row, Strict, describe
+from budgeted_lora.budget.cost import ModelShape, dense_macs
+from budgeted_lora.budget.plan import Structure, steps_needed, structure
+from budgeted_lora.config import Compression, Config, Fraction, Init, Method, Positive, Row, Strict, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 
+SETTING_SLUG = {
+    "rank_threshold": "gate",
+    "svd_threshold": "svd",
+    "r_max": "rmax",
+    "gate_hardening": "gates-",
+    "macs_of_budget": "macsF",
+}
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
-LISTED = ("teacher", "budget", "init", "schedule", "rank", "seed")
+LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")
+DEFAULT_SETTINGS = "default"  # the compression section as it stands
 
 
 class Recipe(Strict):
@@ -25,6 +35,7 @@ class Recipe(Strict):
     teacher: str
     init: Init
     student_layers: Positive
+    student_ffn: Positive | None = None
     temperature: float = Field(gt=0)
     kd_weight: Fraction
     rank: Positive | None = None
@@ -71,27 +82,19 @@ class Recipe(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained student, the tables that list it, and its id."""
+    """One trained student, the tables that list it, and its id.
+
+    `settings` names the compression settings it is scored with, `default` first, each with the tables that ask for it.
+    """
 
     id: str
     recipe: Recipe
-    tables: tuple[str, ...]
+    settings: dict[str, tuple[str, ...]]
 
     @property
-    def structure(self) -> str | None:
-        """Name of the planned structure, shared by every cell whose compressed shapes are equal."""
-        recipe = self.recipe
-        if recipe.method != "budgeted_lora":
-            return None
-        values = [
-            recipe.schedule,
-            recipe.schedule_start,
-            recipe.schedule_end,
-            recipe.smoothing,
-            recipe.drop_threshold,
-            recipe.student_layers,
-        ]
-        return f"F{recipe.budget:g}_r{recipe.rank}_{recipe.controller}-{short_hash(values, digits=4)}"
+    def tables(self) -> tuple[str, ...]:
+        """Tables that list the cell, in the order of the configuration."""
+        return tuple(dict.fromkeys(table for tables in self.settings.values() for table in tables))
 
 
 # Keys of the corpus that only decide what a finished student is scored on.
@@ -120,19 +123,29 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
     training, lora, budget = config.training, config.lora, config.budget
     pick = {name: getattr(row, name) for name in Row.model_fields} | chosen
     method = row.method
+
+    def either(name: str, default: Any) -> Any:
+        return default if pick[name] is None else pick[name]
+
+    layers, ffn = config.student.layers, None
+    if pick["macs_of_budget"] is not None:
+        if method != "kd_full":
+            raise BadInput(f"macs_of_budget on a {method} row; only kd_full takes one")
+        layers, ffn = control_shape(config, pick["macs_of_budget"])
     steps = (pick["tokens"] or training.tokens) // (training.batch_windows * config.sequence_length)
     values: dict[str, Any] = {
         "method": method,
         "teacher": pick["teacher"] or config.first_teacher,
         "init": pick["init"] or training.init,
-        "student_layers": config.student.layers,
+        "student_layers": layers,
+        "student_ffn": ffn,
         "temperature": pick["temperature"] or training.temperature,
-        "kd_weight": training.kd_weight if pick["kd_weight"] is None else pick["kd_weight"],
+        "kd_weight": either("kd_weight", training.kd_weight),
         "steps": steps,
         "batch_windows": training.batch_windows,
         "micro_batch_windows": training.micro_batch_windows,
         "sequence_length": config.sequence_length,
-        "rows": config.rows,
+        "rows": either("rows", config.rows),
         "learning_rate": pick["learning_rate"] or getattr(training.learning_rate, method),
         "betas": training.betas,
         "weight_decay": training.weight_decay,
@@ -140,7 +153,7 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
         "warmup_fraction": training.warmup_fraction,
         "warmup_cap": training.warmup_cap,
         "precision": training.precision,
-        "seed": training.seed if pick["seed"] is None else pick["seed"],
+        "seed": either("seed", training.seed),
     }
     if method != "kd_full":
         rank = pick["rank"] or lora.rank
@@ -148,7 +161,7 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             "rank": rank,
             "alpha": pick["alpha"] or lora.alpha * rank / lora.rank,
             "dropout": lora.dropout,
-            "train_embeddings_head_norms": training.train_embeddings_head_norms,
+            "train_embeddings_head_norms": either("train_embeddings_head_norms", training.train_embeddings_head_norms),
         }
     if method == "budgeted_lora":
         name = pick["schedule"] or budget.schedule
@@ -161,19 +174,95 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             "schedule_start": start,
             "schedule_end": end,
             "controller": pick["controller"] or budget.controller,
-            "smoothing": budget.smoothing,
-            "drop_threshold": budget.drop_threshold,
-            "gate_logit": budget.gate_logit,
-            "gate_lr_multiplier": budget.gate_lr_multiplier,
+            "smoothing": either("smoothing", budget.smoothing),
+            "drop_threshold": either("drop_threshold", budget.drop_threshold),
+            "gate_logit": either("gate_logit", budget.gate_logit),
+            "gate_lr_multiplier": either("gate_lr_multiplier", budget.gate_lr_multiplier),
         }
     elif pick["budget"] is not None:
         raise BadInput(f"budget {pick['budget']} on a {method} row; only budgeted_lora takes one")
     return Recipe.model_validate(values)
 
 
+def control_shape(config: Config, budget: float) -> tuple[int, int]:
+    """Layers and feed-forward size of a dense student with the MACs that `budget` leaves of the scale's student.
+
+    As few layers as reach them at full width; the feed-forwards then give up what is too much, so that the MACs are
+    those of the budget, less at most one feed-forward neuron a layer.
+    """
+    full = student_shape(config)
+    macs = planned(config, default_budgeted(config, budget)).macs
+    layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
+    ffn = min(full.ffn, (macs // layers - 2 * full.hidden * (full.hidden + full.kv)) // (3 * full.hidden))
+    if ffn < 1:
+        raise BadInput(f"macs_of_budget {budget:g}: {layers} layers leave no MACs for feed-forwards")
+    return layers, ffn
+
+
+def default_budgeted(config: Config, budget: float) -> Recipe:
+    """The recipe of a budgeted student with the scale's defaults."""
+    return recipe(config, Row(method="budgeted_lora", budget=budget))
+
+
+def student_shape(config: Config) -> ModelShape:
+    """The cost model's view of the scale's student."""
+    first = config.teacher_ladder[config.first_teacher]
+    return ModelShape(layers=config.student.layers, hidden=first.hidden, kv=first.kv, ffn=first.ffn)
+
+
+def planned(config: Config, values: Recipe) -> Structure:
+    """What a budgeted recipe will leave of its student under the scale's compression settings."""
+    return structure(
+        student_shape(config),
+        rank=values.rank,
+        budget=values.budget,
+        start=values.schedule_start,
+        end=values.schedule_end,
+        smoothing=values.smoothing,
+        drop_threshold=values.drop_threshold,
+        controller=values.controller,
+        r_max=config.compression.r_max,
+        svd_threshold=config.compression.svd_threshold,
+        schedule=values.schedule,
+    )
+
+
+def student_name(config: Config, values: Recipe) -> str:
+    """Folder of the untrained student, e.g. `mixed`, `scratch_s1` or `mixed_L4_ffn320`."""
+    parts = [values.init]
+    if (values.student_layers, values.student_ffn) != (config.student.layers, None):
+        parts.append(f"L{values.student_layers}_ffn{values.student_ffn or student_shape(config).ffn}")
+    if values.init == "scratch" and values.seed:
+        parts.append(f"s{values.seed}")
+    return "_".join(parts)
+
+
+def settings_of(config: Config, row: Row) -> dict[str, Compression]:
+    """The compression settings a row asks for, by folder name: `default`, or a slug of what differs from it.
+
+    Raises:
+        BadInput: the row names no sweep of the configuration.
+    """
+    if row.compression is None:
+        return {DEFAULT_SETTINGS: config.compression}
+    if row.compression not in config.sweeps:
+        raise BadInput(f"compression {row.compression!r} is not among sweeps: {', '.join(config.sweeps) or 'none'}")
+    lists = config.sweeps[row.compression].model_dump(exclude_none=True)
+    found = {}
+    for chosen in itertools.product(*lists.values()):
+        values = dict(zip(lists, chosen, strict=True))
+        made = config.compression.model_copy(update=values)
+        differs = {name: value for name, value in values.items() if value != getattr(config.compression, name)}
+        slug = "_".join(f"{SETTING_SLUG[name]}{value}" for name, value in differs.items())
+        found[slug or DEFAULT_SETTINGS] = made
+    return found
+
+
 def cell_id(config: Config, values: Recipe) -> str:
     """Readable slug and hash, e.g. `budgeted-lora_1B_mixed_F0.4_s0-3fa91c2b`."""
     parts = [SLUG[values.method], values.teacher, values.init]
+    if values.student_ffn is not None:
+        parts.append(f"L{values.student_layers}_ffn{values.student_ffn}")
     if values.budget is not None:
         parts.append(f"F{values.budget:g}")
         if values.controller != "greedy":
@@ -201,23 +290,27 @@ def cells(config: Config) -> list[Cell]:
             where none belongs, or a run too short for its schedule.
     """
     recipes: dict[str, Recipe] = {}
-    tables: dict[str, list[str]] = {}
+    asked: dict[str, dict[str, list[str]]] = {}
     for table, rows in config.tables.items():
         for number, row in enumerate(rows, start=1):
             for chosen in combinations(row):
                 try:
                     values = recipe(config, row, **chosen)
                     check(config, values)
+                    settings = settings_of(config, row)
                 except BadInput as error:
                     raise BadInput(f"tables.{table}, row {number}: {error}") from None
                 except ValidationError as error:
                     raise BadInput(f"tables.{table}, row {number}: {describe(error)}") from None
                 key = cell_id(config, values)
                 recipes[key] = values
-                listing = tables.setdefault(key, [])
-                if table not in listing:
-                    listing.append(table)
-    return [Cell(key, values, tuple(tables[key])) for key, values in recipes.items()]
+                listing = asked.setdefault(key, {DEFAULT_SETTINGS: []})
+                for name in settings:
+                    listing[name] = list(dict.fromkeys([*listing.get(name, []), table]))
+    return [
+        Cell(key, values, {name: tuple(tables) for name, tables in asked[key].items()})
+        for key, values in recipes.items()
+    ]
 
 
 def check(config: Config, values: Recipe) -> None:
@@ -226,19 +319,15 @@ def check(config: Config, values: Recipe) -> None:
     Raises:
         BadInput: see `cells`.
     """
-    from budgeted_lora.budget.cost import ModelShape
-    from budgeted_lora.budget.plan import steps_needed
-
     if values.teacher not in config.teacher_ladder:
         raise BadInput(f"teacher {values.teacher!r} is not in teacher_ladder: {', '.join(config.teacher_ladder)}")
     first = config.teacher_ladder[config.first_teacher]
-    shape = ModelShape(layers=values.student_layers, hidden=first.hidden, kv=first.kv, ffn=first.ffn)
     narrowest = min(first.hidden, first.kv, first.ffn)
     if values.rank is not None and values.rank > narrowest:
         raise BadInput(f"rank {values.rank} exceeds {narrowest}, the smallest dimension of a projection")
     if values.method == "budgeted_lora":
         needed = steps_needed(
-            shape,
+            student_shape(config),
             budget=values.budget,
             start=values.schedule_start,
             end=values.schedule_end,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT.name
 
 # What cannot change a result: what a value is called or checked against (the values themselves are `params:`),
-# where a result is written, what is printed, and which device slot a job waits for.
+# where a result is written, what is printed, which device slot a job waits for, and who else is at work.
 EXEMPT = frozenset(
     {
         "cli",
@@ -23,6 +23,7 @@ EXEMPT = frozenset(
         "errors",
         "files",
         "provenance",
+        "runs",
         "slots",
         "sources",
         "memory",

@@ -5,6 +5,7 @@ before torch looks at it, and so that `budgeted-lora plan` starts at once.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from budgeted_lora.config import Config, Corpus, Pretraining, Teacher, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file, write_text
 from budgeted_lora.grid import Recipe
+from budgeted_lora.runs import join_run
 from budgeted_lora.slots import gpu_slots
 
 app = typer.Typer(no_args_is_help=True, help="The stages of the workflow; its rules call them, a person seldom does.")
@@ -24,6 +26,13 @@ Out = Annotated[Path, typer.Option("--out", help="File or folder to write.")]
 Scale = Annotated[str, typer.Option("--scale", help="Name of the scale, recorded in results.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what makes bytes repeat.")]
+
+
+@app.callback()
+def stage(context: typer.Context) -> None:
+    """The stages of the workflow; its rules call them, a person seldom does."""
+    out = next((value for word, value in zip(sys.argv, sys.argv[1:], strict=False) if word == "--out"), "")
+    join_run(f"{context.invoked_subcommand} {out}".strip())
 
 
 def parse(text: str, model: type[BaseModel] | None = None) -> Any:
@@ -146,8 +155,7 @@ def pretrain_teacher(
 @app.command()
 def cut_student(
     teacher: Annotated[Path, typer.Option()],
-    init: Annotated[str, typer.Option()],
-    depth: Annotated[int, typer.Option(min=1)],
+    values: Values,
     out: Out,
     record: Annotated[Path, typer.Option()],
     scale: Scale,
@@ -155,7 +163,7 @@ def cut_student(
     """Cut a student from the first teacher."""
     from budgeted_lora.models.student import cut_student as run
 
-    run(teacher=teacher, init=init, depth=depth, out=out, record=record, scale=scale)
+    run(teacher=teacher, out=out, record=record, scale=scale, **parse(values))
     write_digest(out)
 
 
@@ -293,8 +301,9 @@ def list_cells(values: Values, out: Out) -> None:
     import pandas as pd
 
     from budgeted_lora.files import write_with
+    from budgeted_lora.graph import Graph
 
-    frame = pd.DataFrame(parse(values))
+    frame = pd.DataFrame(Graph(parse(values, Config)).cell_rows())
     write_with(out, lambda path: frame.to_csv(path, index=False))
 
 

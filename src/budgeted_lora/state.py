@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import sha256_file, short_hash, write_with
+from budgeted_lora.files import naming, sha256_file, short_hash, write_with
+from budgeted_lora.runs import orphaned
 from budgeted_lora.sources import source_files
 
 LOCK = "lock"
@@ -52,8 +53,9 @@ def locked_folder(folder: Path) -> Iterator[Path]:
             if not _same_file(handle.fileno(), folder / LOCK):
                 continue  # a run that ended removed the folder between our open and our lock
             handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+            with naming(folder / LOCK):
+                handle.write(str(os.getpid()))
+                handle.flush()
             yield folder
             return
 
@@ -121,8 +123,17 @@ class TrainingState:
         return values
 
     def discard(self) -> None:
-        """Removes the folder, once the run's results are in place."""
-        shutil.rmtree(self.folder)
+        """As `discard`."""
+        discard(self.folder)
+
+
+def discard(folder: Path) -> None:
+    """Removes a state's folder, once the results are in place and whoever started the job can take note of them.
+
+    The results of a job whose Snakemake was killed count as unfinished and are made again: from this state, at once.
+    """
+    if not orphaned():
+        shutil.rmtree(folder)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

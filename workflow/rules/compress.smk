@@ -1,4 +1,4 @@
-# What the budget left of each student, as plain linear layers.
+# What the budget left of each student, as plain linear layers; one folder for each compression setting.
 
 
 rule compress_cell:
@@ -6,31 +6,31 @@ rule compress_cell:
         code=source_files("compress"),
         digests=lambda wildcards: [
             f"{results}/cells/{wildcards.cell}/trained.sha256",
-            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model.sha256",
+            f"{results}/students/{graph.student_of(wildcards.cell)}/model.sha256",
             f"{results}/data/validation.json",
             f"{results}/data/tokenizer.sha256",
         ],
         student=lambda wildcards: ancient(
-            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"
+            f"{results}/students/{graph.student_of(wildcards.cell)}/model"
         ),
         trained=ancient(f"{results}/cells/{{cell}}/trained"),
         tokens=ancient(f"{results}/data/validation.bin"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
     output:
-        model=directory(f"{results}/cells/{{cell}}/compressed/default/model"),
-        digest=f"{results}/cells/{{cell}}/compressed/default/model.sha256",
-        record=f"{results}/cells/{{cell}}/compressed/default/compression.json",
+        model=directory(f"{results}/cells/{{cell}}/compressed/{{settings}}/model"),
+        digest=f"{results}/cells/{{cell}}/compressed/{{settings}}/model.sha256",
+        record=f"{results}/cells/{{cell}}/compressed/{{settings}}/compression.json",
     log:
-        f"{results}/logs/compress_cell/{{cell}}.log",
+        f"{results}/logs/compress_cell/{{cell}}_{{settings}}.log",
     benchmark:
-        f"{results}/benchmarks/compress_cell/{{cell}}.tsv"
+        f"{results}/benchmarks/compress_cell/{{cell}}_{{settings}}.tsv"
     conda:
         "../../environment.yml"
     threads: settings.threads.evaluation
     params:
         recipe=lambda wildcards: graph.recipe(wildcards.cell),
-        settings=graph.section("compression"),
-        folder=f"{results}/cells/{{cell}}/compressed/default",
+        settings=lambda wildcards: graph.compression(wildcards.settings),
+        folder=f"{results}/cells/{{cell}}/compressed/{{settings}}",
         threads=settings.threads.evaluation,
         scale=scale,
     shell:

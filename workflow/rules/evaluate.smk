@@ -58,7 +58,7 @@ rule evaluate_cell:
         model=ancient(f"{results}/cells/{{cell}}/compressed/default/model"),
         trained=ancient(f"{results}/cells/{{cell}}/trained"),
         student=lambda wildcards: ancient(
-            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"
+            f"{results}/students/{graph.student_of(wildcards.cell)}/model"
         ),
         manifest=ancient(f"{results}/data/manifest.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
@@ -71,6 +71,8 @@ rule evaluate_cell:
         f"{results}/logs/evaluate_cell/{{cell}}.log",
     benchmark:
         f"{results}/benchmarks/evaluate_cell/{{cell}}.tsv"
+    wildcard_constraints:
+        cell="|".join(graph.listed(MAIN_CELLS)) or "none",
     conda:
         "../../environment.yml"
     threads: settings.threads.evaluation
@@ -88,6 +90,54 @@ rule evaluate_cell:
         " --uncompressed {input.trained} --cell {wildcards.cell} --tokens {params.data} --tokenizer {input.tokenizer}"
         " --out {params.folder} --scale {params.scale} --threads {params.threads} --device {params.device}"
         " 2>&1 | tee {log}"
+
+
+# Cells of ablations, and other compression settings than the default, are scored by perplexity only.
+ruleorder: evaluate_cell > score_cell
+
+
+rule score_cell:
+    input:
+        code=source_files("evaluate"),
+        digests=[
+            f"{results}/cells/{{cell}}/compressed/{{settings}}/model.sha256",
+            f"{results}/cells/{{cell}}/trained.sha256",
+            f"{results}/data/validation.json",
+            f"{results}/data/functions.json",
+            f"{results}/data/tokenizer.sha256",
+        ],
+        probes=graph.probe_files(),
+        model=ancient(f"{results}/cells/{{cell}}/compressed/{{settings}}/model"),
+        trained=ancient(f"{results}/cells/{{cell}}/trained"),
+        student=lambda wildcards: ancient(
+            f"{results}/students/{graph.student_of(wildcards.cell)}/model"
+        ),
+        manifest=ancient(f"{results}/data/manifest.json"),
+        tokenizer=ancient(f"{results}/data/tokenizer"),
+    output:
+        perplexity=f"{results}/cells/{{cell}}/compressed/{{settings}}/perplexity.json",
+        windows=f"{results}/cells/{{cell}}/compressed/{{settings}}/perplexity_windows.parquet",
+    log:
+        f"{results}/logs/score_cell/{{cell}}_{{settings}}.log",
+    benchmark:
+        f"{results}/benchmarks/score_cell/{{cell}}_{{settings}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: settings.threads.evaluation
+    resources:
+        gpu=1,
+    params:
+        values=graph.evaluation(),
+        folder=lambda wildcards, output: dirname(output.perplexity),
+        data=lambda wildcards, input: dirname(input.manifest),
+        device=settings.device,
+        threads=settings.threads.evaluation,
+        scale=scale,
+    shell:
+        "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --student {input.student}"
+        " --uncompressed {input.trained} --cell {wildcards.cell} --tokens {params.data} --tokenizer {input.tokenizer}"
+        " --out {params.folder} --scale {params.scale} --threads {params.threads} --device {params.device}"
+        " --no-icl 2>&1 | tee {log}"
 
 
 rule measure_speed:

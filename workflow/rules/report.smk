@@ -11,7 +11,7 @@ rule list_cells:
     conda:
         "../../environment.yml"
     params:
-        values=graph.cells_csv(),
+        values=graph.whole(),
     shell:
         "budgeted-lora stage list-cells --values {params.values:q} --out {output} 2>&1 | tee {log}"
 
@@ -82,6 +82,7 @@ rule make_index:
         published="config/published.csv",
         tables=[f"{reports}/tables/{name}.csv" for name in MAIN_TABLES],
         figures=[f"{reports}/figures/{name}.svg" for name in MAIN_FIGURES],
+        files=[*graph.common(), *graph.references(), *graph.scores(MAIN_CELLS)],
     output:
         report(
             f"{reports}/index.html", caption="../report/index.rst", category="Report"

@@ -1,4 +1,4 @@
-# The untrained student, cut from the first teacher.
+# The untrained students, cut from the first teacher.
 
 
 rule cut_student:
@@ -7,18 +7,18 @@ rule cut_student:
         digest=f"{results}/teachers/{settings.first_teacher}/model.sha256",
         teacher=ancient(f"{results}/teachers/{settings.first_teacher}/model"),
     output:
-        model=directory(f"{results}/students/{{init}}/model"),
-        digest=f"{results}/students/{{init}}/model.sha256",
-        record=f"{results}/students/{{init}}/student.json",
+        model=directory(f"{results}/students/{{student}}/model"),
+        digest=f"{results}/students/{{student}}/model.sha256",
+        record=f"{results}/students/{{student}}/student.json",
     log:
-        f"{results}/logs/cut_student/{{init}}.log",
+        f"{results}/logs/cut_student/{{student}}.log",
     benchmark:
-        f"{results}/benchmarks/cut_student/{{init}}.tsv"
+        f"{results}/benchmarks/cut_student/{{student}}.tsv"
     conda:
         "../../environment.yml"
     params:
-        depth=settings.student.layers,
+        values=lambda wildcards: graph.student(wildcards.student),
         scale=scale,
     shell:
-        "budgeted-lora stage cut-student --teacher {input.teacher} --init {wildcards.init} --depth {params.depth}"
-        " --out {output.model} --record {output.record} --scale {params.scale} 2>&1 | tee {log}"
+        "budgeted-lora stage cut-student --values {params.values:q} --teacher {input.teacher} --out {output.model}"
+        " --record {output.record} --scale {params.scale} 2>&1 | tee {log}"

@@ -68,31 +68,33 @@ else:
 rule cache_teacher:
     input:
         code=source_files("cache"),
-        digests=[
-            f"{results}/teachers/{{teacher}}/model.sha256",
+        digests=lambda wildcards: [
+            f"{results}/teachers/{graph.caches()[wildcards.cache].teacher}/model.sha256",
             f"{results}/data/train.json",
         ],
-        teacher=ancient(f"{results}/teachers/{{teacher}}/model"),
+        teacher=lambda wildcards: ancient(
+            f"{results}/teachers/{graph.caches()[wildcards.cache].teacher}/model"
+        ),
         tokens=ancient(f"{results}/data/train.bin"),
     output:
-        hidden=f"{results}/cache/{{teacher}}/hidden.bin",
-        record=f"{results}/cache/{{teacher}}/cache.json",
+        hidden=f"{results}/cache/{{cache}}/hidden.bin",
+        record=f"{results}/cache/{{cache}}/cache.json",
     log:
-        f"{results}/logs/cache_teacher/{{teacher}}.log",
+        f"{results}/logs/cache_teacher/{{cache}}.log",
     benchmark:
-        f"{results}/benchmarks/cache_teacher/{{teacher}}.tsv"
+        f"{results}/benchmarks/cache_teacher/{{cache}}.tsv"
     conda:
         "../../environment.yml"
     threads: settings.threads.training
     resources:
         gpu=1,
     params:
-        windows=lambda wildcards: graph.cached_windows(wildcards.teacher),
+        windows=lambda wildcards: graph.cached_windows(wildcards.cache),
         sequence_length=settings.sequence_length,
-        rows=settings.rows,
+        rows=lambda wildcards: graph.caches()[wildcards.cache].rows,
         batch_windows=settings.training.micro_batch_windows,
         precision=settings.training.precision,
-        folder=f"{results}/cache/{{teacher}}",
+        folder=f"{results}/cache/{{cache}}",
         state=f"{results}/state",
         device=settings.device,
         threads=settings.threads.training,

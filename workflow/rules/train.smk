@@ -5,12 +5,12 @@ rule train_cell:
     input:
         code=source_files("train"),
         digests=lambda wildcards: [
-            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model.sha256",
+            f"{results}/students/{graph.student_of(wildcards.cell)}/model.sha256",
             f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model.sha256",
             f"{results}/data/train.json",
         ],
         student=lambda wildcards: ancient(
-            f"{results}/students/{graph.recipe_of(wildcards.cell).init}/model"
+            f"{results}/students/{graph.student_of(wildcards.cell)}/model"
         ),
         teacher=lambda wildcards: ancient(
             f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedModel
 
-from budgeted_lora.budget.cost import projections
+from budgeted_lora.budget.cost import dense_macs, projections
 from budgeted_lora.budget.plan import Decision, decide, svd_rank, totals
 from budgeted_lora.compression.card import copy_tokenizer, model_card
 from budgeted_lora.config import Compression
@@ -108,6 +108,33 @@ def compress_module(
     return Compressed(decision, dense, None if dense is not None else down, None if dense is not None else up, record)
 
 
+@torch.no_grad()
+def truncate_module(weight: Tensor, *, share: float) -> Compressed:
+    """The truncated SVD of a dense W [d_out, d_in] whose two factors cost at most `share` of its MACs, rank 1 at least.
+
+    It is what one would do without the paper's method, and is not retrained.
+    """
+    d_out, d_in = weight.shape
+    rank = min(max(1, int(share * d_in * d_out / (d_in + d_out))), d_in, d_out)
+    left, values, right = torch.linalg.svd(
+        weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False
+    )
+    root = torch.sqrt(values[:rank])
+    error = torch.linalg.vector_norm(values[rank:]).item()
+    record = {
+        "d": 1.0,
+        "decision": "svd",
+        "lora_rank": 0,
+        "svd_rank": rank,
+        "dense_macs": d_in * d_out,
+        "macs": rank * (d_in + d_out),
+        "reconstruction_error": error,
+        "relative_error": error / torch.linalg.vector_norm(values).item(),
+        "exact": rank == min(d_in, d_out),
+    }
+    return Compressed("svd", None, root[:, None] * right[:rank], left[:, :rank] * root, record)
+
+
 def _surviving(gates: Tensor | None, *, ranks: int, threshold: float) -> Tensor:
     """Indices of the ranks that stay, ascending; never empty."""
     if gates is None:
@@ -118,30 +145,42 @@ def _surviving(gates: Tensor | None, *, ranks: int, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def compress_student(
-    student: TrainedStudent, *, settings: Compression, drop_threshold: float
+    student: TrainedStudent, *, settings: Compression, drop_threshold: float, macs: int | None = None
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """A model of plain linear layers in float32, and the record of every projection, in `named_modules()` order.
 
     A student without anything factorised (KD Full, KD LoRA, F = 1) stays of transformers' own class.
+
+    Args:
+        macs: with settings.macs_of_budget, the MACs a KD Full student is truncated to, in equal shares.
+
+    Raises:
+        BadInput: macs_of_budget on a student with low-rank paths.
     """
+    if settings.macs_of_budget is not None and student.modules:
+        raise BadInput(f"compression.macs_of_budget on a {student.method} student; only KD Full is truncated")
     shape = model_shape(student.model)
+    share = None if settings.macs_of_budget is None else macs / dense_macs(shape)
     state = {name: tensor.detach().float() for name, tensor in student.model.state_dict().items()}
     factorized, records = {}, []
     for projection in projections(shape):
         module = student.modules.get(projection.name)
-        if module is None:
+        if module is None and share is None:
             records.append({"name": projection.name, **_untouched(projection.macs)})
             continue
-        done = compress_module(
-            module.weight,
-            module.lora_a,
-            module.lora_b,
-            module.gates(),
-            d=module.dense,
-            scale=module.scale,
-            drop_threshold=drop_threshold,
-            **settings.model_dump(),
-        )
+        if module is None:
+            done = truncate_module(state[f"{projection.name}.weight"], share=share)
+        else:
+            done = compress_module(
+                module.weight,
+                module.lora_a,
+                module.lora_b,
+                module.gates(),
+                d=module.dense,
+                scale=module.scale,
+                drop_threshold=drop_threshold,
+                **settings.model_dump(exclude={"macs_of_budget"}),
+            )
         records.append({"name": projection.name, **done.record})
         for leaf in ("weight", "lora_a", "lora_b", "gate_logits"):
             state.pop(f"{projection.name}.{leaf}", None)
@@ -197,7 +236,7 @@ def summarize(
         macs=[record["macs"] for record in records],
     )
     result = {**vars(sums), "avg_rank": sum(record["lora_rank"] for record in records) / len(records)}
-    if method != "budgeted_lora":
+    if method != "budgeted_lora" and sums.macs == sums.dense_macs:
         result["param_reduction_pct"] = 0.0
     if rank is None:
         result |= {"speedup_vs_lora": None, "avg_rank": None}
@@ -251,7 +290,7 @@ def compress_cell(
         trained: folder that training wrote (`models.trained`).
         tokens: validation.bin, of which the first windows are the parity batch.
         tokenizer: folder whose files go into the model folder.
-        settings: values of `config.Compression`.
+        settings: values of `config.Compression`; with macs_of_budget also `macs`, what that budget leaves.
         threads: CPU threads; the bytes of an SVD may depend on them.
 
     Raises:
@@ -259,13 +298,17 @@ def compress_cell(
         RuntimeError: nothing was approximated, yet the logits differ.
     """
     clock, out = Clock(), Path(out)
-    chosen = Compression.model_validate(dict(settings))
+    values = dict(settings)
+    macs = values.pop("macs", None)
+    chosen = Compression.model_validate(values)
     with _cpu_threads(threads):
         before = load_trained(student=student, trained=trained)
         if before.method != recipe.method:
             raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
         ids, mask = _parity_batch(tokens, recipe)
-        model, records = compress_student(before, settings=chosen, drop_threshold=recipe.drop_threshold or 0.0)
+        model, records = compress_student(
+            before, settings=chosen, drop_threshold=recipe.drop_threshold or 0.0, macs=macs
+        )
         sums = summarize(model, records, method=recipe.method, rank=recipe.rank)
         with atomic_folder(out / "model") as folder:
             save_model(model, folder)
@@ -280,7 +323,7 @@ def compress_cell(
         cell=cell,
         values={
             "recipe": recipe.model_dump(mode="json"),
-            "settings": chosen.model_dump(mode="json"),
+            "settings": dict(settings),
             "threads": threads,
         },
         inputs=[student, trained, tokens, tokenizer],

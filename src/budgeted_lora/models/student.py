@@ -32,40 +32,59 @@ def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
     raise BadInput(f"init is {init!r}, expected first, middle, last, mixed or scratch")
 
 
-def cut(teacher: PreTrainedModel, *, init: str, depth: int, seed: int = 0) -> PreTrainedModel:
-    """A float32 student of `depth` layers; for scratch its weights are random and depend on the seed alone."""
+def cut(teacher: PreTrainedModel, *, init: str, depth: int, ffn: int | None = None, seed: int = 0) -> PreTrainedModel:
+    """A float32 student of `depth` layers; for scratch its weights are random and depend on the seed alone.
+
+    Args:
+        ffn: feed-forward neurons to keep in each layer, those with the largest product of weight norms; None for all.
+
+    Raises:
+        BadInput: more layers or neurons asked for than there are.
+    """
+    if ffn is not None and not 1 <= ffn <= teacher.config.intermediate_size:
+        raise BadInput(f"ffn is {ffn}, expected 1 to {teacher.config.intermediate_size}, that of the first teacher")
     config = type(teacher.config).from_dict(teacher.config.to_dict())
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:depth]
     chosen = layer_indices(init, layers=teacher.config.num_hidden_layers, depth=depth)
+    config.intermediate_size = ffn or config.intermediate_size
     student = new_model(config, seed=seed)
     if not chosen:
         return student
     weights = {name: tensor for name, tensor in teacher.state_dict().items() if ".layers." not in name}
     for position, layer in enumerate(chosen):
         prefix = f"model.layers.{layer}."
-        weights |= {
-            f"model.layers.{position}.{name.removeprefix(prefix)}": tensor
-            for name, tensor in teacher.state_dict().items()
-            if name.startswith(prefix)
-        }
+        taken = {name.removeprefix(prefix): t for name, t in teacher.state_dict().items() if name.startswith(prefix)}
+        taken = taken if ffn is None else narrowed(taken, ffn=ffn)
+        weights |= {f"model.layers.{position}.{name}": tensor for name, tensor in taken.items()}
     student.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
     return student
 
 
-def cut_student(*, teacher: Path, init: str, depth: int, out: Path, record: Path, scale: str) -> None:
+def narrowed(layer: dict[str, torch.Tensor], *, ffn: int) -> dict[str, torch.Tensor]:
+    """A layer's weights with the `ffn` feed-forward neurons of the largest product of norms, in their old order."""
+    gate, up, down = (layer[f"mlp.{name}_proj.weight"].double() for name in ("gate", "up", "down"))
+    size = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
+    kept = size.topk(ffn).indices.sort().values
+    sliced = {f"mlp.{name}_proj.weight": layer[f"mlp.{name}_proj.weight"][kept] for name in ("gate", "up")}
+    return layer | sliced | {"mlp.down_proj.weight": layer["mlp.down_proj.weight"][:, kept]}
+
+
+def cut_student(
+    *, teacher: Path, init: str, depth: int, out: Path, record: Path, scale: str, ffn: int | None = None, seed: int = 0
+) -> None:
     """Writes the untrained student's model folder and a record of the layers it took."""
     clock = Clock()
     source = load_model(teacher)
-    student = cut(source, init=init, depth=depth)
+    student = cut(source, init=init, depth=depth, ffn=ffn, seed=seed)
     with atomic_folder(out) as folder:
         save_model(student, folder)
     payload = {
         "init": init,
         "layers": layer_indices(init, layers=source.config.num_hidden_layers, depth=depth),
+        "ffn": student.config.intermediate_size,
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
-    write_result(
-        record, payload, scale=scale, cell=None, values={"init": init, "depth": depth}, inputs=[teacher], clock=clock
-    )
+    values = {"init": init, "depth": depth, "ffn": ffn, "seed": seed}
+    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[teacher], clock=clock)

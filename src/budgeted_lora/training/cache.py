@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, read_json, sha256_file, short_hash, write_json
-from budgeted_lora.state import locked_folder
+from budgeted_lora.files import atomic_folder, naming, read_json, sha256_file, short_hash, write_json
+from budgeted_lora.state import code_digest, discard, locked_folder
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
 HEAD = "lm_head.weight"
@@ -120,7 +120,7 @@ def cache_hidden(
     """Writes `out/hidden.bin` and `out/cache.json`, whole or not at all.
 
     A run that was killed goes on after the last whole batch: the unfinished file waits in a folder under `state`,
-    keyed by all that determines its bytes.
+    keyed by all that determines its bytes, code and thread count too.
 
     Args:
         windows: how many of the first windows of `tokens`; cut to those it has.
@@ -147,9 +147,10 @@ def cache_hidden(
     }
     window_bytes = sequence_length * hidden * dtype.itemsize
     model = model.eval().to(device)
-    with locked_folder(state / f"cache-{short_hash(about)}") as folder:
+    computed_by = [code_digest("cache"), torch.__version__, str(device), torch.get_num_threads()]
+    with locked_folder(state / f"cache-{short_hash([about, computed_by], digits=12)}") as folder:
         partial = folder / "hidden.bin"
-        with partial.open("ab") as stream:
+        with naming(partial), partial.open("ab") as stream:
             whole = stream.tell() // window_bytes
             done = whole if whole == windows else whole // batch_windows * batch_windows
             stream.truncate(done * window_bytes)
@@ -163,10 +164,19 @@ def cache_hidden(
             os.fsync(stream.fileno())
         about["sha256"] = sha256_file(partial)
         with atomic_folder(out) as temporary:
-            shutil.move(partial, temporary / "hidden.bin")
+            _link(partial, temporary / "hidden.bin")
             write_json(temporary / "cache.json", about)
-        shutil.rmtree(folder)
+        discard(folder)
     return about
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such thing: it stays where it was until all
+    of the result is in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def weights_digest(folder: Path) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from budgeted_lora.budget.controller import Controller
 from budgeted_lora.errors import TrainingDiverged
+from budgeted_lora.files import naming
 from budgeted_lora.grid import Recipe
 from budgeted_lora.models.projections import BudgetedLinear
 
@@ -107,6 +108,7 @@ class CsvLog:
     """A CSV file that rows are appended to, and that can be cut back to an earlier length."""
 
     def __init__(self, file: Path, columns: Sequence[str], *, position: int) -> None:
+        self._file = file
         self._stream = file.open("a+", newline="", encoding="utf-8")
         self._stream.truncate(position)
         self._stream.seek(0, os.SEEK_END)
@@ -116,8 +118,10 @@ class CsvLog:
 
     def row(self, values: Sequence[Any]) -> None:
         """Appends one row, on disk when this returns."""
-        self._writer.writerow(values)
-        self._stream.flush()
+        with naming(self._file):
+            self._writer.writerow(values)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
 
     @property
     def position(self) -> int:
@@ -125,4 +129,5 @@ class CsvLog:
         return self._stream.tell()
 
     def close(self) -> None:
-        self._stream.close()
+        with naming(self._file):
+            self._stream.close()
