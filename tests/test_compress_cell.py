@@ -24,9 +24,9 @@ from budgeted_lora.budget.cost import projections
 from budgeted_lora.compression.compress import PARITY_WINDOWS, compress_cell
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
-from budgeted_lora.grid import Recipe
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.trained import TrainedStudent, load_trained, save_trained
+from budgeted_lora.recipe import Recipe
 
 RECIPE = {
     "teacher": "0.13B", "init": "mixed", "student_layers": 2, "temperature": 3.0, "kd_weight": 0.8, "seed": 0,

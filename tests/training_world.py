@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from budgeted_lora.data.tokens import write_tokens
-from budgeted_lora.grid import Recipe
 from budgeted_lora.models.load import mistral_config, new_model, save_model
+from budgeted_lora.recipe import Recipe
 
 VOCABULARY, LENGTH = 61, 16
 SHAPE = {

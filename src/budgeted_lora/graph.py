@@ -17,7 +17,6 @@ from budgeted_lora.files import canonical_json, short_hash
 from budgeted_lora.grid import (
     DEFAULT_SETTINGS,
     Cell,
-    Recipe,
     cells,
     default_budgeted,
     planned,
@@ -25,6 +24,7 @@ from budgeted_lora.grid import (
     student_name,
     student_shape,
 )
+from budgeted_lora.recipe import Recipe
 from budgeted_lora.sources import shipped_files, source_folder
 
 MAIN_CELLS = frozenset({"table2", "table8", "pareto"})  # cells of other tables are scored by perplexity only
@@ -69,7 +69,7 @@ class Graph:
 
     def recipe(self, cell: str) -> str:
         """How a cell is trained."""
-        return canonical_json(self.cells[cell].recipe.model_dump(mode="json"))
+        return canonical_json(self.cells[cell].recipe.model_dump(mode="json", exclude_none=True))
 
     def recipe_of(self, cell: str) -> Recipe:
         return self.cells[cell].recipe

@@ -6,15 +6,16 @@ new ids to the cells it concerns and to no others. Nothing here imports torch.
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from budgeted_lora.budget.cost import ModelShape, dense_macs
 from budgeted_lora.budget.plan import Structure, steps_needed, structure
-from budgeted_lora.config import Compression, Config, Fraction, Init, Method, Positive, Row, Strict, describe
+from budgeted_lora.config import Compression, Config, Row, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
+from budgeted_lora.recipe import Recipe
 
 SETTING_SLUG = {
     "rank_threshold": "gate",
@@ -26,58 +27,6 @@ SETTING_SLUG = {
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
 LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")
 DEFAULT_SETTINGS = "default"  # the compression section as it stands
-
-
-class Recipe(Strict):
-    """How one student is trained, complete: what a training job receives."""
-
-    method: Method
-    teacher: str
-    init: Init
-    student_layers: Positive
-    student_ffn: Positive | None = None
-    temperature: float = Field(gt=0)
-    kd_weight: Fraction
-    rank: Positive | None = None
-    alpha: float | None = None
-    dropout: float = 0.0
-    budget: Fraction | None = None
-    schedule: str | None = None
-    schedule_start: Fraction | None = None
-    schedule_end: Fraction | None = None
-    controller: Literal["greedy", "uniform"] | None = None
-    smoothing: float | None = None
-    drop_threshold: float | None = None
-    gate_logit: float | None = None
-    gate_lr_multiplier: float | None = None
-    train_embeddings_head_norms: bool = True
-    steps: Positive
-    batch_windows: Positive
-    micro_batch_windows: Positive
-    sequence_length: Positive
-    rows: Literal["packed", "document"]
-    learning_rate: float = Field(gt=0)
-    betas: tuple[float, float]
-    weight_decay: float
-    clip: float
-    warmup_fraction: Fraction
-    warmup_cap: Positive
-    precision: Literal["float32", "bfloat16"]
-    seed: int
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Recipe":
-        lora = self.method != "kd_full"
-        if lora and (self.rank is None or self.alpha is None):
-            raise ValueError(f"{self.method} needs rank and alpha")
-        if (self.method == "budgeted_lora") != (self.budget is not None):
-            raise ValueError(f"{self.method} {'needs' if self.budget is None else 'takes no'} budget")
-        return self
-
-    @property
-    def tokens(self) -> int:
-        """Tokens the student sees."""
-        return self.steps * self.batch_windows * self.sequence_length
 
 
 @dataclass(frozen=True)
@@ -272,7 +221,9 @@ def cell_id(config: Config, values: Recipe) -> str:
     if values.rank is not None and values.rank != config.lora.rank:
         parts.append(f"r{values.rank}")
     parts.append(f"s{values.seed}")
-    determined_by = {"recipe": values.model_dump(mode="json"), "upstream": upstream(config, values.teacher)}
+    # Without the empty fields, so that a new one, empty by default, makes no student anew.
+    said = values.model_dump(mode="json", exclude_none=True)
+    determined_by = {"recipe": said, "upstream": upstream(config, values.teacher)}
     return "_".join(parts) + "-" + short_hash(determined_by)
 
 

@@ -19,6 +19,7 @@ EXEMPT = frozenset(
         "stages",
         "config",
         "grid",
+        "recipe",
         "graph",
         "errors",
         "files",

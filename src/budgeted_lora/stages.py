@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from budgeted_lora.config import Config, Corpus, Pretraining, Teacher, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file, write_text
-from budgeted_lora.grid import Recipe
 from budgeted_lora.runs import join_run
 from budgeted_lora.slots import gpu_slots
 
@@ -212,6 +211,8 @@ def train(
     ] = None,
 ) -> None:
     """Train one student."""
+    from budgeted_lora.recipe import Recipe
+
     recipe = parse(values, Recipe)
     with gpu_slots(1, device=device):
         from budgeted_lora.training.stage import train_cell
@@ -239,6 +240,7 @@ def compress(
 ) -> None:
     """Compress a trained student to plain linear layers."""
     from budgeted_lora.compression.compress import compress_cell
+    from budgeted_lora.recipe import Recipe
 
     compress_cell(
         recipe=parse(values, Recipe), cell=cell, scale=scale, student=student, trained=trained, tokens=tokens,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.grid import Recipe
+from budgeted_lora.recipe import Recipe
 
 NAMES = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}
 

@@ -18,12 +18,12 @@ from budgeted_lora.config import Compression
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, write_text
-from budgeted_lora.grid import Recipe
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.projections import model_shape
 from budgeted_lora.models.trained import TrainedStudent, load_trained
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.recipe import Recipe
 
 PARITY_WINDOWS = 4
 PARITY_TOLERANCE = 1e-3  # of the largest logit, float32; rounding alone stays far below

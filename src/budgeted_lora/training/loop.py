@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from budgeted_lora.budget.controller import Controller
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.grid import Recipe
 from budgeted_lora.models.projections import BudgetedLinear, set_dense
+from budgeted_lora.recipe import Recipe
 from budgeted_lora.state import TrainingState
 from budgeted_lora.training.cache import TeacherSource
 from budgeted_lora.training.loss import linear_distillation_loss

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from budgeted_lora.budget.controller import Controller
 from budgeted_lora.errors import TrainingDiverged
 from budgeted_lora.files import naming
-from budgeted_lora.grid import Recipe
 from budgeted_lora.models.projections import BudgetedLinear
+from budgeted_lora.recipe import Recipe
 
 HISTORY = (
     "step",

@@ -10,12 +10,12 @@ from budgeted_lora.budget.cost import train_compute
 from budgeted_lora.budget.schedule import mean_fraction
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.files import sha256_file, short_hash, write_with
-from budgeted_lora.grid import Recipe
 from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.recipe import Recipe
 from budgeted_lora.state import TrainingState, code_digest, locked_folder
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource
 from budgeted_lora.training.loop import train
