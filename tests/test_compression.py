@@ -21,9 +21,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
-from budgeted_lora.compression.compress import compress_module, parity, summarize
+from budgeted_lora.compression.compress import compress_module, compress_student, parity, summarize, truncate_module
+from budgeted_lora.config import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM, FactorizedLinear
+from budgeted_lora.models.trained import TrainedStudent
 
 MODULE = {
     "scale": 2.0,
@@ -140,6 +142,32 @@ def test_recorded_error_is_that_of_the_factors(d, seed, threshold, r_max):
     assert math.isclose(done.record["reconstruction_error"], error, abs_tol=1e-10)
     assert not done.record["exact"] or error < 1e-10
     assert 1 <= done.record["lora_rank"] <= RANK
+
+
+@given(share=st.floats(0.0, 1.0), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=30)
+def test_truncated_svd_is_the_best_map_its_macs_allow(share, seed):
+    weight = parts(seed)["weight"]
+    done = truncate_module(weight, share=share)
+    rank = done.record["svd_rank"]
+    assert 1 <= rank == len(done.down) == done.up.shape[1]
+    assert rank == 1 or done.record["macs"] <= share * 96 + 1e-9
+    assert rank == 8 or (rank + 1) * 20 > share * 96
+    left = torch.linalg.svdvals(weight)[rank:].norm().item()
+    assert torch.linalg.matrix_norm(done.up @ done.down - weight).item() == pytest.approx(left, abs=1e-12)
+    assert done.record["reconstruction_error"] == pytest.approx(left, abs=1e-12)
+
+
+def test_a_full_student_is_truncated_to_the_macs_of_a_budget():
+    student = TrainedStudent(dense_model(), {}, "kd_full")
+    wanted = Compression(macs_of_budget=0.4)
+    model, records = compress_student(student, settings=wanted, drop_threshold=0.0, macs=planned(0.4).macs)
+    totals = summarize(model, records, method="kd_full", rank=None)
+    assert {record["decision"] for record in records} == {"svd"}
+    assert 0.8 * planned(0.4).macs < totals["macs"] <= planned(0.4).macs
+    assert totals["param_reduction_pct"] > 0
+    with pytest.raises(BadInput, match="macs_of_budget on a budgeted_lora student; only KD Full is truncated"):
+        compress_student(make_trained(0.4), settings=wanted, drop_threshold=0.05, macs=1)
 
 
 def test_half_precision_is_computed_in_float32():

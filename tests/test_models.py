@@ -141,6 +141,33 @@ def test_a_student_of_full_depth_is_the_teacher(teacher: torch.nn.Module, init: 
     assert torch.equal(logits(cut(teacher, init=init, depth=5).eval()), logits(teacher))
 
 
+def test_a_narrowed_student_lacks_exactly_its_smallest_neurons(teacher: torch.nn.Module) -> None:
+    """The others stay in their order, so it computes what the full one does with the smallest silenced."""
+    width = teacher.config.intermediate_size
+    silenced = cut(teacher, init="first", depth=2)
+    with torch.no_grad():
+        for layer in silenced.model.layers:
+            mlp = layer.mlp
+            size = mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
+            mlp.down_proj.weight[:, size.argsort()[: width // 3]] = 0.0
+    student = cut(teacher, init="first", depth=2, ffn=width - width // 3)
+    assert student.config.intermediate_size == width - width // 3
+    assert student.model.layers[1].mlp.gate_proj.weight.shape[0] == width - width // 3
+    assert torch.allclose(logits(student.eval()), logits(silenced.eval()), atol=1e-5)
+    assert same(
+        cut(teacher, init="mixed", depth=2, ffn=width).state_dict(), cut(teacher, init="mixed", depth=2).state_dict()
+    )
+    for ffn in (0, width + 1):
+        with pytest.raises(BadInput, match=f"ffn is {ffn}, expected 1 to {width}"):
+            cut(teacher, init="mixed", depth=2, ffn=ffn)
+
+
+def test_scratch_students_differ_by_seed(teacher: torch.nn.Module) -> None:
+    first, again, other = (cut(teacher, init="scratch", depth=2, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
 def test_a_cut_student_is_its_own_model(teacher: torch.nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     student = cut(teacher, init="mixed", depth=2)
