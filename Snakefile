@@ -13,9 +13,9 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from budgeted_lora.config import load_config
+from budgeted_lora.config import MAIN_CELLS, load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import MAIN_CELLS, MAIN_FIGURES, MAIN_TABLES, PARETO, Graph
+from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, PARETO, Graph
 from budgeted_lora.runs import begin_run
 from budgeted_lora.sources import source_files
 

@@ -14,6 +14,9 @@ from budgeted_lora.errors import BadInput
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "scratch"]
+# Tables whose cells `snakemake main` trains and scores in full; cells of other tables are scored by perplexity only.
+MAIN_CELLS = frozenset({"table2", "table8", "pareto"})
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 

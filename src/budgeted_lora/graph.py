@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.budget.plan import Structure
-from budgeted_lora.config import Config
+from budgeted_lora.config import MAIN_CELLS, Config
 from budgeted_lora.evaluation.settings import evaluation_settings
 from budgeted_lora.files import canonical_json, short_hash
 from budgeted_lora.grid import (
@@ -27,7 +27,8 @@ from budgeted_lora.grid import (
 from budgeted_lora.recipe import Recipe
 from budgeted_lora.sources import shipped_files, source_folder
 
-MAIN_CELLS = frozenset({"table2", "table8", "pareto"})  # cells of other tables are scored by perplexity only
+# Tables whose students the paper's claims speak of (config/claims.yaml).
+CLAIM_TABLES = MAIN_CELLS - {"pareto"} | {f"table{n}" for n in range(3, 8)} | {"lora_construction"}
 
 MAIN_TABLES = (
     "table1",
@@ -297,6 +298,11 @@ class Graph:
         if figure in ("retention", "loss_curves", "gates"):
             files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
         return files
+
+    def claim_inputs(self, tables: Iterable[str]) -> list[str]:
+        """Result files that verdicts over the students of these tables are made from."""
+        windows = [f"{self.results}/teachers/{name}/perplexity_windows.parquet" for name in self.teachers]
+        return [*self.common(), *self.references(), *windows, *self.scores(CLAIM_TABLES & set(tables))]
 
     def cell_rows(self) -> list[dict[str, Any]]:
         """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from budgeted_lora.config import MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
 
@@ -212,7 +213,9 @@ class Results:
         return self._models("students")
 
     def _models(self, kind: str) -> pd.DataFrame:
-        folders = sorted(p for p in (self.root / kind).glob("*") if p.is_dir() and not p.name.startswith("."))
+        main = self.cells[[bool(MAIN_CELLS & set(tables.split())) for tables in self.cells["tables"]]]
+        known = set(main["teacher" if kind == "teachers" else "init"])  # others are left over, or ablations' own
+        folders = sorted(p for p in (self.root / kind).glob("*") if p.is_dir() and p.name in known)
         if not folders and not self.partial:
             raise BadInput(f"{self.root / kind}: no model folder; expected one for each of the {kind}")
         rows = []
