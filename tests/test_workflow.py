@@ -21,7 +21,7 @@ import typer
 import yaml
 
 from budgeted_lora import stages
-from budgeted_lora.config import Corpus, Pretraining, Teacher, load_config
+from budgeted_lora.config import MAIN_CELLS, Corpus, Pretraining, Teacher, load_config
 from budgeted_lora.evaluation.settings import read_settings
 from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, Graph
 from budgeted_lora.recipe import Recipe
