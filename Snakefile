@@ -15,7 +15,7 @@ from snakemake.utils import min_version
 
 from budgeted_lora.config import MAIN_CELLS, load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, PARETO, Graph
+from budgeted_lora.graph import MAIN_FIGURES, PARETO, Graph
 from budgeted_lora.runs import begin_run
 from budgeted_lora.sources import source_files
 
@@ -56,6 +56,7 @@ rule all:
     default_target: True
     input:
         f"{reports}/index.html",
+        f"{reports}/contents/all.json",
 
 
 include: "workflow/rules/data.smk"
@@ -64,4 +65,5 @@ include: "workflow/rules/students.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/compress.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/report.smk"

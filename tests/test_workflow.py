@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 FOLDERS = {"model", "trained", "tokenizer"}  # outputs that are folders, by their last name
 CORES = 2
-TARGETS = ("table1", "table2", "table8", "table9", "figure2", "pareto", "report", "main", "all")
+TARGETS = ("table1", "table2", "table8", "table9", "figure2", "pareto", "claims", "report", "main", "all")
 
 
 def checkout(folder: Path) -> Path:
@@ -296,7 +296,7 @@ def edited(path: Path, change: Callable[[str], str]) -> Iterator[None]:
         path.write_text(before, encoding="utf-8")
 
 
-REPORT = {"make_table", "make_figure", "make_index"}
+REPORT = {"make_table", "make_figure", "make_index", "judge_claims"}
 
 
 def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:

@@ -94,6 +94,7 @@ def report(
         bootstrap=config.report.bootstrap,
         confidence=config.report.confidence,
         partial=partial,
+        claims=config_folder / "claims.yaml",
     )
     typer.echo(page)
 

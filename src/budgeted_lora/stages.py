@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from budgeted_lora.config import Config, Corpus, Pretraining, Teacher, describe
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json, sha256_file, write_text
+from budgeted_lora.files import read_json, write_digest
 from budgeted_lora.runs import join_run
 from budgeted_lora.slots import gpu_slots
 
@@ -48,11 +48,6 @@ def parse(text: str, model: type[BaseModel] | None = None) -> Any:
         return model.model_validate(values) if model else values
     except ValidationError as error:
         raise BadInput(f"--values: {describe(error)}") from None
-
-
-def write_digest(path: Path) -> None:
-    """Writes `<path>.sha256`: the small file that later stages name as their input."""
-    write_text(path.with_name(f"{path.name}.sha256"), sha256_file(path) + "\n")
 
 
 @app.command()
@@ -148,7 +143,6 @@ def pretrain_teacher(
             tokenizer=tokenizer, out=out, record=record, history=history, state=state, scale=scale, threads=threads,
             device=device,
         )  # fmt: skip
-    write_digest(out)
 
 
 @app.command()
@@ -222,7 +216,6 @@ def train(
             out=out, state=state, device=device, threads=threads, log_every=log_every,
             checkpoint_every=checkpoint_every,
         )  # fmt: skip
-    write_digest(out / "trained")
 
 
 @app.command()
@@ -336,14 +329,35 @@ def figure(
 
 
 @app.command()
+def claims(
+    config: Annotated[str, typer.Option(help="The whole configuration as JSON.")],
+    results: Annotated[Path, typer.Option()],
+    published: Annotated[Path, typer.Option()],
+    claims: Annotated[Path, typer.Option(help="What the paper says: claims.yaml.")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write; Markdown goes beside it.")],
+    unknowns: Annotated[Path | None, typer.Option(help="Folder reports/<scale> for the table of constants.")] = None,
+) -> None:
+    """Judge what the paper says by the results that are there."""
+    from budgeted_lora.reporting.build import build_claims, build_unknowns
+
+    whole = parse(config, Config)
+    build_claims(results=results, published=published, claims=claims, out=out, config=whole)
+    if unknowns is not None:
+        build_unknowns(config=whole, out=unknowns)
+
+
+@app.command()
 def index(
     values: Values,
     config: Annotated[str, typer.Option(help="The whole configuration as JSON.")],
     results: Annotated[Path, typer.Option()],
     published: Annotated[Path, typer.Option()],
     out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
+    contents: Annotated[Path | None, typer.Option(help="JSON file for the names of what the page shows.")] = None,
 ) -> None:
     """Write index.html from the tables and figures that are there."""
     from budgeted_lora.reporting.build import build_index
 
-    build_index(results=results, published=published, out=out, config=parse(config, Config), **parse(values))
+    build_index(
+        results=results, published=published, out=out, config=parse(config, Config), contents=contents, **parse(values)
+    )

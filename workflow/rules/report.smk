@@ -20,6 +20,7 @@ rule make_table:
     input:
         code=source_files("report"),
         published="config/published.csv",
+        cells=ancient(f"{results}/cells.csv"),
         files=lambda wildcards: graph.table_inputs(wildcards.table),
     output:
         report(
@@ -35,7 +36,7 @@ rule make_table:
     benchmark:
         f"{results}/benchmarks/make_table/{{table}}.tsv"
     wildcard_constraints:
-        table="|".join(MAIN_TABLES),
+        table="|".join(graph.report_tables()),
     conda:
         "../../environment.yml"
     params:
@@ -50,6 +51,7 @@ rule make_table:
 rule make_figure:
     input:
         code=source_files("report"),
+        cells=ancient(f"{results}/cells.csv"),
         files=lambda wildcards: graph.figure_inputs(wildcards.figure),
     output:
         report(
@@ -80,8 +82,9 @@ rule make_index:
         code=source_files("report"),
         template=graph.report_templates(),
         published="config/published.csv",
-        tables=[f"{reports}/tables/{name}.csv" for name in MAIN_TABLES],
+        tables=[f"{reports}/tables/{name}.csv" for name in graph.main_tables()],
         figures=[f"{reports}/figures/{name}.svg" for name in MAIN_FIGURES],
+        claims=f"{reports}/claims.csv",
         files=[*graph.common(), *graph.references(), *graph.scores(MAIN_CELLS)],
     output:
         report(
@@ -103,7 +106,36 @@ rule make_index:
         " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
 
 
-# Targets a person types. `main` is what the paper's main section shows.
+# A file has one rule, and the page must not wait for ablations: so it is written again once they are there.
+rule make_contents:
+    input:
+        code=source_files("report"),
+        template=graph.report_templates(),
+        published="config/published.csv",
+        page=ancient(f"{reports}/index.html"),
+        tables=[f"{reports}/tables/{name}.csv" for name in graph.ablations()],
+        claims=f"{reports}/claims_all.csv",
+    output:
+        f"{reports}/contents/{{part}}.json",
+    log:
+        f"{results}/logs/make_contents/{{part}}.log",
+    benchmark:
+        f"{results}/benchmarks/make_contents/{{part}}.tsv"
+    wildcard_constraints:
+        part="all",
+    conda:
+        "../../environment.yml"
+    params:
+        values=graph.uncertainty(),
+        config=graph.whole(),
+        results=results,
+        reports=lambda wildcards, input: dirname(input.page),
+    shell:
+        "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
+        " --published {input.published} --out {params.reports} --contents {output} 2>&1 | tee {log}"
+
+
+# Targets a person types. `main` is what the paper's main section shows, with the controls it lacks.
 
 
 rule main:
@@ -116,6 +148,11 @@ rule report:
         f"{reports}/index.html",
 
 
+rule ablations:
+    input:
+        [f"{reports}/tables/{name}.csv" for name in graph.ablations()],
+
+
 rule pareto:
     input:
         [f"{reports}/figures/{name}.svg" for name in PARETO],
@@ -126,7 +163,7 @@ rule figure2:
         f"{reports}/figures/figure2.svg",
 
 
-for _table in MAIN_TABLES:
+for _table in graph.report_tables():
 
     rule:
         name:

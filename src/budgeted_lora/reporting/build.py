@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from budgeted_lora.config import Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_text
+from budgeted_lora.reporting.claims_report import build_claims, build_unknowns
 from budgeted_lora.reporting.figures import FIGURES
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.html import render
@@ -104,8 +105,14 @@ def build_report(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     partial: bool = False,
+    claims: Path | None = None,
 ) -> Path:
-    """Every table, every figure and the page; in a partial report what cannot be made is named on the page instead."""
+    """Every table, every figure and the page; in a partial report what cannot be made is named on the page instead.
+
+    Args:
+        claims: claims.yaml; without it, or without `config`, no claim is judged.
+        The others as in `build_index`.
+    """
     common = {"results": results, "settings": settings, "partial": partial}
     measured = {"published": published, "bootstrap": bootstrap, "confidence": confidence}
     skipped = []
@@ -119,4 +126,9 @@ def build_report(
             if not partial:
                 raise
             skipped.append(f"{name}: {error}")
+    if claims is not None and config is not None:
+        build_claims(
+            results=results, published=published, claims=claims, out=Path(out) / "claims_all.csv", config=config
+        )
+        build_unknowns(config=config, out=out)
     return build_index(out=out, config=config, skipped=tuple(skipped), **common, **measured)

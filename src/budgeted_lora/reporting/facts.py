@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -257,9 +256,3 @@ def shared_links(results: Results, relative: str) -> list[tuple[str, str]]:
 def can_say(scale: str) -> tuple[str, list[str], list[str]]:
     """What a run of a scale is, can say and cannot say about the paper."""
     return CAN_SAY.get(scale, CAN_SAY["mini"])
-
-
-def read_claims(folder: Path) -> list[dict[str, str]]:
-    """claims.csv beside the page, if it is there."""
-    path = folder / "claims.csv"
-    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.is_file() else []

@@ -10,6 +10,7 @@ import jinja2
 
 from budgeted_lora.config import Config
 from budgeted_lora.reporting import facts
+from budgeted_lora.reporting.claims_report import claims_section
 from budgeted_lora.reporting.layout import Table
 from budgeted_lora.reporting.load import Results
 
@@ -45,8 +46,9 @@ def render(
         "main": next((table for table in tables if table.name == "table2"), None),
         "tables": [table for table in tables if table.name != "table2"],
         "figures": [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures],
-        "claims": facts.read_claims(out),
+        "claims": claims_section(out, relative),
         "slips": facts.SLIPS,
+        "unknowns": (out / "tables" / "unknowns.csv").is_file(),
         "constants": facts.constants(config) if config else [],
         "versions": facts.versions(results),
         "cells": facts.cell_links(results, relative),
