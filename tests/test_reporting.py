@@ -19,11 +19,12 @@ from matplotlib.transforms import Bbox
 from budgeted_lora.config import Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting import build, facts
-from budgeted_lora.reporting.figures import FIGURES, budgeted_cells, frontier
+from budgeted_lora.reporting.figures import FIGURES, budgeted_cells
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.layout import Table, escape, latex, markdown
 from budgeted_lora.reporting.load import Published, Results, size_in_name
 from budgeted_lora.reporting.main_table import table2, table2_columns, table2_differences
+from budgeted_lora.reporting.pareto import frontier
 from budgeted_lora.reporting.style import context, label_points, save
 from budgeted_lora.reporting.tables import TABLES
 from budgeted_lora.reporting.uncertainty import interval, perplexities, resampled_perplexities

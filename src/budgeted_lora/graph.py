@@ -41,6 +41,8 @@ MAIN_TABLES = (
     "reference",
     "published_perplexities",
 )
+CONTROLS = "controls"  # table of what a reader would do instead; drawn by the Pareto plots of `main`
+OWN_TARGETS = frozenset({"sensitivity"})  # tables that no other target asks for
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
 MAIN_FIGURES = ("figure2", *PARETO, "retention", "gates", "loss_curves")
 
@@ -279,22 +281,44 @@ class Graph:
     def common(self) -> list[str]:
         return [f"{self.results}/cells.csv", f"{self.results}/data/manifest.json"]
 
+    def main_tables(self) -> list[str]:
+        """Tables of `main`, by name of their files."""
+        return [*MAIN_TABLES, *({CONTROLS} & set(self.config.tables))]
+
+    def ablations(self) -> list[str]:
+        """Tables of the configuration that are neither main ones nor targets of their own."""
+        others = {*MAIN_CELLS, *MAIN_TABLES, *MAIN_FIGURES, CONTROLS, *OWN_TARGETS}
+        return [name for name in self.config.tables if name not in others]
+
+    def report_tables(self) -> list[str]:
+        """Every table that is written, each a target by its name."""
+        own = [name for name in self.config.tables if name in OWN_TARGETS]
+        return [*self.main_tables(), *self.ablations(), *own]
+
     def table_inputs(self, table: str) -> list[str]:
-        """Result files that a table is made from."""
+        """Result files that a table is made from, besides the list of cells.
+
+        That list grows with every row of any table, and what of it concerns this one shows in the files named here.
+        """
+        manifest = f"{self.results}/data/manifest.json"
         if table in ("table1", "reference"):
-            return [*self.common(), *self.references()]
+            return [manifest, *self.references()]
         if table == "published_perplexities":
-            return self.common()
+            return [manifest]
         if table == "speed":
             compressed = self.of_cells(self.listed(MAIN_CELLS), "@compression.json")
-            return [*self.common(), *self.speeds(MAIN_CELLS), *compressed]
+            return [manifest, *self.speeds(MAIN_CELLS), *compressed]
+        if table == CONTROLS:
+            return self.scores({CONTROLS, "table2"})
+        if table not in MAIN_TABLES:
+            return self.scores({table})
         tables = {table} & set(self.config.tables) or {"table2"}
-        return [*self.common(), *self.references(), *self.scores(tables), *self.speeds(tables)]
+        return [manifest, *self.references(), *self.scores(tables), *self.speeds(tables)]
 
     def figure_inputs(self, figure: str) -> list[str]:
-        """Result files that a figure is made from."""
-        tables = {"table2"} if figure == "figure2" else MAIN_CELLS
-        files = [*self.common(), *self.references(), *self.scores(tables), *self.speeds(tables)]
+        """Result files that a figure is made from, besides the list of cells (`table_inputs`)."""
+        tables = {"table2"} if figure == "figure2" else MAIN_CELLS | ({CONTROLS} if figure in PARETO else set())
+        files = [f"{self.results}/data/manifest.json", *self.references(), *self.scores(tables), *self.speeds(tables)]
         if figure in ("retention", "loss_curves", "gates"):
             files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
         return files
@@ -305,10 +329,14 @@ class Graph:
         return [*self.common(), *self.references(), *windows, *self.scores(CLAIM_TABLES & set(tables))]
 
     def cell_rows(self) -> list[dict[str, Any]]:
-        """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with."""
+        """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with.
+
+        `asked` says which of them a table wants: `<table>:<settings>,<settings>` for each table, spaces between.
+        """
         rows = []
         for cell in self.cells.values():
-            settings = {"settings": " ".join(cell.settings)}
+            asked = [f"{table}:{','.join(self.settings_listed(cell.id, [table]))}" for table in cell.tables]
+            settings = {"settings": " ".join(cell.settings), "asked": " ".join(asked)}
             listed = {"cell": cell.id, "tables": " ".join(cell.tables)} | settings
             structure = {"tokens": cell.recipe.tokens, "structure": self.structure_of(cell.id)}
             rows.append(listed | cell.recipe.model_dump(mode="json") | structure)

@@ -6,15 +6,15 @@ import matplotlib.pyplot as plt
 
 from budgeted_lora.config import Config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import write_text
+from budgeted_lora.files import write_json, write_text
 from budgeted_lora.reporting.claims_report import build_claims, build_unknowns
 from budgeted_lora.reporting.figures import FIGURES
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.html import render
-from budgeted_lora.reporting.layout import write_table
+from budgeted_lora.reporting.layout import Table, write_table
 from budgeted_lora.reporting.load import Published, Results
 from budgeted_lora.reporting.style import context, save
-from budgeted_lora.reporting.tables import TABLES
+from budgeted_lora.reporting.tables import TABLES, tables_of
 
 
 def build_table(
@@ -31,7 +31,7 @@ def build_table(
     """Writes out/tables/<name>.csv, .md and .tex.
 
     Args:
-        name: one of TABLES.
+        name: one of `tables_of` these results.
         results: results/<scale>. published: published.csv. out: reports/<scale>.
         settings: compression settings whose scores are shown.
         bootstrap: resamples; confidence: coverage of the intervals.
@@ -40,10 +40,11 @@ def build_table(
     Raises:
         BadInput: unknown table, or a result is missing or unusable.
     """
-    if name not in TABLES:
-        raise BadInput(f"table {name!r} is unknown; expected one of: {', '.join(TABLES)}")
     opened = Results.open(results, settings=settings, partial=partial)
-    table = TABLES[name](opened, Published.open(published), Settings(bootstrap, confidence))
+    known = tables_of(opened)
+    if name not in known:
+        raise BadInput(f"table {name!r} is unknown; expected one of: {', '.join(known)}")
+    table = known[name](opened, Published.open(published), Settings(bootstrap, confidence))
     return write_table(table, Path(out) / "tables")
 
 
@@ -73,26 +74,56 @@ def build_index(
     confidence: float = 0.95,
     partial: bool = False,
     skipped: tuple[str, ...] = (),
+    contents: Path | None = None,
 ) -> Path:
     """Writes out/index.html with the tables and figures that lie in out/tables and out/figures.
 
     Args:
         config: the scale's settings: gives the list of constants the paper does not state.
         skipped: what a partial report could not make, one sentence each.
+        contents: JSON file that gets the names of what the page shows.
         The others as in `build_table`.
     """
     out = Path(out)
     opened = Results.open(results, settings=settings, partial=partial)
     numbers, how = Published.open(published), Settings(bootstrap, confidence)
-    tables = [make(opened, numbers, how) for name, make in TABLES.items() if (out / "tables" / f"{name}.csv").is_file()]
+    tables, absent = present_tables(opened, numbers, how, out)
     figures = [
         {"name": name, "title": plot.title, "caption": plot.caption}
         for name, plot in FIGURES.items()
         if (out / "figures" / f"{name}.svg").is_file()
     ]
-    page = render(opened, tables=tables, figures=figures, out=out, config=config, skipped=list(skipped))
+    page = render(opened, tables=tables, figures=figures, out=out, config=config, skipped=list(skipped), absent=absent)
     write_text(out / "index.html", page)
+    if contents is not None:
+        shown = {"tables": [table.name for table in tables], "figures": [figure["name"] for figure in figures]}
+        write_json(contents, shown | {"absent": absent})
     return out / "index.html"
+
+
+def present_tables(
+    opened: Results, published: Published, settings: Settings, out: Path
+) -> tuple[list[Table], list[str]]:
+    """The tables whose files lie in out/tables, and one sentence for each ablation that cannot be shown.
+
+    The page of the main tables must not fail for want of an ablation: one that was never made, or whose rows have
+    changed since, is named instead.
+
+    Raises:
+        BadInput: a result of a main table is missing or unusable.
+    """
+    tables, absent = [], []
+    for name, make in tables_of(opened).items():
+        if not (out / "tables" / f"{name}.csv").is_file():
+            absent += [] if name in TABLES else [f"{name}: not run yet; `snakemake {name}` makes it."]
+            continue
+        try:
+            tables.append(make(opened, published, settings))
+        except BadInput:
+            if name in TABLES:
+                raise
+            absent.append(f"{name}: its rows have changed since it was made; `snakemake {name}` makes it anew.")
+    return tables, absent
 
 
 def build_report(
@@ -116,16 +147,17 @@ def build_report(
     common = {"results": results, "settings": settings, "partial": partial}
     measured = {"published": published, "bootstrap": bootstrap, "confidence": confidence}
     skipped = []
-    for name in [*TABLES, *FIGURES]:
+    tables = tables_of(Results.open(results))
+    for name in [*tables, *FIGURES]:
         try:
-            if name in TABLES:
+            if name in tables:
                 build_table(name, out=out, **common, **measured)
             else:
                 build_figure(name, out=out, **common)
         except BadInput as error:
-            if not partial:
+            if not partial and (name in TABLES or name in FIGURES):
                 raise
-            skipped.append(f"{name}: {error}")
+            skipped += [f"{name}: {error}"] if partial else []  # an ablation that was not run is named on the page
     if claims is not None and config is not None:
         build_claims(
             results=results, published=published, claims=claims, out=Path(out) / "claims_all.csv", config=config

@@ -215,24 +215,24 @@ def walk(model: BaseModel, prefix: str) -> Iterator[dict[str, str]]:
             yield {"key": f"{prefix}{name}", "value": shown, "tag": tags[0], "meaning": TAG.sub("", text).strip()}
 
 
-def cell_links(results: Results, relative: str) -> list[dict[str, Any]]:
-    """One row a cell: what it is, and links to its files that are there.
+def cell_links(results: Results, relative: str, table: str | None = None) -> list[dict[str, Any]]:
+    """One row a cell, of one table or of all: what it is, and links to its files that are there.
 
     Args:
         relative: path from the page's folder to results/<scale>, with / between parts.
     """
     rows = []
-    for cell in results.cells.itertuples():
-        folder, scored = f"cells/{cell.cell}", results.compressed(cell.cell)
-        wanted = {
-            "training": f"{folder}/train.json",
-            "history": f"{folder}/history.csv",
-            "retention": f"{folder}/retention.csv",
-            "compression": f"{scored}/compression.json",
-            "perplexity": f"{scored}/perplexity.json",
-            "ICL": f"{scored}/icl.json",
-            "speed": f"speed/{cell.structure}.json",
-        }
+    for cell in (results.cells if table is None else results.listed(table)).itertuples():
+        folder = f"cells/{cell.cell}"
+        own = {"training": "train.json", "history": "history.csv", "retention": "retention.csv"}
+        wanted = {label: f"{folder}/{name}" for label, name in own.items()}
+        every = getattr(cell, "settings", "").split() or [results.settings]
+        for settings in every if table is None else results.settings_asked(cell, table):
+            scored = f"{folder}/compressed/{settings}"
+            said = "" if settings == "default" else f", {settings}"
+            scores = {"compression": "compression.json", "perplexity": "perplexity.json", "ICL": "icl.json"}
+            wanted |= {f"{label}{said}": f"{scored}/{name}" for label, name in scores.items()}
+        wanted["speed"] = f"speed/{cell.structure}.json"
         links = [(label, f"{relative}/{path}") for label, path in wanted.items() if (results.root / path).is_file()]
         rows.append(
             {

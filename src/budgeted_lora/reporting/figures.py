@@ -1,6 +1,5 @@
 """The figures, one function each: from result files to a matplotlib figure (method.md 8)."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, teacher_order
-from budgeted_lora.reporting.load import Results, method_label, method_order, student_label
-from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, METHOD_DASHES, colour, label_points
+from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, sorted_teachers
+from budgeted_lora.reporting.load import Results, method_label, method_order
+from budgeted_lora.reporting.pareto import pareto
+from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, METHOD_DASHES, colour
 
 SHORT = {
     "q_proj": "q",
@@ -29,7 +28,7 @@ TOLERANCE = 1e-9
 
 
 def figure2(results: Results) -> Figure:
-    """In-context composite by teacher and method; band over demonstration seeds, smallest teacher's line, chance."""
+    """In-context composite by teacher and method; band over runs, smallest teacher's line, chance."""
     scored = icl_scores(results, *icl_tables(results))
     one_variant(scored, "figure2")
     names = sorted_teachers(results, scored)
@@ -64,121 +63,6 @@ def seed_composites(group: pd.DataFrame) -> np.ndarray:
     """Composite of every demonstration seed of every cell of a group, in [0, 1]."""
     values = [np.array(list(icl["per_seed"].values()), dtype=np.float64) for icl in group["icl"] if icl]
     return np.concatenate(values) if values else np.zeros(0)
-
-
-def sorted_teachers(results: Results, scores: pd.DataFrame) -> list[str]:
-    """Teachers that the cells name, smallest first."""
-    known = results.teachers()
-    named = set(teacher_order(scores))
-    ordered = [name for name in known.get("name", []) if name in named]
-    return ordered + [name for name in teacher_order(scores) if name not in ordered]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The horizontal axis of a Pareto plot, and the results it is read from."""
-
-    part: str
-    column: str
-    title: str
-    larger_is_better: bool
-
-
-COSTS = {
-    "pareto_train_compute": Cost("train", "train_compute", "Train compute, relative to KD Full (counted MACs)", False),
-    "pareto_mac_speedup": Cost(
-        "structure", "speedup_vs_dense", "Speedup of the projections by MAC count (not a timing)", True
-    ),
-    "pareto_measured_speedup": Cost(
-        "speed", "measured_modules", "Measured speedup of the projections (wall clock)", True
-    ),
-}
-
-
-def pareto(results: Results, name: str) -> Figure:
-    """Perplexity against one cost: a point a student, its standard error, and the frontier nothing beats on both."""
-    cost = COSTS[name]
-    scores = method_order(results.scores("table2", "table8", "pareto", parts=["perplexity", cost.part]))
-    if cost.part == "structure":
-        scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
-    points = scores.dropna(subset=["ppl", cost.column])
-    figure, axes = plt.subplots(figsize=(6.8, 5.2))
-    if points.empty:
-        return figure
-    names = sorted_teachers(results, scores)
-    x, y = points[cost.column].to_numpy(), points["ppl"].to_numpy()
-    best = frontier(-x if cost.larger_is_better else x, y)
-    strokes = draw_frontier(axes, x[best], y[best])
-    for row in points.itertuples():
-        ink, marker = colour(row.method, row.budget), MARKERS[names.index(row.teacher) % len(MARKERS)]
-        axes.errorbar(
-            getattr(row, cost.column),
-            row.ppl,
-            yerr=row.ppl_se,
-            color=ink,
-            marker=marker,
-            markerfacecolor="white" if row.controller == "uniform" else ink,
-            markersize=6,
-            elinewidth=0.8,
-            zorder=3,
-        )
-    teachers = results.teachers()
-    if len(teachers) and pd.notna(teachers["ppl"].iloc[0]):
-        level = teachers["ppl"].iloc[0]
-        axes.axhline(level, color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
-        strokes.append(np.array([[x.min() - np.ptp(x), level], [x.max() + np.ptp(x), level]]))
-    axes.margins(x=0.16, y=0.12)
-    axes.set_xlabel(cost.title)
-    axes.set_ylabel("Validation perplexity (lower is better)")
-    figure.legend(handles=pareto_legend(names, teachers), loc="outside upper center", ncols=3, fontsize="small")
-    labels = [
-        (getattr(row, cost.column), row.ppl, student_label(row), colour(row.method, row.budget))
-        for row in points.itertuples()
-    ]
-    bars = [
-        np.array([[getattr(r, cost.column), r.ppl - r.ppl_se], [getattr(r, cost.column), r.ppl + r.ppl_se]])
-        for r in points.itertuples()
-    ]
-    label_points(axes, labels, lines=[*bars, *strokes])
-    return figure
-
-
-def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Indices of the points that no other point beats on both, by ascending cost (both: lower is better)."""
-    order = np.lexsort((loss, cost))
-    kept, best = [], float("inf")
-    for index in order:
-        if loss[index] < best:
-            kept.append(index)
-            best = loss[index]
-    return np.array(kept, dtype=int)
-
-
-def draw_frontier(axes: Axes, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    """The frontier as steps, cheapest first: up to the next point, the last one is the best to be had.
-
-    Returns:
-        its level and upright strokes, each [2, 2], data coordinates.
-    """
-    axes.step(x, y, where="post", color=GREY, linewidth=5, alpha=0.25, zorder=1, solid_capstyle="butt")
-    corners = [corner for i in range(len(x)) for corner in ([[x[i], y[i - 1]]] if i else []) + [[x[i], y[i]]]]
-    return [np.array(pair) for pair in itertools.pairwise(corners)]
-
-
-def pareto_legend(names: list[str], teachers: pd.DataFrame) -> list[Line2D]:
-    """Marker for teachers (methods are named at their points), the frontier, the smallest teacher's own perplexity."""
-    shapes = [
-        Line2D([], [], color=BLACK, marker=MARKERS[i % len(MARKERS)], linestyle="", label=f"teacher {name}")
-        for i, name in enumerate(names)
-    ]
-    lines = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
-    if len(teachers):
-        lines.append(
-            Line2D(
-                [], [], color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, label=f"{teachers['name'].iloc[0]} itself"
-            )
-        )
-    return [*shapes, *lines]
 
 
 def retention(results: Results) -> Figure:
@@ -336,31 +220,38 @@ class Plot:
     caption: str
 
 
+BARS = (
+    "Thin bars: standard error over validation text; wide pale bars: range over training seeds, if there are several."
+)
+CONTROLS = (
+    "Brown, where they were run: what a reader would do instead at the MACs of a budget, a smaller KD Full student or "
+    "a plain truncated SVD of the full one without retraining; an arrow marks one that lies far above the plot."
+)
 FIGURES: dict[str, Plot] = {
     "figure2": Plot(
         figure2,
         "Figure 2. In-context learning by teacher and method",
-        "Macro mean over 19 probes, 10-shot, exact match. The band spans the demonstration seeds. Dashed: the smallest "
-        "teacher itself; dotted: chance, "
+        "Macro mean over 19 probes, 10-shot, exact match. The band spans the runs: demonstration seeds, and training "
+        "seeds where there are several. Dashed: the smallest teacher itself; dotted: chance, "
         "what the best constant answer or a random word of the query would score.",
     ),
     "pareto_train_compute": Plot(
         lambda results: pareto(results, "pareto_train_compute"),
         "Perplexity against train compute",
         "Train compute is counted in multiply-accumulates relative to KD Full. Grey steps: what no other student beats "
-        "on both.",
+        f"on both. {BARS} {CONTROLS}",
     ),
     "pareto_mac_speedup": Plot(
         lambda results: pareto(results, "pareto_mac_speedup"),
         "Perplexity against MAC speedup",
         "The paper's speedup is this ratio of multiply-accumulates in the projections, dense over compressed. It is "
-        "not a timing.",
+        f"not a timing. {BARS} {CONTROLS}",
     ),
     "pareto_measured_speedup": Plot(
         lambda results: pareto(results, "pareto_measured_speedup"),
         "Perplexity against measured speedup",
         "The same students, with the time the projections really took on this machine, dense over compressed, timed in "
-        "turn.",
+        f"turn. {BARS} Controls are not timed.",
     ),
     "retention": Plot(
         retention,

@@ -31,6 +31,14 @@ def teacher_order(scores: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(scores["teacher"]))
 
 
+def sorted_teachers(results: Results, scores: pd.DataFrame) -> list[str]:
+    """Teachers that the cells name, smallest first."""
+    known = results.teachers()
+    named = set(teacher_order(scores))
+    ordered = [name for name in known.get("name", []) if name in named]
+    return ordered + [name for name in teacher_order(scores) if name not in ordered]
+
+
 def one_variant(scores: pd.DataFrame, table: str) -> None:
     """Refuses to average cells that differ in more than teacher and seed.
 

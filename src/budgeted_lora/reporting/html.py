@@ -13,6 +13,7 @@ from budgeted_lora.reporting import facts
 from budgeted_lora.reporting.claims_report import claims_section
 from budgeted_lora.reporting.layout import Table
 from budgeted_lora.reporting.load import Results
+from budgeted_lora.reporting.tables import CONTROLS, TABLES
 
 TABLE_FORMS, FIGURE_FORMS = ("csv", "md", "tex"), ("png", "svg", "pdf")
 
@@ -25,15 +26,17 @@ def render(
     out: Path,
     config: Config | None,
     skipped: list[str],
+    absent: list[str],
 ) -> str:
     """The page's text.
 
     Args:
-        tables: those to show; table2 goes to the first screen.
+        tables: those to show; table2 goes to the first screen, controls and ablations to sections that fold.
         figures: name, title and caption of those that lie in out/figures as SVG.
         out: the folder the page will lie in; links are relative to it.
         config: the scale's settings, for the list of constants; left out without.
         skipped: what could not be made in a partial report, one sentence each.
+        absent: ablations that are not there, one sentence each.
     """
     relative = Path(os.path.relpath(results.root.resolve(), out.resolve())).as_posix()
     summary, can, cannot = facts.can_say(results.scale)
@@ -44,7 +47,9 @@ def render(
         "can": can,
         "cannot": cannot,
         "main": next((table for table in tables if table.name == "table2"), None),
-        "tables": [table for table in tables if table.name != "table2"],
+        "tables": [table for table in tables if table.name in TABLES and table.name not in ("table2", CONTROLS)],
+        "folded": [folded(results, title, found, relative) for title, found in sections(tables)],
+        "absent": absent,
         "figures": [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures],
         "claims": claims_section(out, relative),
         "slips": facts.SLIPS,
@@ -67,6 +72,19 @@ def render(
     environment.filters["dictvalues"] = lambda row: list(row.values())
     page = environment.get_template("index.html.j2").render(context)
     return page.replace(" %", "\N{NO-BREAK SPACE}%")  # no line begins with a percent sign
+
+
+def sections(tables: list[Table]) -> list[tuple[str, list[Table]]]:
+    """The tables that stand in sections of their own, by heading; those without a table are left out."""
+    controls = [table for table in tables if table.name == CONTROLS]
+    others = [table for table in tables if table.name not in TABLES]
+    return [(title, found) for title, found in (("Controls at equal MACs", controls), ("Ablations", others)) if found]
+
+
+def folded(results: Results, title: str, tables: list[Table], relative: str) -> dict[str, Any]:
+    """A section of the page: its heading, and every table with the files of its cells."""
+    entries = [(table, facts.cell_links(results, relative, table.name)) for table in tables]
+    return {"id": title.split()[0].lower(), "title": title, "entries": entries}
 
 
 def inline(path: Path) -> str:

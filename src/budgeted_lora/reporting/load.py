@@ -28,6 +28,11 @@ CELL_COLUMNS = (
     "tokens",
     "structure",
 )
+# Columns of numbers that are empty where a method has no use for them.
+OPTIONAL_NUMBERS = (
+    "budget", "rank", "alpha", "student_ffn", "schedule_start", "schedule_end", "smoothing", "drop_threshold",
+    "gate_logit", "gate_lr_multiplier",
+)  # fmt: skip
 TOTALS = (
     "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
     "param_reduction_pct", "param_reduction_vs_dense_pct",
@@ -76,7 +81,9 @@ class Results:
         kept_as_text = {
             name: str for name in ("cell", "tables", "method", "teacher", "init", "schedule", "controller", "structure")
         }
-        cells = pd.read_csv(path, dtype=kept_as_text, keep_default_na=False, na_values={"budget": [""], "rank": [""]})
+        kept_as_text |= dict.fromkeys(("settings", "asked"), str)
+        empty = {name: [""] for name in OPTIONAL_NUMBERS}
+        cells = pd.read_csv(path, dtype=kept_as_text, keep_default_na=False, na_values=empty)
         absent = [name for name in CELL_COLUMNS if name not in cells.columns]
         if absent:
             raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(CELL_COLUMNS)}")
@@ -120,6 +127,15 @@ class Results:
         """The cells that any of `tables` lists, in the order of cells.csv; may be empty."""
         wanted = set(tables)
         return self.cells[[bool(wanted & set(names.split())) for names in self.cells["tables"]]].reset_index(drop=True)
+
+    def settings_asked(self, cell: Any, *tables: str) -> list[str]:
+        """Compression settings under which any of `tables` wants a cell (a row of `cells`); `default` without a word.
+
+        The column `asked` of cells.csv holds `<table>:<settings>,<settings>` for each table, spaces between.
+        """
+        asked = dict(entry.split(":", 1) for entry in getattr(cell, "asked", "").split())
+        names = [name for table in tables for name in asked.get(table, "").split(",") if name]
+        return list(dict.fromkeys(names)) or [self.settings]
 
     def scores(self, *tables: str, parts: Collection[str] = PARTS) -> pd.DataFrame:
         """One row a listed cell: the columns of cells.csv and those of `score`; empty where a result is missing.

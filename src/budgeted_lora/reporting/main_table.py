@@ -1,9 +1,9 @@
 """Table 2 and the differences between its rows (method.md 6 and 8)."""
 
-import numpy as np
+from itertools import combinations
+
 import pandas as pd
 
-from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.grouping import (
     Settings,
     budget_key,
@@ -14,9 +14,9 @@ from budgeted_lora.reporting.grouping import (
     partial_note,
     teacher_order,
 )
-from budgeted_lora.reporting.layout import Table, duration, measured, number
+from budgeted_lora.reporting.layout import Table, duration, number
 from budgeted_lora.reporting.load import SPEEDS, Published, Results, method_label, setting_of
-from budgeted_lora.reporting.uncertainty import Interval, interval, perplexities, resampled_perplexities
+from budgeted_lora.reporting.seeds import Difference, Run, draw, runs_of, several_seeds, spread_text
 
 
 def table2(results: Results, published: Published, settings: Settings) -> Table:
@@ -24,19 +24,19 @@ def table2(results: Results, published: Published, settings: Settings) -> Table:
     scores = results.scores("table2")
     one_variant(scores, "table2")
     teachers = teacher_order(scores)
-    errors = seed_mean_errors(results, scores, settings)
+    drawn, of_line = draw(results, scores, settings), lines_of(results, scores)
     rows, shown = [], []
     for (method, budget), group in groups(scores):
         row: dict[str, object] = {"method": method, "budget": "" if pd.isna(budget) else str(float(budget))}
         text: dict[str, str] = {"Method": method_label(method, budget)}
         for teacher in teachers:
-            mine = group[group["teacher"] == teacher]
-            value = float(mine["ppl"].mean(skipna=False)) if len(mine) else float("nan")
-            row |= {
-                f"ppl_{teacher}": value,
-                f"ppl_{teacher}_se": errors.get((method, budget_key(budget), teacher), float("nan")),
-            }
-            text[f"PPL {teacher}"] = measured(value, row[f"ppl_{teacher}_se"], 2)
+            mine = group.loc[group["teacher"] == teacher, "ppl"]
+            sampled = drawn.mean(of_line.get((method, budget_key(budget), teacher), ()))
+            value = float(mine.mean(skipna=False)) if len(mine) else float("nan")
+            error = float(sampled[1].std(ddof=1)) if sampled else float("nan")
+            row |= {f"ppl_{teacher}": value, f"ppl_{teacher}_se": error}
+            row |= {f"ppl_{teacher}_sd": float(mine.std()), f"ppl_{teacher}_seeds": len(mine)}
+            text[f"PPL {teacher}"] = spread_text(value, error, float(mine.std()), len(mine))
         row |= costs(group, published, method, budget)
         rows.append(row)
         shown.append(text | cost_text(row))
@@ -44,6 +44,7 @@ def table2(results: Results, published: Published, settings: Settings) -> Table:
         "PPL: prose validation set, budgeted rows on the compressed model; ± is a standard error from "
         f"{settings.bootstrap} bootstrap draws of the "
         "validation windows, the same draws for every model; it does not cover the training seed.",
+        *several_seeds(count for row in rows for name, count in row.items() if name.endswith("_seeds")),
         "Train compute and MAC speedup are counts of multiply-accumulates, not timings: train compute relative to KD "
         "Full by the schedule, "
         "MAC speedup of the projections against the dense student. Published values stand beside them.",
@@ -65,6 +66,7 @@ def table2_columns(teachers: list[str]) -> list[str]:
         "method", "budget", *perplexity,
         *(name for base in pairs for name in (base, f"{base}_published")),
         "measured_module_speedup", "measured_prefill_speedup", "measured_decode_speedup", "measured_train_time",
+        *(name for teacher in teachers for name in (f"ppl_{teacher}_sd", f"ppl_{teacher}_seeds")),
     ]  # fmt: skip
 
 
@@ -105,19 +107,13 @@ def table2_differences(results: Results, published: Published, settings: Setting
     """Every pair of methods under one teacher: difference in perplexity with a paired bootstrap interval."""
     scores = results.scores("table2", parts=["perplexity"])
     one_variant(scores, "table2")
+    drawn, of_line = draw(results, scores, settings), lines_of(results, scores)
     rows = []
     for teacher in teacher_order(scores):
-        drawn = {
-            key: value
-            for key, value in draws_by_row(results, scores[scores["teacher"] == teacher], settings).items()
-            if value
-        }
-        keys = list(drawn)
-        for first, reference in enumerate(keys):
-            for other in keys[first + 1 :]:
-                (value, draws), (base, base_draws) = drawn[other], drawn[reference]
-                found = interval(value - base, draws - base_draws, confidence=settings.confidence)
-                rows.append(difference_row(teacher, other, reference, found, base))
+        keys = [key for key, line in of_line.items() if key[2] == teacher and drawn.mean(line)]
+        for reference, other in combinations(keys, 2):
+            found = drawn.difference(of_line[other], of_line[reference])
+            rows.append(difference_row(teacher, other, reference, found, drawn.mean(of_line[reference])[0]))
     columns = [
         "teacher",
         "method",
@@ -130,8 +126,11 @@ def table2_differences(results: Results, published: Published, settings: Setting
         "high",
         "relative_pct",
         "clear",
+        "difference_sd",
+        "seeds",
     ]
     frame = pd.DataFrame(rows, columns=columns)
+    shown_as = ("difference", "difference_se", "difference_sd", "seeds")
     percent = f"{100 * settings.confidence:g} %"
     shown = pd.DataFrame(
         {
@@ -140,7 +139,10 @@ def table2_differences(results: Results, published: Published, settings: Setting
             "Against": [
                 method_label(m, parse_budget(b)) for m, b in zip(frame["against"], frame["against_budget"], strict=True)
             ],
-            "PPL difference": [signed(v, e) for v, e in zip(frame["difference"], frame["difference_se"], strict=True)],
+            "PPL difference": [
+                signed(value, sd if seeds > 1 else error, seeds)
+                for value, error, sd, seeds in zip(*(frame[name] for name in shown_as), strict=True)
+            ],
             f"{percent} interval": [
                 f"[{low:+.2f}, {high:+.2f}]" for low, high in zip(frame["low"], frame["high"], strict=True)
             ],
@@ -151,67 +153,35 @@ def table2_differences(results: Results, published: Published, settings: Setting
     notes = [
         f"Paired bootstrap, {settings.bootstrap} draws of the validation windows, the same draws for both models. "
         "Positive: the method is worse (higher perplexity). "
-        "The interval covers the choice of validation text, not the training seed."
+        "The interval covers the choice of validation text, not the training seed.",
+        *several_seeds(frame["seeds"]),
     ]
+    if frame["seeds"].max() > 1:
+        notes[-1] += " The interval leaves zero out only if no seed has the other sign."
     title = "Differences in perplexity between the rows of Table 2"
     return Table("table2_differences", title, frame, shown, notes + partial_note(results))
 
 
-def difference_row(teacher: str, other: tuple, reference: tuple, found: Interval, base: float) -> dict[str, object]:
+def difference_row(teacher: str, other: tuple, reference: tuple, found: Difference, base: float) -> dict[str, object]:
     """One row of table2_differences.csv."""
     return {
         "teacher": teacher, "method": other[0], "budget": other[1],
         "against": reference[0], "against_budget": reference[1],
         "difference": found.value, "difference_se": found.standard_error, "low": found.low, "high": found.high,
         "relative_pct": 100 * found.value / base, "clear": found.clear,
+        "difference_sd": found.sd, "seeds": max(found.seeds, 1),
     }  # fmt: skip
 
 
-def draws_by_row(
-    results: Results, scores: pd.DataFrame, settings: Settings
-) -> dict[tuple[str, str], tuple[float, np.ndarray] | None]:
-    """Perplexity (mean over seeds) and its bootstrap draws [resamples] of every (method, budget) under one teacher.
-
-    None where windows are missing. Every model must have scored the same windows.
-
-    Raises:
-        BadInput: two models scored different windows.
-    """
-    windows = {cell: results.windows(results.compressed(cell)) for cell in scores["cell"]}
-    there = {cell: frame for cell, frame in windows.items() if frame is not None}
-    if not there:
-        return {(method, budget_key(budget)): None for (method, budget), _ in groups(scores)}
-    tokens, slices = next(iter(there.values()))["tokens"].to_numpy(), scores.set_index("cell")["slice"]
-    for cell, frame in there.items():
-        if not np.array_equal(frame["tokens"].to_numpy(), tokens) or slices[cell] != slices[next(iter(there))]:
-            raise BadInput(
-                f"{results.root / results.compressed(cell)}: scored other validation windows than {next(iter(there))}; "
-                "expected the same for every model"
-            )
-    nll = np.stack([frame["nll"].to_numpy() for frame in there.values()])
-    values = dict(zip(there, perplexities(nll, tokens), strict=True))
-    draws = resampled_perplexities(nll, tokens, resamples=settings.bootstrap, seed=settings.seed)
-    columns = {cell: draws[:, position] for position, cell in enumerate(there)}
-    found: dict[tuple[str, str], tuple[float, np.ndarray] | None] = {}
-    for (method, budget), group in groups(scores):
-        mine = [cell for cell in group["cell"] if cell in there]
-        whole = len(mine) == len(group)
-        found[method, budget_key(budget)] = (
-            (float(np.mean([values[c] for c in mine])), np.mean([columns[c] for c in mine], axis=0)) if whole else None
-        )
-    return found
+def lines_of(results: Results, scores: pd.DataFrame) -> dict[tuple[str, str, str], tuple[Run, ...]]:
+    """The runs of every (method, budget, teacher), in the paper's order."""
+    return {
+        (method, budget_key(budget), teacher): runs_of(results, group[group["teacher"] == teacher])
+        for (method, budget), group in groups(scores)
+        for teacher in teacher_order(group)
+    }
 
 
-def seed_mean_errors(results: Results, scores: pd.DataFrame, settings: Settings) -> dict[tuple[str, str, str], float]:
-    """Bootstrap standard error of every (method, budget, teacher)."""
-    errors = {}
-    for teacher in teacher_order(scores):
-        for (method, budget), found in draws_by_row(results, scores[scores["teacher"] == teacher], settings).items():
-            if found is not None:
-                errors[method, budget, teacher] = float(found[1].std(ddof=1))
-    return errors
-
-
-def signed(value: float, error: float) -> str:
-    """A difference with its standard error: +1.25 ± 0.08."""
-    return f"{value:+.2f} ± {error:.2f}"
+def signed(value: float, error: float, seeds: int) -> str:
+    """A difference with its error: +1.25 ± 0.08, of several seeds with their number."""
+    return f"{value:+.2f} ± {error:.2f}{f' ({seeds} seeds)' if seeds > 1 else ''}"

@@ -1,10 +1,21 @@
 """Tables 1, 8 and 9, the reference rows, the published perplexities, and the list of all tables (method.md 8)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from budgeted_lora.reporting.ablations import (
+    any_table,
+    lora_construction,
+    table3,
+    table4,
+    table5,
+    table6,
+    table7,
+)
+from budgeted_lora.reporting.controls import controls
 from budgeted_lora.reporting.grouping import (
     Settings,
     caveats,
@@ -19,6 +30,8 @@ from budgeted_lora.reporting.grouping import (
 from budgeted_lora.reporting.layout import ABSENT, Table, measured, number
 from budgeted_lora.reporting.load import SPEEDS, Published, Results, method_label, method_order, probe_frame, setting_of
 from budgeted_lora.reporting.main_table import table2, table2_differences
+from budgeted_lora.reporting.seeds import several_seeds, spread_text
+from budgeted_lora.reporting.thresholds import thresholds
 
 COMPOSITE_COLUMNS = ("composite_pct", "se_pct", "low_pct", "high_pct", "chance_pct")
 OTHER_CORPUS = "the paper's: other corpus, other vocabulary"
@@ -91,6 +104,7 @@ def table8(results: Results, published: Published, settings: Settings) -> Table:
         ):
             row[ours] = mean.get(ours, float("nan"))
             row[f"{ours}_published"] = published.value("Table 8", theirs, "budgeted_lora", setting=setting_of(budget))
+        row |= {"seeds": len(group), "avg_rank_sd": group["avg_rank"].std()}
         row |= {
             name: mean.get(name, float("nan"))
             for name in (
@@ -105,6 +119,7 @@ def table8(results: Results, published: Published, settings: Settings) -> Table:
         rows.append(row)
     frame = pd.DataFrame(rows)
     shown = pd.DataFrame([table8_text(row) for row in rows])
+    several = any(row["seeds"] > 1 for row in rows)
     notes = [
         "Dense paths after training; the paper's student has 42. For F = 0.8 the paper prints 24 kept / 1 / 17 "
         "dropped; its "
@@ -115,6 +130,10 @@ def table8(results: Results, published: Published, settings: Settings) -> Table:
         "Published ranks are of r = 128.",
         "Parameter reduction is printed on both bases: against the unmerged dense + LoRA student (the paper's) and "
         "against the dense student alone.",
+        *(
+            ["Means over training seeds; `seeds` and `avg_rank_sd` of the CSV say how many and how far apart."]
+            * several
+        ),
     ]
     return Table("table8", "Table 8. Compressed structure by budget", frame, shown, notes + caveats(results))
 
@@ -152,7 +171,8 @@ def table9(results: Results, published: Published, settings: Settings) -> Table:
                 mean = sum(found) / len(found)
                 errors = np.sqrt(sum(frame["se"] ** 2 for frame in found)) / len(found)
                 label = {"method": method, "budget": "" if pd.isna(budget) else str(float(budget)), "teacher": teacher}
-                frames.append(mean.assign(se=errors, **label).rename_axis("probe").reset_index())
+                spread = {"seeds": len(found), "sd": pd.DataFrame([f["accuracy"] for f in found]).std()}
+                frames.append(mean.assign(se=errors, **label, **spread).rename_axis("probe").reset_index())
     columns = [
         "probe",
         "method",
@@ -164,11 +184,14 @@ def table9(results: Results, published: Published, settings: Settings) -> Table:
         "chance_constant",
         "chance_word",
         "ceiling",
+        "sd",
+        "seeds",
     ]
     frame = pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
     frame["published"] = np.nan
     notes = [
-        "Exact match in %, 10-shot, mean over the demonstration seeds. Chance: the best constant answer, and for list "
+        "Exact match in %, 10-shot, mean over the demonstration seeds and, where there are several, the training seeds "
+        "(their standard deviation is `sd` of the CSV). Chance: the best constant answer, and for list "
         "probes a random word of the query; "
         "the ceiling is under 100 where a query has two right answers.",
         "The paper's per-probe values (its Table 9) are not known to us: the column published of the CSV is empty.",
@@ -207,18 +230,26 @@ def figure2_values(results: Results, published: Published, settings: Settings) -
             label = {"teacher": teacher, "method": method, "budget": "" if pd.isna(budget) else str(float(budget))}
             values = (np.mean(runs), error, min(runs), max(runs), found[0]["chance_composite"])
             row = label | {name: 100 * float(v) for name, v in zip(COMPOSITE_COLUMNS, values, strict=True)}
+            row |= {"sd_pct": 100 * float(pd.Series([icl["composite"] for icl in found]).std()), "seeds": len(found)}
             setting = setting_of(budget)
             row["published_pct"] = published.value(
                 "Figure 2", "icl_composite_pct", method, teacher=teacher, setting=setting
             )
             rows.append(row)
-    frame = pd.DataFrame(rows, columns=["teacher", "method", "budget", *COMPOSITE_COLUMNS, "published_pct"])
+    frame = pd.DataFrame(
+        rows, columns=["teacher", "method", "budget", *COMPOSITE_COLUMNS, "published_pct", "sd_pct", "seeds"]
+    )
     shown = pd.DataFrame(
         {
             "Teacher": frame["teacher"],
             "Method": [method_label(m, parse_budget(b)) for m, b in zip(frame["method"], frame["budget"], strict=True)],
-            "Composite %": [measured(v, e, 1) for v, e in zip(frame["composite_pct"], frame["se_pct"], strict=True)],
-            "Over seeds": [f"{a:.1f} to {b:.1f}" for a, b in zip(frame["low_pct"], frame["high_pct"], strict=True)],
+            "Composite %": [
+                spread_text(value, error, sd, seeds, 1)
+                for value, error, sd, seeds in zip(
+                    *(frame[name] for name in ("composite_pct", "se_pct", "sd_pct", "seeds")), strict=True
+                )
+            ],
+            "Over runs": [f"{a:.1f} to {b:.1f}" for a, b in zip(frame["low_pct"], frame["high_pct"], strict=True)],
             "Chance %": [number(v, 1) for v in frame["chance_pct"]],
             "Published %": [number(v, 1) for v in frame["published_pct"]],
         }
@@ -226,7 +257,9 @@ def figure2_values(results: Results, published: Published, settings: Settings) -
     notes = [
         "The paper prints three of these composites in words (1B teacher); the others stand only in its drawing and "
         "are not known to us: a dash. "
-        "Published values are of other teachers and another corpus. ± is a standard error over queries."
+        "Published values are of other teachers and another corpus. ± is a standard error over queries. "
+        "Over runs: the least and the most of the demonstration seeds and training seeds.",
+        *several_seeds(frame["seeds"]),
     ]
     return Table("figure2_values", "Figure 2 as numbers", frame, shown, notes + partial_note(results))
 
@@ -308,7 +341,9 @@ def published_perplexities(results: Results, published: Published, settings: Set
     return Table("published_perplexities", title, frame, shown, notes)
 
 
-TABLES: dict[str, Callable[[Results, Published, Settings], Table]] = {
+CONTROLS = "controls"
+Maker = Callable[[Results, Published, Settings], Table]
+TABLES: dict[str, Maker] = {
     "table1": table1,
     "table2": table2,
     "table2_differences": table2_differences,
@@ -318,4 +353,28 @@ TABLES: dict[str, Callable[[Results, Published, Settings], Table]] = {
     "speed": speed,
     "reference": reference,
     "published_perplexities": published_perplexities,
+    CONTROLS: controls,
 }
+# Those of rows that only a configuration with ablations lists.
+ABLATIONS: dict[str, Maker] = {
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
+    "table6": table6,
+    "lora_construction": lora_construction,
+    "table7": table7,
+    "thresholds": thresholds,
+}
+NO_TABLES = frozenset({"pareto", "figure2"})  # rows that only figures show
+
+
+def tables_of(results: Results) -> dict[str, Maker]:
+    """How every table is made that the cells of a folder allow, main ones first.
+
+    A table that only the configuration knows is one line a recipe.
+    """
+    asked = list(dict.fromkeys(name for names in results.cells["tables"] for name in names.split()))
+    found = {name: make for name, make in TABLES.items() if name != CONTROLS or name in asked}
+    found |= {name: make for name, make in ABLATIONS.items() if name in asked}
+    own = [name for name in asked if name not in found and name not in NO_TABLES]
+    return found | {name: partial(any_table, name) for name in own}

@@ -1,0 +1,171 @@
+"""Perplexity against cost: the students, the controls at equal MACs, and the frontier (method.md 8)."""
+
+import itertools
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from budgeted_lora.reporting.controls import SMALLER, TRUNCATED, control_runs
+from budgeted_lora.reporting.grouping import sorted_teachers
+from budgeted_lora.reporting.layout import number
+from budgeted_lora.reporting.load import Results, method_order, student_label
+from budgeted_lora.reporting.seeds import lines
+from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, OTHER, colour, label_points
+
+CONTROL_MARKERS = {SMALLER: "X", TRUNCATED: "*"}
+SPREAD = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The horizontal axis of a Pareto plot, and the results it is read from."""
+
+    part: str
+    column: str
+    title: str
+    larger_is_better: bool
+
+
+COSTS = {
+    "pareto_train_compute": Cost("train", "train_compute", "Train compute, relative to KD Full (counted MACs)", False),
+    "pareto_mac_speedup": Cost(
+        "structure", "speedup_vs_dense", "Speedup of the projections by MAC count (not a timing)", True
+    ),
+    "pareto_measured_speedup": Cost(
+        "speed", "measured_modules", "Measured speedup of the projections (wall clock)", True
+    ),
+}
+
+
+def pareto(results: Results, name: str) -> Figure:
+    """Perplexity against one cost: a point a student, its uncertainty, and the frontier nothing beats on both."""
+    cost = COSTS[name]
+    points = pareto_points(results, cost)
+    figure, axes = plt.subplots(figsize=(6.8, 5.2))
+    if points.empty:
+        return figure
+    names = sorted_teachers(results, points[points["kind"] == ""])
+    shown = points[~points["beyond"]]
+    x, y = shown[cost.column].to_numpy(), shown["ppl"].to_numpy()
+    rough = np.round(x / x.max(), 2)  # costs a hundredth apart count as equal
+    best = frontier(-rough if cost.larger_is_better else rough, y)
+    strokes = draw_frontier(axes, x[best], y[best])
+    strokes += [draw_point(axes, row, getattr(row, cost.column), names) for row in points.itertuples()]
+    teachers = results.teachers()
+    if len(teachers) and pd.notna(teachers["ppl"].iloc[0]):
+        level = teachers["ppl"].iloc[0]
+        axes.axhline(level, color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
+        strokes.append(np.array([[x.min() - np.ptp(x), level], [x.max() + np.ptp(x), level]]))
+    axes.margins(x=0.16, y=0.12)
+    axes.set_xlabel(cost.title)
+    axes.set_ylabel("Validation perplexity (lower is better)")
+    figure.legend(handles=pareto_legend(names, teachers, points), loc="outside upper center", ncols=3, fontsize="small")
+    labels = [
+        (getattr(row, cost.column), row.y, label(row), ink(row.method, row.budget, row.kind))
+        for row in points.itertuples()
+    ]
+    label_points(axes, labels, lines=strokes)
+    return figure
+
+
+def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
+    """One row a point: the lines of the main tables and, where their cost is known, of the controls.
+
+    Further columns: `kind` (empty for a student that is no control), `y` where the point is drawn, `beyond` for a
+    control so far above all others that it is drawn at the upper edge, its value written beside it.
+    """
+    scores = method_order(results.scores("table2", "table8", "pareto", parts=["perplexity", cost.part]))
+    if cost.part == "structure":
+        scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
+    points = lines(results, scores).assign(kind="", share=float("nan"))
+    if cost.part != "speed" and len(results.listed("controls")):  # nobody times the controls
+        points = pd.concat([points, lines(results, control_runs(results))], ignore_index=True)
+    points = points.dropna(subset=["ppl", cost.column]).reset_index(drop=True)
+    own = points.loc[points["kind"] == "", "ppl"]
+    limit = own.max() + max(float(np.ptp(own)), 0.05 * own.max()) if len(own) else float("inf")
+    points["beyond"] = (points["kind"] != "") & (points["ppl"] > limit)
+    points["y"] = points["ppl"].where(~points["beyond"], own.max() + 0.4 * (limit - own.max()))
+    return points
+
+
+def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarray:
+    """A point with its standard error over windows and, wide and pale, the range of its seeds.
+
+    Returns:
+        the stroke of its bars [2, 2], data coordinates.
+    """
+    paint = ink(row.method, row.budget, row.kind)
+    marker = CONTROL_MARKERS.get(row.kind) or MARKERS[names.index(row.teacher) % len(MARKERS)]
+    face = "white" if row.controller == "uniform" else paint
+    axes.errorbar(
+        x, row.y, yerr=None if row.beyond else row.ppl_se, color=paint, marker=marker, markerfacecolor=face,
+        markersize=8 if row.kind else 6, elinewidth=0.8, zorder=3,
+    )  # fmt: skip
+    if row.beyond:
+        axes.annotate("", (x, row.y), xytext=(0, -16), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
+        return np.array([[x, row.y], [x, row.y]])
+    low, high = row.ppl - row.ppl_se, row.ppl + row.ppl_se
+    if row.seeds > 1:
+        axes.plot([x, x], [row.ppl_low, row.ppl_high], color=paint, zorder=2, **SPREAD)
+        low, high = min(low, row.ppl_low), max(high, row.ppl_high)
+    return np.array([[x, low], [x, high]])
+
+
+def ink(method: str, budget: float, kind: str) -> str:
+    """Colour of a point; controls share one."""
+    return OTHER if kind else colour(method, budget)
+
+
+def label(row: object) -> str:
+    """Short name beside a point; a control says how many of the dense MACs it has."""
+    if not row.kind:
+        return student_label(row)
+    text = f"{row.kind}, {number(row.share, 2)} of the MACs"
+    return f"{text}: PPL {number(row.ppl, 0)}" if row.beyond else text
+
+
+def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point beats on both, by ascending cost (both: lower is better)."""
+    order = np.lexsort((loss, cost))
+    kept, best = [], float("inf")
+    for index in order:
+        if loss[index] < best:
+            kept.append(index)
+            best = loss[index]
+    return np.array(kept, dtype=int)
+
+
+def draw_frontier(axes: Axes, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """The frontier as steps, cheapest first: up to the next point, the last one is the best to be had.
+
+    Returns:
+        its level and upright strokes, each [2, 2], data coordinates.
+    """
+    axes.step(x, y, where="post", color=GREY, linewidth=5, alpha=0.25, zorder=1, solid_capstyle="butt")
+    corners = [corner for i in range(len(x)) for corner in ([[x[i], y[i - 1]]] if i else []) + [[x[i], y[i]]]]
+    return [np.array(pair) for pair in itertools.pairwise(corners)]
+
+
+def pareto_legend(names: list[str], teachers: pd.DataFrame, points: pd.DataFrame) -> list[Line2D]:
+    """Markers of teachers and controls (methods are named at their points), the frontier, the band, the teacher."""
+    shapes = [
+        Line2D([], [], color=BLACK, marker=MARKERS[i % len(MARKERS)], linestyle="", label=f"teacher {name}")
+        for i, name in enumerate(names)
+    ]
+    there = [kind for kind in CONTROL_MARKERS if (points["kind"] == kind).any()]
+    shapes += [
+        Line2D([], [], color=OTHER, marker=CONTROL_MARKERS[kind], linestyle="", label=f"control: {kind}")
+        for kind in there
+    ]
+    strokes = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
+    if points["seeds"].max() > 1:
+        strokes.append(Line2D([], [], color=BLACK, label="range over seeds", **SPREAD))
+    if len(teachers):
+        name = teachers["name"].iloc[0]
+        strokes.append(Line2D([], [], color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, label=f"{name} itself"))
+    return [*shapes, *strokes]
