@@ -24,6 +24,11 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def write_digest(path: Path) -> None:
+    """Writes `<path>.sha256`: the small file that later stages name as their input."""
+    write_text(path.with_name(f"{path.name}.sha256"), sha256_file(path) + "\n")
+
+
 def canonical_json(value: Any) -> str:
     """One line of JSON with sorted keys: the form that is hashed and passed between processes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -58,6 +58,7 @@ def join_run(what: str) -> None:
     handle = os.open(folder / JOBS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     fcntl.flock(handle, fcntl.LOCK_SH)
     if orphaned():
+        os.close(handle)
         raise BadInput(f"{folder}: the run that started this job has ended; expected it alive (make resume)")
     with naming(folder / JOBS):
         os.write(handle, f"{os.getpid()} {what}\n".encode())

@@ -11,7 +11,7 @@ from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.device import choose_device
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, sha256_file, short_hash
+from budgeted_lora.files import atomic_folder, sha256_file, short_hash, write_digest
 from budgeted_lora.models.load import check_vocabulary, load_model, mistral_config, new_model, save_model
 from budgeted_lora.models.pretrain import PretrainPlan, pretrain, write_losses
 from budgeted_lora.provenance import Clock, write_result
@@ -84,6 +84,7 @@ def make_teacher(
             "sha256": sha256_file(out / "model.safetensors"),
         }
         write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)
+        write_digest(out)
         run.discard()
 
 

@@ -9,7 +9,7 @@ import torch
 from budgeted_lora.budget.cost import train_compute
 from budgeted_lora.budget.schedule import mean_fraction
 from budgeted_lora.data.tokens import TokenFile
-from budgeted_lora.files import sha256_file, short_hash, write_with
+from budgeted_lora.files import sha256_file, short_hash, write_digest, write_with
 from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
@@ -46,8 +46,8 @@ def train_cell(
         teacher: model folder of the teacher; of a cached one only the output layer is read.
         tokens: train.bin, its .idx and .json beside it.
         cache: folder of the teacher's hidden states, or None to run the teacher beside the student.
-        out: the cell's folder; gets trained/ (model.safetensors, adapter.json), history.csv, retention.csv and, last,
-            train.json.
+        out: the cell's folder; gets trained/ (model.safetensors, adapter.json), history.csv, retention.csv,
+            train.json and, last, trained.sha256.
         state: folder under which the training state lies while the run is not done, named by cell and inputs.
         device: auto, cpu or cuda.
         threads: CPU threads; part of what makes bytes repeat.
@@ -102,6 +102,7 @@ def train_cell(
             "clock": clock,
         }
         write_result(out / "train.json", results, **about)
+        write_digest(out / "trained")
         run.discard()
 
 
