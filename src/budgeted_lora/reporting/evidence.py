@@ -15,6 +15,7 @@ import numpy as np
 
 from budgeted_lora.config import Config
 from budgeted_lora.errors import BadInput
+from budgeted_lora.recipe import Recipe
 from budgeted_lora.reporting.claims_file import Metric, Selection
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.layout import number
@@ -22,7 +23,7 @@ from budgeted_lora.reporting.load import Results, perplexity_columns
 from budgeted_lora.reporting.uncertainty import resampled_perplexities
 
 PAPER_RANK = 128
-NOT_THE_RECIPE = ("cell", "tables", "settings", "structure", "seed")  # columns in which runs of one recipe may differ
+RECIPE = frozenset(Recipe.model_fields) - {"seed"}  # columns of cells.csv in which runs of one recipe agree
 PARTS = {"ppl": "perplexity.json", "icl": "icl.json", "train_compute": "train.json", "executed_compute": "train.json"}
 VARYING = ("ppl", "icl", "avg_rank")  # what differs from seed to seed; all else follows from the recipe
 
@@ -143,7 +144,7 @@ class Evidence:
 
     def _pool(self, metric: Metric) -> Spread:
         cells = self.results.cells
-        recipe = [name for name in cells.columns if name not in NOT_THE_RECIPE]
+        recipe = [name for name in cells.columns if name in RECIPE]
         squares, degrees, runs = 0.0, 0, 0
         for _, group in cells.groupby(recipe, dropna=False, sort=False):
             if len(group) < 2:
@@ -177,9 +178,8 @@ class Evidence:
         named = ", ".join(f"{name} {value}" for name, value in wanted.items())
         if not cells:
             return Missing(f"{table} has no student of {named}")
-        loose = () if metric in VARYING else ("teacher",)  # counts do not depend on the teacher
-        recipe = [name for name in cells[0] if name not in (*NOT_THE_RECIPE, *loose)]
-        differ = [name for name in recipe if len({repr(cell[name]) for cell in cells}) > 1]
+        recipe = RECIPE if metric in VARYING else RECIPE - {"teacher"}  # counts do not depend on the teacher
+        differ = [name for name in cells[0] if name in recipe and len({repr(cell[name]) for cell in cells}) > 1]
         if differ:
             return Missing(f"{table} has several students of {named}: they differ in {', '.join(differ)}")
         return [f"cells/{cell['cell']}" for cell in cells]
