@@ -58,7 +58,8 @@ def test_a_stage_lists_nothing_that_no_run_could_load(stage: str) -> None:
 
 def test_every_module_is_listed_by_a_stage_or_exempt() -> None:
     maintainers = {"models.ship", "config_docs", "budget.report"}
-    known = set().union(*(listed(stage) for stage in STAGES)) | EXEMPT | maintainers
+    commands = {"archive", "archive_format", "metadata", "prune", "render", "status"}  # a person's, no stage's
+    known = set().union(*(listed(stage) for stage in STAGES)) | EXEMPT | maintainers | commands
     modules = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         for path in PACKAGE.rglob("*.py")

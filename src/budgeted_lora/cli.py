@@ -4,13 +4,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from budgeted_lora import stages
 from budgeted_lora.config import load_config
 from budgeted_lora.errors import BadInput, TrainingDiverged
+
+if TYPE_CHECKING:
+    from budgeted_lora.graph import Graph
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +25,10 @@ app.add_typer(stages.app, name="stage")
 
 ScaleName = Annotated[str, typer.Option("--scale", help="A file of config/, without its ending.")]
 ConfigFolder = Annotated[Path, typer.Option("--config-folder", help="Folder of the scale files.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--config", metavar="KEY=VALUE", help="Laid on top, as by snakemake --config; several times."),
+]
 
 
 @app.command()
@@ -112,6 +119,126 @@ def resume(
     arguments = resume_run(Path("results") / config.scale, wait=wait)
     print("snakemake", *arguments, file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])
+
+
+@app.command()
+def cells(
+    scale: ScaleName = "mini",
+    config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a cell.")] = False,
+) -> None:
+    """List every cell with its tables: done, missing (and which part) or stale.
+
+    Stale: results are there, but the values or input digests they record are not those of today's configuration and
+    files. Code is not compared; Snakemake does that.
+    """
+    from budgeted_lora.render import render_cells
+    from budgeted_lora.status import Inspector
+
+    found = Inspector(graph_of(scale, config_folder, config)).cells()
+    typer.echo(json.dumps([item.as_json() for item in found], indent=2) if as_json else render_cells(found))
+
+
+@app.command()
+def why(
+    cell: Annotated[str, typer.Argument(help="Name of a cell, or an unambiguous beginning of one.")],
+    scale: ScaleName = "mini",
+    config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
+) -> None:
+    """Explain one cell: recipe beside the defaults, tables, stages, what changed since, where its files are."""
+    from budgeted_lora.render import render_why
+    from budgeted_lora.status import Inspector, the_cell
+
+    graph = graph_of(scale, config_folder, config)
+    typer.echo(render_why(graph, Inspector(graph).cell(the_cell(graph, cell))))
+
+
+@app.command()
+def prune(
+    scale: ScaleName = "mini",
+    config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
+    cache: Annotated[bool, typer.Option("--cache", help="The teachers' caches too that are in use.")] = False,
+    state: Annotated[bool, typer.Option("--state", help="Training states too of runs that were cut short.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """Remove what no cell of the configuration uses, after showing it with sizes and asking.
+
+    Give the --config values that runs were started with: what only they use counts as unused without them.
+    A training state whose run is alive stays, whatever is asked.
+    """
+    from budgeted_lora.prune import leftovers, remove
+    from budgeted_lora.render import render_leftovers, size
+
+    graph = graph_of(scale, config_folder, config)
+    found = leftovers(graph, cache=cache, state=state)
+    if not found:
+        typer.echo(f"{graph.results}: nothing to remove")
+        return
+    typer.echo(render_leftovers(found))
+    if not yes and not (sys.stdin.isatty() and typer.confirm("Remove all of this?")):
+        typer.echo("nothing was removed" + ("" if sys.stdin.isatty() else "; --yes removes without asking"))
+        return
+    typer.echo(f"{size(remove(graph, found))} removed")
+
+
+@app.command("export")
+def export_results(
+    archive: Annotated[Path, typer.Argument(help="File to write; ends in .tar.zst or .tar.gz.")],
+    scale: Annotated[str, typer.Option("--scale", help="Name of the scale.")] = "mini",
+    with_cache: Annotated[bool, typer.Option("--with-cache", help="The teachers' cached hidden states too.")] = False,
+) -> None:
+    """Pack results and reports of a scale, with Snakemake's records of them, into one file for another checkout.
+
+    Training states and, without --with-cache, the teachers' caches are left out.
+    """
+    from budgeted_lora.archive import export_archive
+    from budgeted_lora.render import size
+
+    done = export_archive(archive, scale=scale, with_cache=with_cache)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    typer.echo(f"{archive}: {done.files} files, {size(done.bytes)}, of scale {scale}")
+
+
+@app.command("import")
+def import_results(
+    archive: Annotated[Path, typer.Argument(help="A file that `budgeted-lora export` wrote.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace results that differ from the archive's.")] = False,
+) -> None:
+    """Put an exported scale into this checkout, once every byte of it is verified; nothing is then run again.
+
+    Results that are here and not in the archive stay. Run it in the root of the checkout.
+    """
+    from budgeted_lora.archive import import_archive
+    from budgeted_lora.render import size
+
+    done = import_archive(archive, force=force)
+    typer.echo(f"results/{done.scale}: {done.files} files, {size(done.bytes)}; `budgeted-lora cells` checks them")
+
+
+def graph_of(scale: str, config_folder: Path, config: list[str] | None) -> "Graph":
+    """The jobs of a scale, with values laid on top as by `snakemake --config`.
+
+    Raises:
+        BadInput: a value is not KEY=VALUE, or the configuration cannot be used.
+    """
+    import yaml
+
+    from budgeted_lora.graph import Graph
+
+    values = {}
+    for word in config or []:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise BadInput(f"--config {word!r}: expected KEY=VALUE")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BadInput(f"--config {word!r}: its value is not YAML") from None
+    return Graph(load_config(config_folder / f"{scale}.yaml", values))
 
 
 def main() -> None:
