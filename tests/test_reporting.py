@@ -127,6 +127,7 @@ def test_table2_has_the_contract_columns_and_the_published_counts(report: Path) 
         "train_compute", "train_compute_published", "module_speedup", "module_speedup_published",
         "param_reduction_pct", "param_reduction_pct_published",
         "measured_module_speedup", "measured_prefill_speedup", "measured_decode_speedup", "measured_train_time",
+        "ppl_0.13B_sd", "ppl_0.13B_seeds", "ppl_0.5B_sd", "ppl_0.5B_seeds", "ppl_1B_sd", "ppl_1B_seeds",
     ]  # fmt: skip
     assert list(zip(table["method"], table["budget"], strict=True)) == [
         ("kd_full", ""), ("kd_lora", ""), ("budgeted_lora", "0.4"), ("budgeted_lora", "0.0")

@@ -63,6 +63,11 @@ To add a student: add a row, look at `snakemake --dry-run`, run `snakemake`. A r
 if it names an unknown teacher or schedule, a rank above the smallest dimension of a projection, a budget where none
 belongs, or so few tokens that the schedule cannot reach the planned structure; the message then says how many it needs.
 
+Rows of one table that differ in nothing but `seed` are one line of it: mean and standard deviation over the seeds. A
+table of a new name needs no code: the report shows it with one line for each recipe and whatever its rows differ in.
+`snakemake <name>` makes one table, `ablations` those beside the main ones, `all` everything; `controls` belongs to
+`main`, and `sensitivity` to no target but its own.
+
 """
 
 KEYS = """\

@@ -78,13 +78,13 @@ def sections(tables: list[Table]) -> list[tuple[str, list[Table]]]:
     """The tables that stand in sections of their own, by heading; those without a table are left out."""
     controls = [table for table in tables if table.name == CONTROLS]
     others = [table for table in tables if table.name not in TABLES]
-    return [(title, found) for title, found in (("Controls at equal MACs", controls), ("Ablations", others)) if found]
+    return [(title, found) for title, found in (("Controls", controls), ("Ablations", others)) if found]
 
 
 def folded(results: Results, title: str, tables: list[Table], relative: str) -> dict[str, Any]:
     """A section of the page: its heading, and every table with the files of its cells."""
     entries = [(table, facts.cell_links(results, relative, table.name)) for table in tables]
-    return {"id": title.split()[0].lower(), "title": title, "entries": entries}
+    return {"id": title.lower(), "title": title, "entries": entries}
 
 
 def inline(path: Path) -> str:

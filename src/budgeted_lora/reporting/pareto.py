@@ -18,6 +18,7 @@ from budgeted_lora.reporting.seeds import lines
 from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, OTHER, colour, label_points
 
 CONTROL_MARKERS = {SMALLER: "X", TRUNCATED: "*"}
+CONTROL_SIZES = {SMALLER: 8, TRUNCATED: 11}
 SPREAD = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
 
 
@@ -89,7 +90,8 @@ def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
     own = points.loc[points["kind"] == "", "ppl"]
     limit = own.max() + max(float(np.ptp(own)), 0.05 * own.max()) if len(own) else float("inf")
     points["beyond"] = (points["kind"] != "") & (points["ppl"] > limit)
-    points["y"] = points["ppl"].where(~points["beyond"], own.max() + 0.4 * (limit - own.max()))
+    top = points.loc[~points["beyond"], "ppl"].max()
+    points["y"] = points["ppl"].where(~points["beyond"], top + 0.25 * (limit - own.max()))
     return points
 
 
@@ -104,10 +106,10 @@ def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarra
     face = "white" if row.controller == "uniform" else paint
     axes.errorbar(
         x, row.y, yerr=None if row.beyond else row.ppl_se, color=paint, marker=marker, markerfacecolor=face,
-        markersize=8 if row.kind else 6, elinewidth=0.8, zorder=3,
+        markersize=CONTROL_SIZES.get(row.kind, 6), elinewidth=0.8, zorder=3,
     )  # fmt: skip
     if row.beyond:
-        axes.annotate("", (x, row.y), xytext=(0, -16), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
+        axes.annotate("", (x, row.y), xytext=(0, 18), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
         return np.array([[x, row.y], [x, row.y]])
     low, high = row.ppl - row.ppl_se, row.ppl + row.ppl_se
     if row.seeds > 1:
@@ -159,7 +161,15 @@ def pareto_legend(names: list[str], teachers: pd.DataFrame, points: pd.DataFrame
     ]
     there = [kind for kind in CONTROL_MARKERS if (points["kind"] == kind).any()]
     shapes += [
-        Line2D([], [], color=OTHER, marker=CONTROL_MARKERS[kind], linestyle="", label=f"control: {kind}")
+        Line2D(
+            [],
+            [],
+            color=OTHER,
+            marker=CONTROL_MARKERS[kind],
+            markersize=CONTROL_SIZES[kind],
+            linestyle="",
+            label=f"control: {kind}",
+        )
         for kind in there
     ]
     strokes = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
