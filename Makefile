@@ -2,6 +2,7 @@
 #   make setup PYTHON=python3.12        another interpreter than the first one found
 #   make setup TORCH_INDEX=<index>      torch from this package index, e.g. the CPU index of pytorch.org
 #   make reproduce SCALE=smoke CORES=1  another scale, fewer cores
+#   make resume SCALE=smoke             go on with a killed run of that scale, with the cores it had
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ NEW_TORCH := $(if $(TORCH_INDEX),$(filter-out $(shell cat $(TORCH_FROM) 2>/dev/n
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test lint figures clean force
+.PHONY: help setup reproduce resume smoke test lint figures clean force
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +58,9 @@ $(STAMP): requirements.lock pyproject.toml $(if $(NEW_TORCH),force)
 
 reproduce: $(STAMP) ## run `snakemake main`: Tables 1, 2, 8, 9, Figure 2, Pareto plots
 	$(BIN)/snakemake main --cores $(CORES) --config scale=$(SCALE)
+
+resume: $(STAMP) ## go on with a run that was killed, once none of its jobs is left at work
+	$(BIN)/budgeted-lora resume --scale $(SCALE)
 
 smoke: $(STAMP) ## the three-minute tour: every stage end to end, numbers without meaning
 	$(BIN)/snakemake main --cores $(CORES) --config scale=smoke

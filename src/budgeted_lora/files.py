@@ -100,11 +100,23 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)
+            _swap(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Moves a folder to `path`; one that is there goes out of the way first, so that a kill never leaves half of it."""
+    old = new.with_name(f"{new.name}.tmp")
+    if path.is_dir():
+        path.replace(old)
+    try:
+        new.replace(path)
+    except OSError:
+        if old.exists():
+            old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

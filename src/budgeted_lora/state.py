@@ -43,19 +43,18 @@ def locked_folder(folder: Path) -> Iterator[Path]:
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("a+") as handle:
+        with (folder / LOCK).open("a+b", buffering=0) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
-                holder = handle.read().strip() or "unknown"
+                holder = handle.read().decode().strip() or "unknown"
                 raise BadInput(f"{folder}: process {holder} is at work here; wait for it, or end it") from None
             if not _same_file(handle.fileno(), folder / LOCK):
                 continue  # a run that ended removed the folder between our open and our lock
             handle.truncate(0)
             with naming(folder / LOCK):
-                handle.write(str(os.getpid()))
-                handle.flush()
+                handle.write(str(os.getpid()).encode())
             yield folder
             return
 
