@@ -76,11 +76,11 @@ def controls(results: Results, published: Published, settings: Settings) -> Tabl
         {
             "Student": [student_text(row) for row in frame.itertuples()],
             **({"Teacher": frame["teacher"]} if frame["teacher"].nunique() > 1 else {}),
-            "At the MACs of": [ABSENT if pd.isna(value) else f"F = {float(value)}" for value in frame["beside"]],
-            "MACs, of dense": [number(value, 3) for value in frame["share"]],
-            "Train compute": [number(value, 2) for value in frame["train_compute"]],
+            "MACs of": [ABSENT if pd.isna(value) else f"F = {float(value)}" for value in frame["beside"]],
             "PPL": ppl_texts(frame),
             "To Budgeted LoRA": [difference_text(entry) for entry in differences],
+            "MACs, of dense": [number(value, 3) for value in frame["share"]],
+            "Train compute": [number(value, 2) for value in frame["train_compute"]],
         }
     )
     notes = [
