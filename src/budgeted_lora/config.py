@@ -16,6 +16,8 @@ Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "scratch"]
 # Tables whose cells `snakemake main` trains and scores in full; cells of other tables are scored by perplexity only.
 MAIN_CELLS = frozenset({"table2", "table8", "pareto"})
+# Tables whose students the paper's claims speak of (config/claims.yaml).
+CLAIM_TABLES = MAIN_CELLS - {"pareto"} | {f"table{n}" for n in range(3, 8)} | {"lora_construction"}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.budget.plan import Structure
-from budgeted_lora.config import MAIN_CELLS, Config
+from budgeted_lora.config import CLAIM_TABLES, MAIN_CELLS, Config
 from budgeted_lora.evaluation.settings import evaluation_settings
 from budgeted_lora.files import canonical_json, short_hash
 from budgeted_lora.grid import (
@@ -26,9 +26,6 @@ from budgeted_lora.grid import (
 )
 from budgeted_lora.recipe import Recipe
 from budgeted_lora.sources import shipped_files, source_folder
-
-# Tables whose students the paper's claims speak of (config/claims.yaml).
-CLAIM_TABLES = MAIN_CELLS - {"pareto"} | {f"table{n}" for n in range(3, 8)} | {"lora_construction"}
 
 MAIN_TABLES = (
     "table1",
@@ -134,6 +131,11 @@ class Graph:
     def uncertainty(self) -> str:
         """How intervals are made."""
         return canonical_json(self.config.report.model_dump())
+
+    def listing(self) -> str:
+        """The configuration without what no line of cells.csv depends on."""
+        other = {"device", "threads", "evaluation", "speed", "report"}
+        return canonical_json(self.config.model_dump(mode="json", exclude=other))
 
     def whole(self) -> str:
         """The whole configuration, for the page that lists it."""
@@ -310,6 +312,8 @@ class Graph:
             return [manifest, *self.speeds(MAIN_CELLS), *compressed]
         if table == CONTROLS:
             return self.scores({CONTROLS, "table2"})
+        if table in OWN_TARGETS:  # beside the scale's own values
+            return self.scores({table, "table2", "table8"})
         if table not in MAIN_TABLES:
             return self.scores({table})
         tables = {table} & set(self.config.tables) or {"table2"}

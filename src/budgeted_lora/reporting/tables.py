@@ -31,6 +31,7 @@ from budgeted_lora.reporting.layout import ABSENT, Table, measured, number
 from budgeted_lora.reporting.load import SPEEDS, Published, Results, method_label, method_order, probe_frame, setting_of
 from budgeted_lora.reporting.main_table import table2, table2_differences
 from budgeted_lora.reporting.seeds import several_seeds, spread_text
+from budgeted_lora.reporting.sensitivity import SENSITIVITY, sensitivity
 from budgeted_lora.reporting.thresholds import thresholds
 
 COMPOSITE_COLUMNS = ("composite_pct", "se_pct", "low_pct", "high_pct", "chance_pct")
@@ -364,6 +365,7 @@ ABLATIONS: dict[str, Maker] = {
     "lora_construction": lora_construction,
     "table7": table7,
     "thresholds": thresholds,
+    SENSITIVITY: sensitivity,
 }
 NO_TABLES = frozenset({"pareto", "figure2"})  # rows that only figures show
 
