@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from budgeted_lora.config import load_config
+from budgeted_lora.config import CLAIM_TABLES, load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import CLAIM_TABLES
 from budgeted_lora.reporting.claims import printed_value
 from budgeted_lora.reporting.claims_file import (
     ClaimsFile,

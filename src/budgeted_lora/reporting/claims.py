@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgeted_lora.config import Config
-from budgeted_lora.grid import student_shape
 from budgeted_lora.reporting.claims_file import (
     PRINTED_AS,
     Claim,
@@ -112,8 +111,8 @@ def judge_number(*, off: float, rounding: float, tolerance: float) -> str:
 
 def paper_proportions(config: Config) -> bool:
     """Whether the scale's student has the paper's proportions, on which all counts depend (768, 192, 3072, r = 128)."""
-    shape = student_shape(config)
-    ratios = (shape.layers, shape.hidden / shape.kv, shape.ffn / shape.hidden, shape.hidden / config.lora.rank)
+    first = config.teacher_ladder[config.first_teacher]
+    ratios = (config.student.layers, first.hidden / first.kv, first.ffn / first.hidden, first.hidden / config.lora.rank)
     return ratios == (6, 4.0, 4.0, 6.0)
 
 
