@@ -23,14 +23,18 @@ import yaml
 from budgeted_lora import stages
 from budgeted_lora.config import MAIN_CELLS, Corpus, Pretraining, Teacher, load_config
 from budgeted_lora.evaluation.settings import read_settings
-from budgeted_lora.graph import MAIN_FIGURES, MAIN_TABLES, Graph
+from budgeted_lora.graph import CONTROLS, MAIN_FIGURES, Graph
 from budgeted_lora.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 FOLDERS = {"model", "trained", "tokenizer"}  # outputs that are folders, by their last name
 CORES = 2
-TARGETS = ("table1", "table2", "table8", "table9", "figure2", "pareto", "claims", "report", "main", "all")
+ABLATIONS = ("table3", "table4", "table5", "table6", "lora_construction", "table7", "thresholds")
+TARGETS = (
+    "table1", "table2", "table8", "table9", "figure2", "pareto", "claims", "report", "main", *ABLATIONS, "ablations",
+    "all",
+)  # fmt: skip
 
 
 def checkout(folder: Path) -> Path:
@@ -105,25 +109,51 @@ def graph_of(scale: str) -> Graph:
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     graph, found = graph_of(scale), rules(plan("all", "--config", f"scale={scale}"))
-    cells, references = len(graph.listed(MAIN_CELLS)), len(graph.references()) // 2
-    for rule in ("train_cell", "compress_cell", "evaluate_cell"):
-        assert found[rule] == cells
+    wanted = {*MAIN_CELLS, CONTROLS, *graph.ablations()}
+    cells, references = graph.listed(wanted), len(graph.references()) // 2
+    assert found["train_cell"] == len(cells)
+    assert found["evaluate_cell"] == len(graph.listed(MAIN_CELLS))
+    assert found["compress_cell"] == sum(len(graph.settings_listed(cell, wanted)) for cell in cells)
+    assert found["score_cell"] == found["compress_cell"] - found["evaluate_cell"]
     assert found["evaluate_reference"] == references
     assert found["measure_speed"] == len(graph.structures())
-    assert found["cut_student"] == references - len(graph.teachers)
-    assert found["cache_teacher"] == (len(graph.teachers) if graph.cached else 0)
+    assert found["cut_student"] == len({graph.config.training.init, *map(graph.student_of, cells)})
+    assert found["cache_teacher"] == (len({graph.cache_name(cell) for cell in cells}) if graph.cached else 0)
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
-    assert found["make_table"] == len(MAIN_TABLES)
+    assert found["make_table"] == len(graph.main_tables()) + len(graph.ablations())
     assert found["make_figure"] == len(MAIN_FIGURES)
-    for rule in ("collect_corpus", "tokenize_corpus", "list_cells", "make_index"):
+    for rule in ("collect_corpus", "tokenize_corpus", "list_cells", "make_index", "make_contents"):
         assert found[rule] == 1
+
+
+def test_main_needs_no_ablation_and_draws_the_controls(plan: Plan) -> None:
+    graph, jobs = graph_of("mini"), plan("main", "--config", "scale=mini")
+    found = rules(jobs)
+    assert found["train_cell"] == len(graph.listed({*MAIN_CELLS, CONTROLS}))
+    tables = {job.fields["wildcards"].removeprefix("table=") for job in jobs if job.rule == "make_table"}
+    assert tables == set(graph.main_tables())
+    assert CONTROLS in tables
+    assert not found.keys() & {"make_contents", "judge_all_claims"}
+    [pareto] = [job for job in jobs if job.fields.get("wildcards") == "figure=pareto_mac_speedup"]
+    inputs = pareto.fields["input"]
+    assert all(f"/{cell}/compressed" in inputs for cell in graph.listed([CONTROLS]))
+    assert "compressed/macsF0.4/perplexity.json" in inputs
+
+
+def test_ablations_at_smoke_leave_main_as_it_was(plan: Plan) -> None:
+    graph = graph_of("smoke")
+    assert graph.ablations() == list(ABLATIONS)
+    assert rules(plan("main", "--config", "scale=smoke"))["train_cell"] == len(graph.listed(MAIN_CELLS)) == 9
 
 
 def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
     """Three teachers by four methods; on the smallest all of Table 8 and uniform decay."""
-    jobs = [job for job in plan("all", "--config", "scale=mini") if job.rule == "train_cell"]
+    jobs = [job for job in plan("main", "--config", "scale=mini") if job.rule == "train_cell"]
     recipes = [json.loads(job.options["--values"]) for job in jobs]
-    found = Counter((r["teacher"], r["method"], r["budget"], r["controller"]) for r in recipes)
+    recipes = [recipe for recipe in recipes if recipe.get("student_ffn") is None]  # the others are controls
+    named = ("teacher", "method", "budget", "controller", "seed")
+    seeds = Counter(tuple(recipe.get(name) for name in named) for recipe in recipes)
+    found = {key[:-1] for key in seeds}
     expected = {
         (teacher, *method)
         for teacher in ("0.13B", "0.5B", "1B")
@@ -136,8 +166,8 @@ def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
     }
     expected |= {("0.13B", "budgeted_lora", budget, "greedy") for budget in (0.2, 0.6, 0.8)}
     expected |= {("0.13B", "budgeted_lora", 0.0, "uniform")}
-    assert set(found) == expected
-    assert set(found.values()) == {1}
+    assert found == expected
+    assert set(seeds.values()) == {1}
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
@@ -296,7 +326,7 @@ def edited(path: Path, change: Callable[[str], str]) -> Iterator[None]:
         path.write_text(before, encoding="utf-8")
 
 
-REPORT = {"make_table", "make_figure", "make_index", "judge_claims"}
+REPORT = {"make_table", "make_figure", "make_index", "make_contents", "judge_claims", "judge_all_claims"}
 
 
 def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
@@ -309,7 +339,7 @@ def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
 def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> None:
     with edited(done / "src/budgeted_lora/training/loss.py", lambda text: text + "\n# a remark\n"):
         found = pending(done)
-    assert set(found.values()) == {"train_cell", "compress_cell", "evaluate_cell", *REPORT}
+    assert set(found.values()) == {"train_cell", "compress_cell", "evaluate_cell", "score_cell", *REPORT}
     assert sum(name.endswith("train.json") for name in found) == len(graph_of("smoke").cells)
 
 
@@ -320,7 +350,7 @@ def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
 
 def test_evaluation_settings_evaluate_anew(done: Path) -> None:
     with edited(done / "config" / "smoke.yaml", lambda text: text.replace("queries: 4", "queries: 5")):
-        assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", *REPORT}
+        assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", "score_cell", *REPORT}
 
 
 def test_one_edited_value_is_one_new_cell(done: Path) -> None:
@@ -337,6 +367,39 @@ def test_one_edited_value_is_one_new_cell(done: Path) -> None:
         "train_cell", "compress_cell", "evaluate_cell", "measure_speed", "list_cells", *REPORT,
     }  # fmt: skip
     assert sum(rule == "measure_speed" for rule in found.values()) == 1
+    assert made_tables(found) == {"table8", "speed", "table1", "reference"}  # the last two list what main cells name
+    assert not any("figure2" in name for name in found)
+
+
+def made_tables(found: dict[str, str]) -> set[str]:
+    """Tables that a plan makes."""
+    return {Path(name).stem for name, rule in found.items() if rule == "make_table"}
+
+
+@pytest.mark.parametrize(
+    ("after", "new"), [("init: [mixed, last, middle]", 1), ("init: [mixed]", 0)], ids=["added", "removed"]
+)
+def test_an_ablation_row_remakes_its_own_table_only(done: Path, after: str, new: int) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("init: [mixed, last]", after)):
+        found = pending(done)
+    chain = {"train_cell", "compress_cell", "score_cell"} if new else set()
+    pages = {"make_index", "make_contents", "judge_claims", "judge_all_claims"}
+    assert set(found.values()) == {"list_cells", "make_table", *chain, *pages}
+    assert made_tables(found) == {"lora_construction"}
+    assert len({name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}) == new
+
+
+def test_an_edit_of_a_table_trains_and_scores_nothing(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/reporting/ablations.py", lambda text: text + "\n# a remark\n"):
+        assert set(pending(done).values()) == REPORT
+
+
+def test_another_threshold_compresses_again_and_trains_nothing(done: Path) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("[0.5, 0.9]", "[0.5, 0.9, 0.8]")):
+        found = pending(done)
+    assert {"compress_cell", "score_cell"} <= set(found.values())
+    assert not set(found.values()) & {"train_cell", "evaluate_cell", "make_figure"}
+    assert made_tables(found) == {"thresholds"}
 
 
 # --- the rule files themselves

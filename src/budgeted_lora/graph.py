@@ -297,51 +297,70 @@ class Graph:
         own = [name for name in self.config.tables if name in OWN_TARGETS]
         return [*self.main_tables(), *self.ablations(), *own]
 
-    def table_inputs(self, table: str) -> list[str]:
-        """Result files that a table is made from, besides the list of cells.
+    def tables_read(self, name: str) -> set[str]:
+        """Tables of the configuration whose cells a table or figure of the report shows."""
+        if name == CONTROLS:
+            return {CONTROLS, "table2"}
+        if name in OWN_TARGETS:  # beside the scale's own values
+            return {name, "table2", "table8"}
+        if name in ("table1", "reference", "speed", *MAIN_FIGURES[1:]):
+            return set(MAIN_CELLS) | ({CONTROLS} if name in PARETO else set())
+        return {name} & set(self.config.tables) or {"table2"}
 
-        That list grows with every row of any table, and what of it concerns this one shows in the files named here.
-        """
-        manifest = f"{self.results}/data/manifest.json"
+    def table_inputs(self, table: str) -> list[str]:
+        """Result files that a table is made from, besides its `rows`."""
+        manifest, tables = f"{self.results}/data/manifest.json", self.tables_read(table)
         if table in ("table1", "reference"):
             return [manifest, *self.references()]
         if table == "published_perplexities":
             return [manifest]
         if table == "speed":
-            compressed = self.of_cells(self.listed(MAIN_CELLS), "@compression.json")
-            return [manifest, *self.speeds(MAIN_CELLS), *compressed]
-        if table == CONTROLS:
-            return self.scores({CONTROLS, "table2"})
-        if table in OWN_TARGETS:  # beside the scale's own values
-            return self.scores({table, "table2", "table8"})
-        if table not in MAIN_TABLES:
-            return self.scores({table})
-        tables = {table} & set(self.config.tables) or {"table2"}
+            return [manifest, *self.speeds(tables), *self.of_cells(self.listed(tables), "@compression.json")]
+        if table in (CONTROLS, *OWN_TARGETS) or table not in MAIN_TABLES:
+            return self.scores(tables)
         return [manifest, *self.references(), *self.scores(tables), *self.speeds(tables)]
 
     def figure_inputs(self, figure: str) -> list[str]:
-        """Result files that a figure is made from, besides the list of cells (`table_inputs`)."""
-        tables = {"table2"} if figure == "figure2" else MAIN_CELLS | ({CONTROLS} if figure in PARETO else set())
+        """Result files that a figure is made from, besides its `rows`."""
+        tables = self.tables_read(figure)
         files = [f"{self.results}/data/manifest.json", *self.references(), *self.scores(tables), *self.speeds(tables)]
         if figure in ("retention", "loss_curves", "gates"):
             files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
         return files
+
+    def rows(self, name: str) -> str:
+        """The lines of cells.csv that a table or figure shows, as far as they concern it; what all share stands once.
+
+        Not cells.csv itself: it changes with every row of any table, and each would be made anew.
+        """
+        rows = self.cell_rows(self.tables_read(name)) or self.cell_rows()
+        first = rows[0] if rows else {}
+        common = {key: value for key, value in first.items() if all(row[key] == value for row in rows)}
+        own = [{key: value for key, value in row.items() if key not in common} for row in rows]
+        return canonical_json({"columns": list(first), "common": common, "rows": own})
 
     def claim_inputs(self, tables: Iterable[str]) -> list[str]:
         """Result files that verdicts over the students of these tables are made from."""
         windows = [f"{self.results}/teachers/{name}/perplexity_windows.parquet" for name in self.teachers]
         return [*self.common(), *self.references(), *windows, *self.scores(CLAIM_TABLES & set(tables))]
 
-    def cell_rows(self) -> list[dict[str, Any]]:
+    def cell_rows(self, tables: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with.
 
         `asked` says which of them a table wants: `<table>:<settings>,<settings>` for each table, spaces between.
+
+        Args:
+            tables: only cells that these list, and only what concerns these; else all.
         """
-        rows = []
+        wanted, rows = set(self.config.tables if tables is None else tables), []
         for cell in self.cells.values():
-            asked = [f"{table}:{','.join(self.settings_listed(cell.id, [table]))}" for table in cell.tables]
-            settings = {"settings": " ".join(cell.settings), "asked": " ".join(asked)}
-            listed = {"cell": cell.id, "tables": " ".join(cell.tables)} | settings
+            listing = [table for table in cell.tables if table in wanted]
+            if not listing:
+                continue
+            asked = [f"{table}:{','.join(self.settings_listed(cell.id, [table]))}" for table in listing]
+            settings = cell.settings if tables is None else self.settings_listed(cell.id, listing)
+            listed = {"cell": cell.id, "tables": " ".join(listing), "settings": " ".join(settings)}
+            listed["asked"] = " ".join(asked)
             structure = {"tokens": cell.recipe.tokens, "structure": self.structure_of(cell.id)}
             rows.append(listed | cell.recipe.model_dump(mode="json") | structure)
         return rows

@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="The stages of the workflow; its ru
 
 Values = Annotated[str, typer.Option("--values", help="Settings of this stage as one line of JSON.")]
 Out = Annotated[Path, typer.Option("--out", help="File or folder to write.")]
+Rows = Annotated[str | None, typer.Option("--cells", help="Lines of cells.csv to show, as JSON; all without it.")]
 Scale = Annotated[str, typer.Option("--scale", help="Name of the scale, recorded in results.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what makes bytes repeat.")]
@@ -309,11 +310,13 @@ def table(
     results: Annotated[Path, typer.Option()],
     published: Annotated[Path, typer.Option()],
     out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
+    cells: Rows = None,
 ) -> None:
     """Write one table as CSV, Markdown and LaTeX."""
     from budgeted_lora.reporting.build import build_table
 
-    build_table(name, results=results, published=published, out=out, **parse(values))
+    rows = parse(cells) if cells else None
+    build_table(name, results=results, published=published, out=out, rows=rows, **parse(values))
 
 
 @app.command()
@@ -321,11 +324,12 @@ def figure(
     name: str,
     results: Annotated[Path, typer.Option()],
     out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
+    cells: Rows = None,
 ) -> None:
     """Draw one figure as PNG, SVG and PDF."""
     from budgeted_lora.reporting.build import build_figure
 
-    build_figure(name, results=results, out=out)
+    build_figure(name, results=results, out=out, rows=parse(cells) if cells else None)
 
 
 @app.command()

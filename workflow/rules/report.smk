@@ -11,7 +11,7 @@ rule list_cells:
     conda:
         "../../environment.yml"
     params:
-        values=graph.whole(),
+        values=graph.listing(),
     shell:
         "budgeted-lora stage list-cells --values {params.values:q} --out {output} 2>&1 | tee {log}"
 
@@ -20,7 +20,6 @@ rule make_table:
     input:
         code=source_files("report"),
         published="config/published.csv",
-        cells=ancient(f"{results}/cells.csv"),
         files=lambda wildcards: graph.table_inputs(wildcards.table),
     output:
         report(
@@ -41,17 +40,17 @@ rule make_table:
         "../../environment.yml"
     params:
         values=graph.uncertainty(),
+        cells=lambda wildcards: graph.rows(wildcards.table),
         results=results,
         reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
-        "budgeted-lora stage table {wildcards.table} --values {params.values:q} --results {params.results}"
-        " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
+        "budgeted-lora stage table {wildcards.table} --values {params.values:q} --cells {params.cells:q}"
+        " --results {params.results} --published {input.published} --out {params.reports} 2>&1 | tee {log}"
 
 
 rule make_figure:
     input:
         code=source_files("report"),
-        cells=ancient(f"{results}/cells.csv"),
         files=lambda wildcards: graph.figure_inputs(wildcards.figure),
     output:
         report(
@@ -71,10 +70,12 @@ rule make_figure:
     conda:
         "../../environment.yml"
     params:
+        cells=lambda wildcards: graph.rows(wildcards.figure),
         results=results,
         reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
-        "budgeted-lora stage figure {wildcards.figure} --results {params.results} --out {params.reports} 2>&1 | tee {log}"
+        "budgeted-lora stage figure {wildcards.figure} --cells {params.cells:q} --results {params.results}"
+        " --out {params.reports} 2>&1 | tee {log}"
 
 
 rule make_index:

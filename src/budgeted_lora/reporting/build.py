@@ -1,6 +1,7 @@
 """Stages of the report, one a workflow rule: a table, a figure, the page; and all of them at once for a partial one."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -27,6 +28,7 @@ def build_table(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     partial: bool = False,
+    rows: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Writes out/tables/<name>.csv, .md and .tex.
 
@@ -36,11 +38,12 @@ def build_table(
         settings: compression settings whose scores are shown.
         bootstrap: resamples; confidence: coverage of the intervals.
         partial: show what is there instead of refusing when a result is missing.
+        rows: lines of cells.csv to show instead of all, see `Results.open`.
 
     Raises:
         BadInput: unknown table, or a result is missing or unusable.
     """
-    opened = Results.open(results, settings=settings, partial=partial)
+    opened = Results.open(results, settings=settings, partial=partial, rows=rows)
     known = tables_of(opened)
     if name not in known:
         raise BadInput(f"table {name!r} is unknown; expected one of: {', '.join(known)}")
@@ -49,12 +52,18 @@ def build_table(
 
 
 def build_figure(
-    name: str, *, results: Path, out: Path, settings: str = "default", partial: bool = False
+    name: str,
+    *,
+    results: Path,
+    out: Path,
+    settings: str = "default",
+    partial: bool = False,
+    rows: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Writes out/figures/<name>.png, .svg and .pdf; arguments and errors as in `build_table`, `name` one of FIGURES."""
     if name not in FIGURES:
         raise BadInput(f"figure {name!r} is unknown; expected one of: {', '.join(FIGURES)}")
-    opened = Results.open(results, settings=settings, partial=partial)
+    opened = Results.open(results, settings=settings, partial=partial, rows=rows)
     with context():
         figure = FIGURES[name].draw(opened)
         try:

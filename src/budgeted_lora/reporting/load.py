@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,28 @@ class Results:
     missing: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, root: Path | str, *, settings: str = "default", partial: bool = False) -> "Results":
+    def open(
+        cls, root: Path | str, *, settings: str = "default", partial: bool = False, rows: dict[str, Any] | None = None
+    ) -> "Results":
         """Reads cells.csv.
+
+        Args:
+            rows: the lines to show instead: `columns`, `common` values of all, and `rows` with what differs.
 
         Raises:
             BadInput: it is missing or lacks a column.
         """
         root = Path(root)
         path = root / "cells.csv"
-        if not path.is_file():
+        if rows is None and not path.is_file():
             raise BadInput(f"{path}: no such file; expected the list of cells that the workflow writes")
         kept_as_text = {
             name: str for name in ("cell", "tables", "method", "teacher", "init", "schedule", "controller", "structure")
         }
         kept_as_text |= dict.fromkeys(("settings", "asked"), str)
         empty = {name: [""] for name in OPTIONAL_NUMBERS}
-        cells = pd.read_csv(path, dtype=kept_as_text, keep_default_na=False, na_values=empty)
+        source = path if rows is None else StringIO(as_csv(rows))
+        cells = pd.read_csv(source, dtype=kept_as_text, keep_default_na=False, na_values=empty)
         absent = [name for name in CELL_COLUMNS if name not in cells.columns]
         if absent:
             raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(CELL_COLUMNS)}")
@@ -245,6 +252,12 @@ class Results:
 
     def _csv(self, path: str) -> pd.DataFrame | None:
         return pd.read_csv(self.root / path) if self.exists(path) else None
+
+
+def as_csv(listed: dict[str, Any]) -> str:
+    """Lines of cells.csv that were given as `columns`, `common` and `rows`."""
+    rows = [listed["common"] | row for row in listed["rows"]]
+    return pd.DataFrame(rows, columns=listed["columns"]).to_csv(index=False)
 
 
 def shape_columns(path: Path) -> dict[str, Any]:
