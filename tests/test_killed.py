@@ -31,7 +31,7 @@ from budgeted_lora.training import loop, stage
 
 SERVER = Path(__file__).with_name("fixtures") / "fork_server.py"
 TINY = ["--scale", "tiny", "--threads", "1", "--device", "cpu"]
-STEPS, SECONDS = 240, 600
+STEPS, TEACHER_STEPS, SECONDS = 96, 300, 600
 WINDOWS = 1200
 
 
@@ -95,17 +95,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def training(world: World, out: Path, method: str) -> list[object]:
-    recipe = make_recipe(method, steps=STEPS).model_dump(mode="json")
+    recipe = make_recipe(method, steps=STEPS, micro_batch_windows=4).model_dump(mode="json")
     return [
         "stage", "train", "--values", recipe, "--cell", "c", "--student", world.student, "--teacher", world.teacher,
         "--tokens", world.tokens, "--out", out / "cell", "--state", out / "state", "--log-every", 2,
-        "--checkpoint-every", 6, *TINY,
+        "--checkpoint-every", 4, *TINY,
     ]  # fmt: skip
 
 
 def making_a_teacher(world: World, out: Path, matrix_rate: float | None) -> list[object]:
-    spec = {"layers": 2, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1, "tokens": 500 * 2 * LENGTH}
-    recipe = {"batch_windows": 2, "micro_batch_windows": 1, "matrix_learning_rate": matrix_rate, "compile": False}
+    spec = {"layers": 2, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1, "tokens": TEACHER_STEPS * 2 * LENGTH}
+    recipe = {"batch_windows": 2, "micro_batch_windows": 2, "matrix_learning_rate": matrix_rate, "compile": False}
     return [
         "stage", "pretrain-teacher", "--name", "A", "--spec", spec, "--values", recipe, "--sequence-length", LENGTH,
         "--rows", "packed", "--tokens", world.tokens, "--tokenizer", world.root / "tokenizer", "--out", out / "model",
@@ -186,7 +186,7 @@ def whole(server: Server, world: World, tmp_path_factory: pytest.TempPathFactory
     return go
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("method", ["kd_full", "kd_lora", "budgeted_lora"])
 def test_training(
     server: Server, world: World, whole: Callable[..., Path], tmp_path: Path, method: str, seed: int
@@ -209,22 +209,21 @@ def test_training(
     assert not any((tmp_path / "state").iterdir())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("matrix_rate", [None, 2e-2], ids=["adamw", "muon"])
 def test_pretraining(
-    server: Server, world: World, whole: Callable[..., Path], tmp_path: Path, matrix_rate: float | None, seed: int
+    server: Server, world: World, whole: Callable[..., Path], tmp_path: Path, matrix_rate: float | None
 ) -> None:
     expected = whole(f"teacher {matrix_rate}", making_a_teacher, matrix_rate)
-    words, chance = making_a_teacher(world, tmp_path, matrix_rate), random.Random(seed)
+    words, chance = making_a_teacher(world, tmp_path, matrix_rate), random.Random(str(matrix_rate))
     reached = 0
-    for at in (100, 300):  # it saves every hundredth step
+    for at in (100, 200):  # it saves every hundredth step
         reached = kill_at(
             server, words, tmp_path, lambda: saved(tmp_path, "losses"), at=at, extra=chance.uniform(0, 0.2)
         )
-        assert at <= reached < 500
+        assert at <= reached < TEACHER_STEPS
         assert not (tmp_path / "teacher.json").exists()
     server.run(words, tmp_path / "log")
-    assert went_on_from(tmp_path / "log", 500)[-1] == reached
+    assert went_on_from(tmp_path / "log", TEACHER_STEPS)[-1] == reached
     for name in ("model/model.safetensors", "model.sha256", "history.csv"):
         assert (tmp_path / name).read_bytes() == (expected / name).read_bytes(), name
     assert not any((tmp_path / "state").iterdir())

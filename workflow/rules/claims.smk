@@ -24,7 +24,7 @@ rule judge_claims:
         "../../environment.yml"
     params:
         config=graph.whole(),
-        results=results,
+        results=lambda wildcards: results,
         reports=lambda wildcards, output: dirname(output.csv),
     shell:
         "budgeted-lora stage claims --config {params.config:q} --results {params.results} --published {input.published}"
@@ -53,7 +53,7 @@ rule judge_all_claims:
         "../../environment.yml"
     params:
         config=graph.whole(),
-        results=results,
+        results=lambda wildcards: results,
     shell:
         "budgeted-lora stage claims --config {params.config:q} --results {params.results} --published {input.published}"
         " --claims {input.claims} --out {output.csv} 2>&1 | tee {log}"

@@ -41,7 +41,7 @@ rule make_table:
     params:
         values=graph.uncertainty(),
         cells=lambda wildcards: graph.rows(wildcards.table),
-        results=results,
+        results=lambda wildcards: results,
         reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
         "budgeted-lora stage table {wildcards.table} --values {params.values:q} --cells {params.cells:q}"
@@ -71,7 +71,7 @@ rule make_figure:
         "../../environment.yml"
     params:
         cells=lambda wildcards: graph.rows(wildcards.figure),
-        results=results,
+        results=lambda wildcards: results,
         reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
         "budgeted-lora stage figure {wildcards.figure} --cells {params.cells:q} --results {params.results}"
@@ -100,7 +100,7 @@ rule make_index:
     params:
         values=graph.uncertainty(),
         config=graph.whole(),
-        results=results,
+        results=lambda wildcards: results,
         reports=lambda wildcards, output: dirname(output[0]),
     shell:
         "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
@@ -129,7 +129,7 @@ rule make_contents:
     params:
         values=graph.uncertainty(),
         config=graph.whole(),
-        results=results,
+        results=lambda wildcards: results,
         reports=lambda wildcards, input: dirname(input.page),
     shell:
         "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
