@@ -87,7 +87,7 @@ def test_stage_writes_a_model_that_loads(inputs, tmp_path):
     assert result["parity"]["max_abs_logit_difference"] < 2e-5
     assert result["parity"]["tokens"] == PARITY_WINDOWS * LENGTH
     assert result["provenance"]["cell"] == "some-cell"
-    assert result["provenance"]["values"]["settings"]["svd_threshold"] == 0.5
+    assert result["provenance"]["values"]["settings"] == {"r_max": 8}
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "F = 0.4, schedule short, greedy controller" in card

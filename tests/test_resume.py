@@ -174,7 +174,7 @@ def test_begin_run_needs_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_make_resume_is_that_command() -> None:
-    command = ["make", "-n", "-o", ".venv/.installed", "resume", "SCALE=smoke"]
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "resume", "SCALE=smoke"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout.strip() == ".venv/bin/budgeted-lora resume --scale smoke"
 

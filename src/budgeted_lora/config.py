@@ -4,6 +4,7 @@ Each field's description says what it means and closes with its tag: [S] stated 
 [U] unknown outside the authors (our default), [ours] a choice the paper has no word on.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -411,6 +412,12 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def scales_in(folder: Path) -> list[str]:
+    """Names of the scale files of a folder: those with a `scale:` of their own, which every one of them has."""
+    files = sorted(folder.glob("*.yaml"))
+    return [path.stem for path in files if re.search(r"^scale:", path.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
 def read_scale(path: Path | str) -> dict[str, Any]:
     """A scale file with what it `extends:` merged under it.
 
@@ -425,7 +432,7 @@ def read_scale(path: Path | str) -> dict[str, Any]:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+            known = ", ".join(scales_in(path.parent)) or "none"
             raise BadInput(f"{path}: no such scale file; expected one of: {known}") from None
         except yaml.YAMLError as error:
             raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None

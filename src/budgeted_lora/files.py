@@ -13,12 +13,18 @@ from typing import Any
 
 from budgeted_lora.errors import BadInput
 
+SNAKEMAKE_MARK = ".snakemake_timestamp"
+
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file's bytes, or of a folder's (relative name, digest) list in sorted order."""
+    """Hex SHA-256 of a file's bytes, or of a folder's (relative name, digest) list in sorted order.
+
+    The mark that Snakemake leaves in a folder it made says when, not what, and a copy of the folder may lack it.
+    """
     path = Path(path)
     if path.is_dir():
-        lines = [f"{p.relative_to(path)} {sha256_file(p)}\n" for p in sorted(path.rglob("*")) if p.is_file()]
+        files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != SNAKEMAKE_MARK]
+        lines = [f"{p.relative_to(path)} {sha256_file(p)}\n" for p in files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
