@@ -306,6 +306,7 @@ class Row(Strict):
     )
     tokens: Positive | None = Field(None, description="Instead of `training.tokens`. [ours]")
     learning_rate: float | None = Field(None, gt=0, description="Instead of the method's `training.learning_rate`. [U]")
+    betas: tuple[Fraction, Fraction] | None = Field(None, description="Instead of `training.betas`. [U]")
     rows: Literal["packed", "document"] | None = Field(None, description="Instead of `rows`, in training only. [U]")
     train_embeddings_head_norms: bool | None = Field(
         None, description="Instead of `training.train_embeddings_head_norms`. [U]"

@@ -96,7 +96,7 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
         "sequence_length": config.sequence_length,
         "rows": either("rows", config.rows),
         "learning_rate": pick["learning_rate"] or getattr(training.learning_rate, method),
-        "betas": training.betas,
+        "betas": pick["betas"] or training.betas,
         "weight_decay": training.weight_decay,
         "clip": training.clip,
         "warmup_fraction": training.warmup_fraction,
