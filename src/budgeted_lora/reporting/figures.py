@@ -225,7 +225,7 @@ BARS = (
 )
 CONTROLS = (
     "Brown, where they were run: what a reader would do instead at the MACs of a budget, a smaller KD Full student or "
-    "a plain truncated SVD of the full one without retraining; an arrow marks one that lies far above the plot."
+    "a plain truncated SVD of the full one without retraining."
 )
 FIGURES: dict[str, Plot] = {
     "figure2": Plot(

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from budgeted_lora.reporting.controls import SMALLER, TRUNCATED, control_runs
 from budgeted_lora.reporting.grouping import sorted_teachers
@@ -51,8 +52,11 @@ def pareto(results: Results, name: str) -> Figure:
     if points.empty:
         return figure
     names = sorted_teachers(results, points[points["kind"] == ""])
-    shown = points[~points["beyond"]]
-    x, y = shown[cost.column].to_numpy(), shown["ppl"].to_numpy()
+    x, y = points[cost.column].to_numpy(), points["ppl"].to_numpy()
+    axes.set_yscale("log")  # a student without its dense paths may lie a decade above one that keeps them
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     rough = np.round(x / x.max(), 2)  # costs a hundredth apart count as equal
     best = frontier(-rough if cost.larger_is_better else rough, y)
     strokes = draw_frontier(axes, x[best], y[best])
@@ -64,10 +68,10 @@ def pareto(results: Results, name: str) -> Figure:
         strokes.append(np.array([[x.min() - np.ptp(x), level], [x.max() + np.ptp(x), level]]))
     axes.margins(x=0.16, y=0.12)
     axes.set_xlabel(cost.title)
-    axes.set_ylabel("Validation perplexity (lower is better)")
+    axes.set_ylabel("Validation perplexity (log scale, lower is better)")
     figure.legend(handles=pareto_legend(names, teachers, points), loc="outside upper center", ncols=3, fontsize="small")
     labels = [
-        (getattr(row, cost.column), row.y, label(row), ink(row.method, row.budget, row.kind))
+        (getattr(row, cost.column), row.ppl, label(row), ink(row.method, row.budget, row.kind))
         for row in points.itertuples()
     ]
     label_points(axes, labels, lines=strokes)
@@ -77,8 +81,7 @@ def pareto(results: Results, name: str) -> Figure:
 def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
     """One row a point: the lines of the main tables and, where their cost is known, of the controls.
 
-    Further columns: `kind` (empty for a student that is no control), `y` where the point is drawn, `beyond` for a
-    control so far above all others that it is drawn at the upper edge, its value written beside it.
+    A further column `kind` is empty for a student that is no control.
     """
     scores = method_order(results.scores("table2", "table8", "pareto", parts=["perplexity", cost.part]))
     if cost.part == "structure":
@@ -86,13 +89,7 @@ def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
     points = lines(results, scores).assign(kind="", share=float("nan"))
     if cost.part != "speed" and len(results.listed("controls")):  # nobody times the controls
         points = pd.concat([points, lines(results, control_runs(results))], ignore_index=True)
-    points = points.dropna(subset=["ppl", cost.column]).reset_index(drop=True)
-    own = points.loc[points["kind"] == "", "ppl"]
-    limit = own.max() + max(float(np.ptp(own)), 0.05 * own.max()) if len(own) else float("inf")
-    points["beyond"] = (points["kind"] != "") & (points["ppl"] > limit)
-    top = points.loc[~points["beyond"], "ppl"].max()
-    points["y"] = points["ppl"].where(~points["beyond"], top + 0.25 * (limit - own.max()))
-    return points
+    return points.dropna(subset=["ppl", cost.column]).reset_index(drop=True)
 
 
 def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarray:
@@ -105,12 +102,9 @@ def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarra
     marker = CONTROL_MARKERS.get(row.kind) or MARKERS[names.index(row.teacher) % len(MARKERS)]
     face = "white" if row.controller == "uniform" else paint
     axes.errorbar(
-        x, row.y, yerr=None if row.beyond else row.ppl_se, color=paint, marker=marker, markerfacecolor=face,
+        x, row.ppl, yerr=row.ppl_se, color=paint, marker=marker, markerfacecolor=face,
         markersize=CONTROL_SIZES.get(row.kind, 6), elinewidth=0.8, zorder=3,
     )  # fmt: skip
-    if row.beyond:
-        axes.annotate("", (x, row.y), xytext=(0, 18), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
-        return np.array([[x, row.y], [x, row.y]])
     low, high = row.ppl - row.ppl_se, row.ppl + row.ppl_se
     if row.seeds > 1:
         axes.plot([x, x], [row.ppl_low, row.ppl_high], color=paint, zorder=2, **SPREAD)
@@ -127,8 +121,7 @@ def label(row: object) -> str:
     """Short name beside a point; a control says how many of the dense MACs it has."""
     if not row.kind:
         return student_label(row)
-    text = f"{row.kind}, {number(row.share, 2)} of the MACs"
-    return f"{text}: PPL {number(row.ppl, 0)}" if row.beyond else text
+    return f"{row.kind}, {number(row.share, 2)} of the MACs"
 
 
 def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
