@@ -487,3 +487,11 @@ def test_reporting_needs_no_torch() -> None:
 def test_every_table_and_figure_has_a_caption_for_the_workflow_report() -> None:
     captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
     assert set(TABLES) | set(FIGURES) <= captions
+
+
+def test_the_page_counts_the_students_that_are_trained(results: Path, tmp_path: Path) -> None:
+    opened = Results.open(Path(shutil.copytree(results, tmp_path / "mini")))
+    listed = len(opened.cells)
+    assert facts.students_sentence(opened).startswith(f"{listed}, ")
+    (opened.root / "cells" / opened.cells["cell"].iloc[0] / "train.json").unlink()
+    assert facts.students_sentence(opened).startswith(f"{listed - 1} of the {listed} that the configuration lists, ")

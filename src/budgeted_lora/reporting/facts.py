@@ -89,19 +89,29 @@ class Versions:
 def run_facts(results: Results) -> list[tuple[str, str]]:
     """Label and text of the first screen's facts: scale, corpus, teachers, students, machine, time."""
     named = ", ".join(teacher_text(row) for _, row in results.teachers().iterrows())
-    cells = results.cells
-    tokens = [millions(value) for value in sorted({int(value) for value in cells["tokens"]})]
-    spoken = " to ".join(dict.fromkeys([tokens[0], tokens[-1]]))
-    seeds = cells["seed"].nunique()
     teachers = named if results.comparable or not named else f"standing for {named}"
     return [
         ("Scale", results.scale),
         ("Corpus", corpus_sentence(results)),
         ("Teachers", teachers or "none yet"),
-        ("Students", f"{len(cells)}, {spoken} training tokens each, {seeds} training seed{'s' if seeds > 1 else ''}"),
+        ("Students", students_sentence(results)),
         ("Machine", "; ".join(machines(results)) or "unknown"),
         ("Time", time_sentence(results)),
     ]
+
+
+def students_sentence(results: Results) -> str:
+    """How many students are trained of those that the configuration lists, on how many tokens and seeds."""
+    trained = [(results.root / "cells" / cell / "train.json").is_file() for cell in results.cells["cell"]]
+    there = results.cells[trained]
+    if there.empty:
+        return "none yet"
+    tokens = [millions(value) for value in sorted({int(value) for value in there["tokens"]})]
+    spoken = " to ".join(dict.fromkeys([tokens[0], tokens[-1]]))
+    seeds = there["seed"].nunique()
+    listed = len(results.cells)
+    count = f"{len(there)}" if len(there) == listed else f"{len(there)} of the {listed} that the configuration lists"
+    return f"{count}, {spoken} training tokens each, {seeds} training seed{'s' if seeds > 1 else ''}"
 
 
 def teacher_text(row: pd.Series) -> str:
