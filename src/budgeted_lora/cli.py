@@ -109,8 +109,8 @@ def refuse_ignored(given: set[str], *, of_scale: bool) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in (SHAPE_FLAGS if of_scale else SCALE_FLAGS) if name in given]
     if flags and of_scale:
         raise BadInput(
-            f"{', '.join(flags)} beside --scale: the scale's file says that; expected a shape by flags without --scale, "
-            "or --config KEY=VALUE"
+            f"{', '.join(flags)} beside --scale, whose file says that; expected a shape without --scale, or "
+            "--config KEY=VALUE"
         )
     if flags:
         raise BadInput(f"{', '.join(flags)} without --scale: expected a scale whose costs are asked for")

@@ -87,7 +87,7 @@ def examine_quickly(graph: Graph, *, remote: bool) -> list[Finding]:
 
 
 def refusal(graph: Graph, *, remote: bool) -> str | None:
-    """Why a scale does not start here, in one line; None where nothing is short, or the configuration says fit: warn."""
+    """Why a scale cannot run here, in one line; None where nothing is short."""
     found = troubles(examine_quickly(graph, remote=remote))
     if not found:
         return None

@@ -63,7 +63,7 @@ def render_costs(costs: ScaleCosts, *, gpus: int) -> str:
     )
     lines = [
         f"\nWhat {config.scale} costs on {device.name}, computing in {costs.precision} ({device.source}; {how}).",
-        f"Vocabulary {costs.vocab_size:,} ({costs.vocabulary_source}). Memory is of one job, disk without shared files.",
+        f"Vocabulary {costs.vocab_size:,} ({costs.vocabulary_source}). Memory is of one job.",
         "",
         *_table([CELL_COLUMNS, *map(_cell, costs.cells)]),
         "",
@@ -89,7 +89,7 @@ def _sums(costs: ScaleCosts, *, gpus: int) -> list[str]:
         lines.append(
             f"{name}: {sums['cells']} cells, {sums['tokens']:,} tokens, {sums['flops']:.2e} FLOPs, "
             f"{sums['device_hours']:.1f} {word}-hours ({days(sums['wall_hours'])} with {gpus} at once), "
-            f"{gib(need)} of {'GPU' if costs.device.is_gpu else 'host'} memory ({job}), {gib(host)} of host memory a job"
+            f"{gib(need)} of {word if word == 'GPU' else 'host'} memory ({job}), {gib(host)} of host memory a job"
         )
     return lines
 
