@@ -82,7 +82,8 @@ def sentence(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
         return f"calibration: the teachers' perplexities come out as published within {tolerance:.1%}: {said}"
     return (
         f"calibration: perplexity of {', '.join(off)} differs from the published one by more than {tolerance:.1%}: "
-        f"{said}; absolute perplexities of students cannot be judged (checkpoint, hash rule, sequences or tokenizer differ)"
+        f"{said}; absolute perplexities of students cannot be judged (checkpoint, hash rule, sequences or tokenizer "
+        "differ)"
     )
 
 

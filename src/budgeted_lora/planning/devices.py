@@ -21,6 +21,7 @@ class Device:
     Attributes:
         bfloat16, float32: dense peak in FLOP/s; bfloat16 is None where there are no such units.
         forward, step: assumed share of the peak in a forward pass without gradients, and in a student's step.
+        plain: assumed share of the float32 peak of a GPU, whose plain cores are more easily kept busy.
         memory_bytes: of the card; None for a CPU, whose memory is the host's.
         source: where the peaks come from.
     """
@@ -32,6 +33,7 @@ class Device:
     step: float
     memory_bytes: int | None
     source: str
+    plain: float | None = None
 
     @property
     def is_gpu(self) -> bool:
@@ -43,12 +45,14 @@ class Device:
 
     def rate(self, precision: str, *, gradients: bool) -> float:
         """FLOP/s assumed of a forward pass, or of a training step (`gradients`)."""
-        peak = self.bfloat16 if self.computes_in(precision) == "bfloat16" else self.float32
-        return float(peak or 0.0) * (self.step if gradients else self.forward)
+        share = self.step if gradients else self.forward
+        if self.bfloat16 and self.computes_in(precision) == "bfloat16":
+            return self.bfloat16 * share
+        return self.float32 * (self.plain or share)
 
 
 def _gpu(name: str, bfloat16: float, float32: float, step: float, gib: int, source: str) -> Device:
-    return Device(name, bfloat16, float32, 0.40, step, gib * GIB, source)
+    return Device(name, bfloat16, float32, 0.40, step, gib * GIB, source, 0.50)
 
 
 GPUS = {
@@ -101,4 +105,4 @@ def named_device(name: str | None, config: Config, *, utilisation: float | None 
         found = GPUS[name]
     else:
         raise BadInput(f"--device {name!r}: expected one of {', '.join([*GPUS, 'cpu'])}")
-    return found if utilisation is None else replace(found, forward=utilisation, step=utilisation)
+    return found if utilisation is None else replace(found, forward=utilisation, step=utilisation, plain=utilisation)
