@@ -1,4 +1,4 @@
-"""Whether a machine can run a scale: every line can be short or missing, says what to do, and keeps a run from starting."""
+"""Whether a machine can run a scale: any line can be short or missing, and then says what to do and stops a run."""
 
 import importlib.metadata
 import json
@@ -377,7 +377,7 @@ def test_a_run_that_cannot_fit_does_not_start(
 
 
 def test_snakemake_refuses_before_the_first_job(tmp_path: Path) -> None:
-    """Unpinned revisions keep the paper's scale from starting on any machine; a dry run goes through (test_workflow)."""
+    """Unpinned revisions keep the paper's scale from starting anywhere; its dry run is in test_workflow."""
     for name in ("workflow", "config", "profiles", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "Snakefile").write_bytes((ROOT / "Snakefile").read_bytes())
