@@ -59,7 +59,9 @@ else:
             source=settings.teachers,
             spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
             values=graph.held_out_rule(),
-            first=lambda wildcards, input: f"--first {input.first.removesuffix('.sha256')}" if input.first else "",
+            first=lambda wildcards, input: (
+                f"--first {input.first.removesuffix('.sha256')}" if input.first else ""
+            ),
             scale=scale,
         shell:
             "budgeted-lora stage fetch-teacher --name {wildcards.teacher} --source {params.source}"
