@@ -53,8 +53,9 @@ PINNED = {
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results, caches and the Hub's variables of this machine are out of sight."""
+    """Results, caches, the Hub's variables and the build of torch of this machine are out of sight."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -45,7 +46,7 @@ class Check:
         """Whether training will run on a GPU."""
         return self.config.device == "cuda" or (self.config.device == "auto" and bool(self.machine.gpus))
 
-    @property
+    @cached_property
     def costs(self) -> ScaleCosts:
         return ScaleCosts(self.graph, GPUS["a100-80gb"] if self.on_gpu else cpu(self.config.threads.training))
 
