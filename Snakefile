@@ -4,6 +4,7 @@
 #   snakemake table2 figure2                                only those
 #   snakemake --config scale=smoke                          another scale: a file of config/
 #   snakemake --config teachers=pretrain                    any top-level key of the scale, laid on top
+#   snakemake --config scale=paper fit=warn                 start although the machine is too small by the plan
 #
 # Values and file lists come from budgeted_lora.graph; what a stage does is in src/budgeted_lora.
 import re
@@ -16,6 +17,7 @@ from snakemake.utils import min_version
 from budgeted_lora.config import MAIN_CELLS, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.graph import MAIN_FIGURES, PARETO, Graph
+from budgeted_lora.planning.start import refuse_what_cannot_fit
 from budgeted_lora.runs import begin_run
 from budgeted_lora.sources import source_files
 
@@ -49,6 +51,8 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
+    if not workflow.touch:
+        refuse_what_cannot_fit(graph, remote=not workflow.local_exec)
     begin_run(results)
 
 

@@ -1,5 +1,6 @@
 """Teachers that exist already: shipped with the package, in a folder, on the Hub."""
 
+import hashlib
 import json
 import shutil
 from importlib.resources import files
@@ -9,8 +10,10 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors.torch import load_file
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from training_world import SHAPE, VOCABULARY
 
 from budgeted_lora.config import Teacher, load_config
@@ -28,13 +31,18 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OURS = {"layers": 3, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1}
 
 
+def write_tokenizer(folder: Path, words: list[str]) -> None:
+    vocabulary = {word: number for number, word in enumerate(words)}
+    Tokenizer(WordLevel(vocabulary, unk_token=words[0])).save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"eos_token": words[0]})
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint folder with what a Hub snapshot holds besides."""
     folder = tmp_path / "checkpoint"
     save_model(new_model(mistral_config(layers=3, **SHAPE), seed=0), folder, dtype=torch.float16)
-    write_json(folder / "tokenizer.json", {})
-    write_json(folder / "tokenizer_config.json", {"eos_token": "w0"})
+    write_tokenizer(folder, [f"w{i}" for i in range(VOCABULARY)])
     for name in ("README.md", "pytorch_model.bin", "optimizer.pt", "modeling_mine.py"):
         (folder / name).write_text("not to be copied")
     return folder
@@ -42,9 +50,10 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def fetch(tmp_path: Path, *, source: str = "folder", **spec: object) -> dict:
     rule = {"slice_per_mille": spec.pop("slice_per_mille", 40), "hold_out_words": spec.pop("hold_out_words", False)}
+    first = spec.pop("first", None)
     fetch_teacher(
         name="A", source=source, spec=Teacher(**(OURS | spec)), out=tmp_path / "model",
-        record=tmp_path / "teacher.json", scale="tiny", **rule,
+        record=tmp_path / "teacher.json", scale="tiny", first=first, **rule,
     )  # fmt: skip
     return json.loads((tmp_path / "teacher.json").read_text())
 
@@ -53,6 +62,7 @@ def refusal(tmp_path: Path, **arguments: object) -> str:
     with pytest.raises(BadInput) as caught:
         fetch(tmp_path, **arguments)
     assert not (tmp_path / "teacher.json").exists()
+    assert not (tmp_path / "model").exists(), "nothing is put in place before it is shown to be good"
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -216,8 +226,10 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
-    assert message.startswith("owner/name: cannot be downloaded (")
-    assert "HF_HUB_OFFLINE" in message
+    assert message == (
+        f"owner/name at {COMMIT}: not in the Hub's cache, and HF_HUB_OFFLINE keeps us off the network; unset it, or "
+        f"fetch it where there is one: hf download owner/name --revision {COMMIT}"
+    )
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), RuntimeError("proxy"), ValueError("bad name")])
@@ -241,7 +253,179 @@ def test_an_unknown_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
-    assert message == f"owner/name at {COMMIT}: not on the Hub under that name and commit"
+    assert message == (
+        f"owner/name at {COMMIT}: not on the Hub under that name and commit (a private one needs `hf auth login`)"
+    )
+
+
+def test_a_gated_name_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gated(GatedRepoError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "403")
+
+    def fail(*_: object, **__: object) -> None:
+        raise Gated
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
+    assert message == "owner/name: gated; ask its owners for access and log in with `hf auth login`"
+
+
+# --- whole or not
+
+
+@pytest.fixture
+def sharded(checkpoint: Path) -> Path:
+    """The same checkpoint in two shards and an index."""
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
+    for file, inside in parts.items():
+        save_file({name: weights[name] for name in inside}, checkpoint / file)
+    table = {name: file for file, inside in parts.items() for name in inside}
+    write_json(checkpoint / "model.safetensors.index.json", {"metadata": {}, "weight_map": table})
+    save_file({"other": torch.zeros(1)}, checkpoint / "model-00009-of-00009.safetensors")
+    return checkpoint
+
+
+def test_shards_come_with_their_index_and_load(sharded: Path, tmp_path: Path) -> None:
+    record = fetch(tmp_path, folder=str(sharded))
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {name for name in names if name.startswith("model")} == {
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"
+    }, "a shard that the index does not name stays behind"  # fmt: skip
+    model = load_model(tmp_path / "model")
+    assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert (record["vocab_size"], record["model_type"]) == (VOCABULARY, "mistral")
+
+
+def test_a_missing_shard_is_named(sharded: Path, tmp_path: Path) -> None:
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    assert refusal(tmp_path, folder=str(sharded)) == (
+        f"{sharded}: 1 of the 2 shards that model.safetensors.index.json names are missing "
+        "(model-00002-of-00002.safetensors)"
+    )
+
+
+@pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize("cut", [4, 40, -1])
+def test_a_truncated_shard_is_named(sharded: Path, tmp_path: Path, file: str, cut: int) -> None:
+    data = (sharded / file).read_bytes()
+    (sharded / file).write_bytes(data[:cut])
+    message = refusal(tmp_path, folder=str(sharded))
+    assert message.startswith(f"{sharded / file}: ")
+    assert "truncated" in message or "cut short" in message
+
+
+def test_a_tensor_that_is_not_where_the_index_says(sharded: Path, tmp_path: Path) -> None:
+    index = read_json(sharded / "model.safetensors.index.json")
+    index["weight_map"]["lm_head.weight"] = "model-00002-of-00002.safetensors"
+    write_json(sharded / "model.safetensors.index.json", index)
+    message = refusal(tmp_path, folder=str(sharded))
+    assert "puts lm_head.weight here, but the shard does not hold it" in message
+
+
+@pytest.mark.parametrize(
+    "index", [{}, [], {"weight_map": {}}, {"weight_map": {"a": "../other.safetensors"}}, {"weight_map": {"a": "x.bin"}}]
+)
+def test_an_index_that_is_none_is_refused(sharded: Path, tmp_path: Path, index: object) -> None:
+    write_json(sharded / "model.safetensors.index.json", index)
+    assert "model.safetensors.index.json: expected weight_map" in refusal(tmp_path, folder=str(sharded))
+
+
+@pytest.mark.parametrize("damage", ["shorter", "longer", "header"])
+def test_a_damaged_file_is_named(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes({"shorter": data[:-3], "longer": data + b"x", "header": data[:8] + b"}" + data[9:]}[damage])
+    assert refusal(tmp_path, folder=str(checkpoint)).startswith(f"{file}: ")
+
+
+# --- what is asked for or not
+
+
+def test_another_class_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    about = read_json(checkpoint / "config.json")
+    write_json(checkpoint / "config.json", about | {"model_type": "gpt2"})
+    assert refusal(tmp_path, folder=str(checkpoint)) == (
+        f"{checkpoint}: model_type is 'gpt2', expected one of mistral, llama"
+    )
+
+
+def test_a_model_without_a_head_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, checkpoint / "model.safetensors")
+    assert "no lm_head.weight; expected a causal model" in refusal(tmp_path, folder=str(checkpoint))
+
+
+def test_a_configuration_that_its_weights_belie_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    about = read_json(checkpoint / "config.json")
+    write_json(checkpoint / "config.json", about | {"vocab_size": 60})
+    message = refusal(tmp_path, folder=str(checkpoint))
+    assert message.endswith("model.embed_tokens.weight is [61, 16], but config.json says [60, 16]")
+
+
+def test_a_tokenizer_of_another_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    write_tokenizer(checkpoint, [f"w{i}" for i in range(VOCABULARY - 1)])
+    message = refusal(tmp_path, folder=str(checkpoint))
+    assert message.startswith(f"{checkpoint}: vocabulary of 61, but its tokenizer has 60; teacher, student and tokens")
+
+
+def test_teachers_share_one_vocabulary(checkpoint: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(checkpoint, first)
+    write_tokenizer(first, [f"w{i}" for i in range(VOCABULARY - 2)] + ["w60", "w59"])
+    message = refusal(tmp_path, folder=str(checkpoint), first=first)
+    assert message == (
+        f"{checkpoint}: 2 tokens differ from the first teacher's vocabulary ('w59' is 59 here, 60 there); "
+        "all teachers must share one"
+    )
+    (first / "tokenizer.json").unlink()
+    write_json(first / "config.json", read_json(first / "config.json") | {"vocab_size": 99})
+    assert "vocabulary of 61, but the first teacher has 99" in refusal(tmp_path, folder=str(checkpoint), first=first)
+    shutil.copyfile(checkpoint / "tokenizer.json", first / "tokenizer.json")
+    assert fetch(tmp_path, folder=str(checkpoint), first=first)["vocab_size"] == VOCABULARY
+
+
+# --- what the Hub recorded
+
+
+@pytest.fixture
+def snapshot(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint as the Hub's cache keeps it: links to blobs that are named by their digest."""
+    root = tmp_path / "hub"
+    folder, blobs = root / "snapshots" / COMMIT, root / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for path in checkpoint.iterdir():
+        data = path.read_bytes()
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        blob = blobs / (sha256_file(path) if path.suffix == ".safetensors" else git)
+        blob.write_bytes(data)
+        (folder / path.name).symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    return folder
+
+
+def test_downloads_are_checked_by_the_hubs_digests(snapshot: Path, tmp_path: Path) -> None:
+    record = fetch(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
+    weights = tmp_path / "model" / "model.safetensors"
+    assert not weights.is_symlink()
+    assert record["hub_digests"]["model.safetensors"] == sha256_file(weights)
+    assert {"config.json", "tokenizer.json"} <= record["hub_digests"].keys()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json"])
+def test_a_flipped_bit_in_a_download_is_found(snapshot: Path, tmp_path: Path, name: str) -> None:
+    blob = (snapshot / name).resolve()
+    data = bytearray(blob.read_bytes())
+    data[-2] ^= 1
+    blob.write_bytes(data)
+    message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
+    assert message.startswith(f"{snapshot / name}: damaged download, its digest is ")
+    assert message.endswith(f"remove {blob} and run again")
 
 
 # --- the teachers that really ship

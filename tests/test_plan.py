@@ -1,11 +1,13 @@
 """The structure of each budget and the steps a run needs, against every figure of the paper that follows from them."""
 
+from fractions import Fraction
+
 import pytest
 from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from budgeted_lora.budget.cost import projections
+from budgeted_lora.budget.cost import ModelShape, dense_macs, lora_macs, projections
 from budgeted_lora.budget.plan import decide, steps_needed, structure, svd_rank
 from budgeted_lora.budget.report import render_plan
 from budgeted_lora.errors import BadInput
@@ -169,6 +171,80 @@ def test_rendered_plan_names_modules_compactly():
     assert "svd: layer 0 gate (d = 0.4, rank 26 + 128)\n" in text
     assert len({len(line) for line in text.splitlines()[3:8]}) == 1
     assert render_plan([]).startswith("No budget")
+
+
+def test_every_count_of_section_6():
+    """The counts that the method derives from the shape, and both conventions for KD LoRA's row."""
+    one_layer = ModelShape(layers=1, hidden=768, kv=192, ffn=3072)
+    assert (dense_macs(one_layer), lora_macs(one_layer, rank=128)) == (8_552_448, 2_113_536)
+    dense, lora = dense_macs(PAPER), lora_macs(PAPER, rank=128)
+    assert (dense, lora, dense + lora) == (51_314_688, 12_681_216, 63_995_904)
+    assert round(dense / (dense + lora), 2) == 0.80, "KD LoRA unmerged, against the dense student"
+    assert plan(PAPER, 128, 64, 1.0).speedup_vs_dense == 1.0, "and merged"
+    assert [round(plan(PAPER, 128, 64, f).train_compute, 4) for f in (0.4, 0.0)] == [0.5938, 0.3805]
+    assert [round(plan(PAPER, 128, 64, 0.0, name).train_compute, 4) for name in ("none", "long")] == [0.2471, 0.5805]
+    assert [round(plan(PAPER, 128, 64, f).param_reduction_vs_dense_pct, 1) for f in (0.0, 0.4)] == [75.3, 42.5]
+    largest, smallest = (plan(PAPER, 128, r_max, 0.8) for r_max in (160, 1))
+    assert 13.0 < largest.param_reduction_vs_dense_pct < smallest.param_reduction_vs_dense_pct < 13.5
+    assert (round(largest.speedup_vs_dense, 2), round(smallest.speedup_vs_dense, 2)) == (1.15, 1.15)
+    assert {module.rank for module in plan(PAPER, 128, 64, 0.0).modules} == {128}, "average rank 128.0"
+
+
+def by_hand(shape: ModelShape, rank: int, r_max: int, budget: Fraction, schedule: str) -> dict:
+    """Section 5 and 6 of the method again in exact fractions: what is left of each module, and what all of it costs."""
+    kv, hidden, ffn = shape.kv, shape.hidden, shape.ffn
+    sizes = [
+        (hidden, hidden),
+        (hidden, kv),
+        (hidden, kv),
+        (hidden, hidden),
+        (hidden, ffn),
+        (hidden, ffn),
+        (ffn, hidden),
+    ]
+    modules = sizes * shape.layers
+    dense = sum(a * b for a, b in modules)
+    excess, left = dense * (1 - budget), {}
+    for index in sorted(range(len(modules)), key=lambda i: modules[i][0] * modules[i][1]):
+        cost = Fraction(modules[index][0] * modules[index][1])
+        taken = min(cost, excess)
+        excess -= taken
+        left[index] = 1 - taken / cost
+    macs, counts = 0, {"keep": 0, "svd": 0, "drop": 0}
+    for index, (a, b) in enumerate(modules):
+        d = left[index]
+        decision = "drop" if d < Fraction(1, 20) else "svd" if d < Fraction(1, 2) else "keep"
+        counts[decision] += 1
+        k = max(1, min(round(float(d) * r_max), a, b)) if decision == "svd" else 0
+        macs += a * b if decision == "keep" else (rank + k) * (a + b)
+    start, end = (Fraction(str(value)) for value in SCHEDULES[schedule])
+    rho = start + (end - start) * (1 + budget) / 2 + (1 - end) * budget
+    low = rank * sum(a + b for a, b in modules)
+    return counts | {"macs": macs, "compute": (2 * rho * dense + 3 * low) / (3 * dense), "dense": dense, "low": low}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layers=st.integers(1, 12),
+    heads=st.sampled_from([(4, 1), (6, 2), (12, 3), (16, 4), (8, 8)]),
+    width=st.sampled_from([8, 16, 24, 64]),
+    ffn=st.integers(16, 6144),
+    rank=st.integers(1, 8),
+    r_max=st.integers(1, 128),
+    budget=st.integers(0, 40).map(lambda i: Fraction(i, 40)),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+)
+def test_any_shape_is_planned_as_by_hand(layers, heads, width, ffn, rank, r_max, budget, schedule):
+    shape = ModelShape(layers=layers, hidden=heads[0] * width, kv=heads[1] * width, ffn=ffn)
+    expected = by_hand(shape, rank, r_max, budget, schedule)
+    found = plan(shape, rank, r_max, float(budget), schedule)
+    assert (found.kept, found.svd, found.dropped) == (expected["keep"], expected["svd"], expected["drop"])
+    assert (found.macs, found.dense_macs) == (expected["macs"], expected["dense"])
+    assert found.train_compute == pytest.approx(float(expected["compute"]), rel=1e-12)
+    assert found.speedup_vs_dense == pytest.approx(expected["dense"] / expected["macs"], rel=1e-12)
+    both = expected["dense"] + expected["low"]
+    assert found.speedup_vs_lora == pytest.approx(both / expected["macs"], rel=1e-12)
+    assert found.param_reduction_pct == pytest.approx(100 * (1 - expected["macs"] / both), abs=1e-9)
 
 
 # ---- steps a run needs ------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def test_a_stage_lists_nothing_that_no_run_could_load(stage: str) -> None:
 def test_every_module_is_listed_by_a_stage_or_exempt() -> None:
     maintainers = {"models.ship", "config_docs", "budget.report", "reporting.readme"}
     commands = {"archive", "archive_format", "metadata", "prune", "render", "status"}  # a person's, no stage's
+    commands |= {f"planning.{path.stem}" for path in (PACKAGE / "planning").glob("*.py")}
     known = set().union(*(listed(stage) for stage in STAGES)) | EXEMPT | maintainers | commands
     modules = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
@@ -99,6 +100,7 @@ def test_the_word_list_is_code_of_the_stages_that_read_it() -> None:
         "from budgeted_lora import config, graph, grid, sources",
         "from budgeted_lora.budget import plan, report",
         "import budgeted_lora.cli",
+        "from budgeted_lora.planning import show, start",
     ],
 )
 def test_the_workflow_and_the_plan_need_no_torch(statement: str) -> None:

@@ -120,6 +120,9 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     assert found["cut_student"] == len({graph.config.training.init, *map(graph.student_of, cells)})
     assert found["cache_teacher"] == (len({graph.cache_name(cell) for cell in cells}) if graph.cached else 0)
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
+    assert found["calibrate_teachers"] == len(graph.calibration())
+    judged = [job for job in plan("all", "--config", f"scale={scale}") if "calibration.json" in job.fields["input"]]
+    assert len(judged) == (len(cells) if graph.calibration() else 0), "said before any student trains"
     assert found["make_table"] == len(graph.main_tables()) + len(graph.ablations())
     assert found["make_figure"] == len(MAIN_FIGURES)
     for rule in ("collect_corpus", "tokenize_corpus", "list_cells", "make_index", "make_contents"):

@@ -4,16 +4,19 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from budgeted_lora import stages
 from budgeted_lora.config import load_config
 from budgeted_lora.errors import BadInput, TrainingDiverged
+from budgeted_lora.slots import gpu_slots
 
 if TYPE_CHECKING:
+    from budgeted_lora.budget.plan import Structure
     from budgeted_lora.graph import Graph
+    from budgeted_lora.planning.costs import ScaleCosts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,8 +36,10 @@ Overrides = Annotated[
 
 @app.command()
 def plan(
+    context: typer.Context,
     scale: Annotated[str | None, typer.Option(help="Take shape, ranks and budgets from this scale.")] = None,
     config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
     layers: Annotated[int, typer.Option(min=1, help="Student layers.")] = 6,
     hidden: Annotated[int, typer.Option(min=1, help="Hidden size.")] = 768,
     kv: Annotated[int, typer.Option(min=1, help="Width of the key and value projections.")] = 192,
@@ -45,41 +50,143 @@ def plan(
     r_max: Annotated[int, typer.Option(min=1, help="SVD rank of a coefficient of 1.")] = 64,
     drop_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.05,
     svd_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a budget.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="Of a scale: what it costs and nothing else.")] = False,
+    device: Annotated[str | None, typer.Option(help="Of a scale: a100-80gb, h100, rtx4090, ..., cpu.")] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Of a scale: jobs side by side.")] = 1,
+    utilisation: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Of a scale: share of the device's peak, if not the table's.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Of a scale: time a few training steps of each kind on this machine.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A list, one object a budget; with --costs one object.")
+    ] = False,
 ) -> None:
-    """The structure, MACs, speedups and train compute that each budget will have; needs no weights."""
+    """The structure, MACs, speedups and train compute that each budget will have; needs no weights.
+
+    Of a scale also what every cell and the whole will cost before anything runs: tokens, FLOPs, time on a named
+    device, memory and disk.
+    """
+    from budgeted_lora.budget.report import render_plan
+    from budgeted_lora.planning.show import as_json as costs_as_json
+    from budgeted_lora.planning.show import render_costs
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    refuse_ignored(given, of_scale=scale is not None)
+    if scale is None:
+        made = planned_by_flags(
+            layers=layers, hidden=hidden, kv=kv, ffn=ffn, rank=rank, budgets=budget or [0.0, 0.4, 0.8],
+            schedule=schedule, r_max=r_max, drop_threshold=drop_threshold, svd_threshold=svd_threshold,
+        )  # fmt: skip
+        typer.echo(json.dumps([item.as_json() for item in made], indent=2) if as_json else render_plan(made))
+        return
+    graph = graph_of(scale, config_folder, config)
+    made = list(graph.structures().values())
+    if as_json and not costs:
+        typer.echo(json.dumps([item.as_json() for item in made], indent=2))
+        return
+    counted = costs_of(graph, device=device, utilisation=utilisation, calibrate=calibrate)
+    if as_json:
+        typer.echo(json.dumps(costs_as_json(counted, gpus=gpus), indent=2))
+        return
+    typer.echo(("" if costs else render_plan(made)) + render_costs(counted, gpus=gpus), nl=False)
+
+
+SHAPE_FLAGS = (
+    "layers", "hidden", "kv", "ffn", "rank", "budget", "schedule", "r_max", "drop_threshold", "svd_threshold"
+)  # fmt: skip
+SCALE_FLAGS = ("config_folder", "config", "costs", "device", "gpus", "utilisation", "calibrate")
+
+
+def refuse_ignored(given: set[str], *, of_scale: bool) -> None:
+    """Refuses flags of `plan` that would have no effect.
+
+    Raises:
+        BadInput: a shape is given beside a scale, a scale's flag without one, or flags of which one wins.
+    """
+    flags = [f"--{name.replace('_', '-')}" for name in (SHAPE_FLAGS if of_scale else SCALE_FLAGS) if name in given]
+    if flags and of_scale:
+        raise BadInput(
+            f"{', '.join(flags)} beside --scale, whose file says that; expected a shape without --scale, or "
+            "--config KEY=VALUE"
+        )
+    if flags:
+        raise BadInput(f"{', '.join(flags)} without --scale: expected a scale whose costs are asked for")
+    if {"as_json"} & given and not {"costs"} & given:
+        asked = [f"--{name}" for name in ("device", "gpus", "utilisation", "calibrate") if name in given]
+        if asked:
+            raise BadInput(f"{', '.join(asked)} with --json: a list of structures has no costs; expected --costs too")
+    for one, other in (("calibrate", "device"), ("calibrate", "utilisation")):
+        if {one, other} <= given:
+            raise BadInput(f"--{other} with --{one}: expected one of them, assumed figures or measured ones")
+
+
+def planned_by_flags(
+    *, layers: int, hidden: int, kv: int, ffn: int, budgets: list[float], schedule: str, rank: int, **thresholds: Any
+) -> "list[Structure]":
+    """The structures of a shape that belongs to no scale.
+
+    Raises:
+        BadInput: an unknown schedule, or a rank above a projection's dimension.
+    """
     from budgeted_lora.budget.cost import ModelShape
     from budgeted_lora.budget.plan import structure
-    from budgeted_lora.budget.report import render_plan
-    from budgeted_lora.graph import Graph
 
     schedules = {"none": (0.0, 0.0), "short": (0.1, 0.3), "long": (0.1, 0.9)}
-    if scale is not None:
-        graph = Graph(load_config(config_folder / f"{scale}.yaml"))
-        made = list(graph.structures().values())
-    else:
-        if schedule not in schedules:
-            raise BadInput(f"--schedule {schedule!r}: expected one of {', '.join(schedules)}")
-        if rank > min(hidden, kv, ffn):
-            raise BadInput(f"--rank {rank} exceeds {min(hidden, kv, ffn)}, the smallest dimension of a projection")
-        start, end = schedules[schedule]
-        made = [
-            structure(
-                ModelShape(layers=layers, hidden=hidden, kv=kv, ffn=ffn),
-                rank=rank,
-                budget=fraction,
-                start=start,
-                end=end,
-                smoothing=0.9,
-                drop_threshold=drop_threshold,
-                controller="greedy",
-                r_max=r_max,
-                svd_threshold=svd_threshold,
-                schedule=schedule,
-            )
-            for fraction in budget or [0.0, 0.4, 0.8]
-        ]
-    typer.echo(json.dumps([item.as_json() for item in made], indent=2) if as_json else render_plan(made))
+    if schedule not in schedules:
+        raise BadInput(f"--schedule {schedule!r}: expected one of {', '.join(schedules)}")
+    if rank > min(hidden, kv, ffn):
+        raise BadInput(f"--rank {rank} exceeds {min(hidden, kv, ffn)}, the smallest dimension of a projection")
+    start, end = schedules[schedule]
+    shape = ModelShape(layers=layers, hidden=hidden, kv=kv, ffn=ffn)
+    given = {"rank": rank, "start": start, "end": end, "schedule": schedule, **thresholds}
+    return [structure(shape, budget=fraction, **given) for fraction in budgets]
+
+
+def costs_of(graph: "Graph", *, device: str | None, utilisation: float | None, calibrate: bool) -> "ScaleCosts":
+    """The costs of a scale on a named device, or by steps timed here."""
+    from budgeted_lora.planning.costs import ScaleCosts
+    from budgeted_lora.planning.devices import matching, named_device
+    from budgeted_lora.planning.machine import gpus
+
+    if not calibrate:
+        return ScaleCosts(graph, named_device(device, graph.config, utilisation=utilisation))
+    with gpu_slots(1, device=graph.config.device) as held:
+        found = {gpu.id: gpu for gpu in gpus()}
+        here = matching(found[held[0]].name) if held else named_device("cpu", graph.config)
+        from budgeted_lora.planning.calibrate import calibrate as run
+
+        assumed = ScaleCosts(graph, here)
+        measured, skipped = run(assumed, threads=graph.config.threads.training)
+    for line in skipped:
+        print(f"note: {line}; the device table's rate is used", file=sys.stderr)
+    return ScaleCosts(graph, here, measured=measured)
+
+
+@app.command()
+def doctor(
+    scale: ScaleName = "mini",
+    config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Jobs will run on a cluster: look at its tools.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line of the list.")] = False,
+) -> None:
+    """Say whether this machine can run a scale: each line ok, short or missing, with what to do.
+
+    Exit status 0 if it can, 2 if it cannot.
+    """
+    from budgeted_lora.planning.doctor import examine
+    from budgeted_lora.planning.findings import troubles
+    from budgeted_lora.planning.show import render_findings
+
+    found = examine(graph_of(scale, config_folder, config), slurm=slurm)
+    typer.echo(
+        json.dumps([item.as_json() for item in found], indent=2) if as_json else render_findings(found, scale=scale)
+    )
+    if troubles(found):
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -326,12 +326,29 @@ class Report(Strict):
     confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the printed intervals. [ours]")
 
 
+class Calibration(Strict):
+    teachers: bool = Field(
+        False,
+        description="Judge the teachers' perplexities by Table 1 of the paper before any student trains: only with its "
+        "checkpoints, corpus and tokenizer. [ours]",
+    )
+    tolerance: float = Field(0.02, gt=0, description="Largest relative difference from the published value. [ours]")
+    on_miss: Literal["warn", "stop"] = Field(
+        "warn", description="Where a teacher is further off: say so and go on, or train nothing. [ours]"
+    )
+
+
 class Config(Strict):
     """A whole scale."""
 
     scale: str = Field(description="Name of the scale; results lie in `results/<scale>/`. [ours]")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes a GPU where there is one; cuda fails without. [ours]"
+    )
+    fit: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="On a machine that is too small by the plan (`budgeted-lora doctor`) a run ends before its first "
+        "job, or says what is short and starts. [ours]",
     )
     threads: Threads = Field(default_factory=Threads, description="CPU threads; part of what makes bytes repeat.")
     sequence_length: Positive = Field(1024, description="Tokens of a window. [S]")
@@ -346,6 +363,7 @@ class Config(Strict):
     teacher_ladder: dict[str, Teacher] = Field(
         min_length=1, description="Teachers by the name they stand for, smallest first. [S]"
     )
+    calibration: Calibration = Field(default_factory=Calibration)
     pretraining: Pretraining = Field(default_factory=Pretraining)
     student: Student = Field(default_factory=Student)
     training: Training = Field(default_factory=Training)
@@ -383,6 +401,8 @@ class Config(Strict):
             raise ValueError("corpus.packages must name at least one package when corpus.source is docstrings")
         if self.corpus.source == "files" and not self.corpus.files:
             raise ValueError("corpus.files must name at least one file when corpus.source is files")
+        if self.calibration.teachers and self.teachers not in ("hub", "folder"):
+            raise ValueError(f"calibration.teachers needs the paper's checkpoints, but teachers is {self.teachers}")
         for name, teacher in self.teacher_ladder.items():
             if self.teachers == "folder" and not teacher.folder:
                 raise ValueError(f"teacher_ladder.{name}.folder must name a checkpoint folder when teachers is folder")

@@ -36,6 +36,8 @@ the command line, e.g. `snakemake --config teachers=pretrain`.
 | `mini.yaml` | the paper's student at one eighth of its width; two CPU cores, no download |
 | `smoke.yaml` | every rule in seconds; its numbers mean nothing |
 | `paper.yaml` | the paper's own sizes, checkpoints and corpus; two GPUs |
+| `single-gpu.yaml` | the same with a tenth of the tokens, on one GPU of 24 GB in about two days |
+| `gpu-hour.yaml` | the paper's width on the docstring corpus, half an hour on one GPU; shows speed, not quality |
 | `published.csv` | the numbers the paper prints, beside which ours are set; no scale |
 
 A scale is complete, or it names another one with `extends: <scale>` and says only its own name and what differs.

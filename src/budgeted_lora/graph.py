@@ -134,12 +134,12 @@ class Graph:
 
     def listing(self) -> str:
         """The configuration without what no line of cells.csv depends on."""
-        other = {"device", "threads", "evaluation", "speed", "report"}
+        other = {"device", "fit", "threads", "calibration", "evaluation", "speed", "report"}
         return canonical_json(self.config.model_dump(mode="json", exclude=other))
 
     def whole(self) -> str:
-        """The whole configuration, for the page that lists it."""
-        return canonical_json(self.config.model_dump(mode="json"))
+        """The configuration for the page that lists it, without what only decides whether a run starts."""
+        return canonical_json(self.config.model_dump(mode="json", exclude={"fit"}))
 
     # --- sizes ---
 
@@ -274,6 +274,20 @@ class Graph:
         students = dict.fromkeys([self.config.training.init, *map(self.student_of, self.listed(MAIN_CELLS))])
         folders = [f"teachers/{name}" for name in self.teachers] + [f"students/{name}" for name in students]
         return [f"{self.results}/{folder}/{name}" for folder in folders for name in ("perplexity.json", "icl.json")]
+
+    def teacher_scores(self) -> list[str]:
+        """Perplexities of the teachers."""
+        return [f"{self.results}/teachers/{name}/perplexity.json" for name in self.teachers]
+
+    def calibration(self) -> list[str]:
+        """What must be said of the teachers before a student trains; nothing where they are not the paper's."""
+        return [f"{self.results}/calibration.json"] if self.config.calibration.teachers else []
+
+    def first_teacher_digest(self, teacher: str) -> list[str]:
+        """The first teacher, whose vocabulary a brought-in one must share; nothing where they share it by origin."""
+        first = self.config.first_teacher
+        shared = self.config.teachers not in ("hub", "folder") or teacher == first
+        return [] if shared else [f"{self.results}/teachers/{first}/model.sha256"]
 
     def speeds(self, tables: Iterable[str]) -> list[str]:
         """Timings of the structures of the cells that these tables list."""

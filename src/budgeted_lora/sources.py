@@ -44,6 +44,7 @@ STAGES = {
     "compress": "compression.compress",
     "evaluate": "evaluation.evaluate",
     "speed": "evaluation.speed",
+    "calibrate": "evaluation.calibration",
     "report": "reporting.build",
 }
 

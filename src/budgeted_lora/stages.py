@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
-from budgeted_lora.config import Config, Corpus, Pretraining, Teacher, describe
+from budgeted_lora.config import Calibration, Config, Corpus, Pretraining, Teacher, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_digest
 from budgeted_lora.runs import join_run
@@ -109,11 +109,15 @@ def fetch_teacher(
     out: Out,
     record: Annotated[Path, typer.Option()],
     scale: Scale,
+    first: Annotated[Path | None, typer.Option(help="The first teacher, whose vocabulary it must share.")] = None,
 ) -> None:
     """Bring a shipped, local or Hub checkpoint into results."""
     from budgeted_lora.models.fetch import fetch_teacher as run
 
-    run(name=name, source=source, spec=parse(spec, Teacher), out=out, record=record, scale=scale, **parse(values))
+    run(
+        name=name, source=source, spec=parse(spec, Teacher), out=out, record=record, scale=scale, first=first,
+        **parse(values),
+    )  # fmt: skip
     write_digest(out)
 
 
@@ -266,6 +270,25 @@ def evaluate(
             model=model, tokens=tokens, tokenizer=tokenizer, out=out, values=parse(values), scale=scale, cell=cell,
             device=device, threads=threads, icl=icl, student=student, uncompressed=uncompressed,
         )  # fmt: skip
+
+
+@app.command()
+def calibrate(
+    scores: Annotated[list[Path], typer.Argument(help="perplexity.json of each teacher.")],
+    values: Values,
+    published: Annotated[Path, typer.Option()],
+    out: Out,
+    report: Annotated[Path, typer.Option(help="Markdown file to write.")],
+    scale: Scale,
+) -> None:
+    """Say whether the teachers' perplexities come out as the paper prints them."""
+    from budgeted_lora.evaluation.calibration import calibrate_teachers
+
+    chosen = parse(values, Calibration)
+    calibrate_teachers(
+        scores=scores, published=published, tolerance=chosen.tolerance, on_miss=chosen.on_miss, out=out, report=report,
+        scale=scale,
+    )  # fmt: skip
 
 
 @app.command()

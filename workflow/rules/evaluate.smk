@@ -140,6 +140,39 @@ rule score_cell:
         " --no-icl 2>&1 | tee {log}"
 
 
+if settings.calibration.teachers:
+
+    rule calibrate_teachers:
+        input:
+            code=source_files("calibrate"),
+            published="config/published.csv",
+            scores=graph.teacher_scores(),
+        output:
+            record=f"{results}/calibration.json",
+            page=report(
+                f"{reports}/calibration.md",
+                caption="../report/calibration.rst",
+                category="Tables",
+                labels={"table": "calibration"},
+            ),
+        log:
+            f"{results}/logs/calibrate_teachers.log",
+        benchmark:
+            f"{results}/benchmarks/calibrate_teachers.tsv"
+        conda:
+            "../../environment.yml"
+        params:
+            values=graph.section("calibration"),
+            scale=scale,
+        shell:
+            "budgeted-lora stage calibrate {input.scores} --values {params.values:q} --published {input.published}"
+            " --out {output.record} --report {output.page} --scale {params.scale} 2>&1 | tee {log}"
+
+    rule calibration:
+        input:
+            f"{results}/calibration.json",
+
+
 rule measure_speed:
     input:
         code=source_files("speed"),

@@ -44,6 +44,7 @@ else:
         input:
             code=source_files("fetch"),
             source=lambda wildcards: graph.teacher_files(wildcards.teacher),
+            first=lambda wildcards: graph.first_teacher_digest(wildcards.teacher),
         output:
             model=directory(f"{results}/teachers/{{teacher}}/model"),
             digest=f"{results}/teachers/{{teacher}}/model.sha256",
@@ -58,11 +59,14 @@ else:
             source=settings.teachers,
             spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
             values=graph.held_out_rule(),
+            first=lambda wildcards, input: (
+                f"--first {input.first.removesuffix('.sha256')}" if input.first else ""
+            ),
             scale=scale,
         shell:
             "budgeted-lora stage fetch-teacher --name {wildcards.teacher} --source {params.source}"
-            " --spec {params.spec:q} --values {params.values:q} --out {output.model} --record {output.record}"
-            " --scale {params.scale} 2>&1 | tee {log}"
+            " --spec {params.spec:q} --values {params.values:q} {params.first} --out {output.model}"
+            " --record {output.record} --scale {params.scale} 2>&1 | tee {log}"
 
 
 rule cache_teacher:

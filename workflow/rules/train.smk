@@ -17,6 +17,7 @@ rule train_cell:
         ),
         tokens=ancient(f"{results}/data/train.bin"),
         cache=lambda wildcards: graph.cache_files(wildcards.cell),
+        calibration=ancient(graph.calibration()),
     output:
         model=directory(f"{results}/cells/{{cell}}/trained"),
         digest=f"{results}/cells/{{cell}}/trained.sha256",

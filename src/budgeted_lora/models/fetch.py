@@ -8,10 +8,18 @@ from typing import Any
 from budgeted_lora.config import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, read_json, sha256_file
+from budgeted_lora.models.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    check_checkpoint,
+    check_downloads,
+    check_same_vocabulary,
+    weight_files,
+)
 from budgeted_lora.models.shipped import shipped_folder
 from budgeted_lora.provenance import Clock, write_result
 
-WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+DOWNLOADED = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -45,15 +53,14 @@ def copy_checkpoint(source: Path, out: Path) -> None:
     """Copies configuration, safetensors and tokenizer of a checkpoint folder, nothing else.
 
     Raises:
-        BadInput: the folder is missing or has no safetensors.
+        BadInput: the folder is missing or has no safetensors; see `checkpoint.weight_files`.
     """
     if not source.is_dir():
         raise BadInput(f"{source}: no such checkpoint folder")
-    found = [path for pattern in (*WEIGHTS, *TOKENIZER) for path in sorted(source.glob(pattern))]
-    if not any(path.suffix == ".safetensors" for path in found):
-        raise BadInput(f"{source}: no .safetensors file; weights in other formats are not read")
+    weights = weight_files(source)
+    beside = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     with atomic_folder(out) as folder:
-        for path in found:
+        for path in [*weights, *(source / name for name in beside if (source / name).is_file())]:
             shutil.copyfile(path, folder / path.name)
 
 
@@ -63,7 +70,7 @@ def download(spec: Teacher) -> Path:
     Raises:
         BadInput: no revision is pinned, the name is unknown or gated, or the Hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if not COMMIT.fullmatch(spec.revision or ""):
@@ -72,12 +79,20 @@ def download(spec: Teacher) -> Path:
             "since a branch or tag can move"
         )
     try:
-        return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*WEIGHTS, *TOKENIZER]))
+        return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*DOWNLOADED, *TOKENIZER]))
     except GatedRepoError:
         raise BadInput(f"{spec.hub}: gated; ask its owners for access and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise BadInput(f"{spec.hub} at {spec.revision}: not on the Hub under that name and commit") from None
+        raise BadInput(
+            f"{spec.hub} at {spec.revision}: not on the Hub under that name and commit (a private one needs "
+            "`hf auth login`)"
+        ) from None
     except Exception as error:  # from no network to a malformed name; the HTTP library's own kinds among them
+        if constants.HF_HUB_OFFLINE:
+            raise BadInput(
+                f"{spec.hub} at {spec.revision}: not in the Hub's cache, and HF_HUB_OFFLINE keeps us off the network; "
+                f"unset it, or fetch it where there is one: hf download {spec.hub} --revision {spec.revision}"
+            ) from None
         raise BadInput(f"{spec.hub}: cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
 
 
@@ -91,31 +106,34 @@ def fetch_teacher(
     out: Path,
     record: Path,
     scale: str,
+    first: Path | None = None,
 ) -> None:
-    """Puts a shipped, local or downloaded checkpoint under `out` and checks its shape.
+    """Puts a shipped, local or downloaded checkpoint under `out`, once it is shown to be whole and what is asked for.
+
+    Args:
+        first: folder of the first teacher, whose vocabulary this one must share; None for the first itself.
 
     Raises:
-        BadInput: see `check_card`, `copy_checkpoint`, `download`; or the checkpoint's shape is not the configuration's.
+        BadInput: see `check_card`, `copy_checkpoint`, `download` and the checks of `models.checkpoint`.
     """
     clock = Clock()
     card: dict[str, Any] = {}
+    verified: dict[str, str] = {}
     if source == "shipped":
         folder = shipped_folder(name)
         card = check_card(folder, spec=spec, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+    elif source == "hub":
+        folder = download(spec)
+        verified = check_downloads(folder)
     else:
-        folder = download(spec) if source == "hub" else Path(str(spec.folder))
+        folder = Path(str(spec.folder))
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such checkpoint folder")
+    about = check_checkpoint(folder, name=name, spec=spec)
+    if first is not None:
+        check_same_vocabulary(folder, first)
     copy_checkpoint(folder, out)
-    about = read_json(out / "config.json", expected="the configuration of a checkpoint")
-    about.setdefault("num_key_value_heads", about.get("num_attention_heads"))  # as older Llama configurations mean it
-    for key, ours in (
-        ("num_hidden_layers", spec.layers),
-        ("hidden_size", spec.hidden),
-        ("intermediate_size", spec.ffn),
-        ("num_attention_heads", spec.heads),
-        ("num_key_value_heads", spec.kv_heads),
-    ):
-        if about.get(key) != ours:
-            raise BadInput(f"{folder}: {key} is {about.get(key)}, but teacher_ladder.{name} says {ours}")
     values = {"name": name, "source": source, **spec.model_dump()}
-    payload = {"stands_for": name, "source": source, "card": card or None, "sha256": sha256_file(out)}
+    payload = {"stands_for": name, "source": source, **about, "card": card or None, "hub_digests": verified or None}
+    payload["sha256"] = sha256_file(out)
     write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out], clock=clock)

@@ -1,0 +1,132 @@
+"""Stage: whether the teachers' perplexities come out as the paper prints them (Table 1; method, section 3).
+
+With the paper's checkpoints, corpus and tokenizer they must: if they do not, hash rule, sequences or scoring differ
+from the authors', and no absolute perplexity of a student can be judged. So this is said before any student trains.
+"""
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json, write_text
+from budgeted_lora.provenance import Clock, write_result
+
+SOURCE = {"source": "Table 1", "metric": "ppl", "method": "pretrained"}
+
+
+def published_perplexities(path: Path) -> dict[str, float]:
+    """Perplexity by teacher as the table of published numbers has it.
+
+    Raises:
+        BadInput: no such file, a column is missing, or it holds none.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        chosen = [row for row in rows if all(row[key] == value for key, value in SOURCE.items())]
+        found = {row["teacher"]: float(row["value"]) for row in chosen}
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; expected the published numbers") from None
+    except (KeyError, ValueError) as error:
+        raise BadInput(f"{path}: not the table of published numbers ({error})") from None
+    if not found:
+        raise BadInput(f"{path}: no perplexity of a pretrained teacher; expected those of Table 1")
+    return found
+
+
+def judge(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, float], *, tolerance: float) -> list[dict]:
+    """One record a teacher: published and measured perplexity, relative difference, whether it is within tolerance.
+
+    Args:
+        measured: content of each teacher's perplexity.json.
+        tolerance: largest relative difference, on either side.
+
+    Raises:
+        BadInput: a teacher has no published perplexity, or a record no value.
+    """
+    records = []
+    for name, record in measured.items():
+        if name not in published:
+            raise BadInput(f"calibration: teacher {name} has no published perplexity; expected {', '.join(published)}")
+        try:
+            value, error = float(record["value"]), float(record["standard_error"])
+        except (KeyError, TypeError, ValueError):
+            raise BadInput(f"calibration: the perplexity of teacher {name} has no value and standard_error") from None
+        difference = value / published[name] - 1.0
+        records.append(
+            {
+                "teacher": name,
+                "published": published[name],
+                "measured": value,
+                "standard_error": error,
+                "difference": difference,
+                "tokens": record.get("tokens"),
+                "as_published": abs(difference) <= tolerance,
+            }
+        )
+    return records
+
+
+def sentence(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
+    """What the judgement says, in one line."""
+    said = ", ".join(
+        f"{record['teacher']} {record['measured']:.2f} ± {record['standard_error']:.2f} "
+        f"(published {record['published']:g}, {record['difference']:+.1%})"
+        for record in records
+    )
+    off = [record["teacher"] for record in records if not record["as_published"]]
+    if not off:
+        return f"calibration: the teachers' perplexities come out as published within {tolerance:.1%}: {said}"
+    return (
+        f"calibration: perplexity of {', '.join(off)} differs from the published one by more than {tolerance:.1%}: "
+        f"{said}; absolute perplexities of students cannot be judged (checkpoint, hash rule, sequences or tokenizer "
+        "differ)"
+    )
+
+
+def page(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
+    """The judgement as Markdown."""
+    lines = [
+        "# Calibration: the teachers of Table 1",
+        "",
+        sentence(records, tolerance=tolerance).removeprefix("calibration: "),
+        "",
+        "| Teacher | PPL, published | PPL, measured | Difference | As published |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for record in records:
+        value = f"{record['measured']:.2f} ± {record['standard_error']:.2f}"
+        verdict = "yes" if record["as_published"] else "**no**"
+        difference = f"{record['difference']:+.1%}"
+        lines.append(f"| {record['teacher']} | {record['published']:g} | {value} | {difference} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def calibrate_teachers(
+    *, scores: Sequence[Path], published: Path, tolerance: float, on_miss: str, out: Path, report: Path, scale: str
+) -> None:
+    """Writes the judgement as JSON and Markdown and says it; warns where a teacher is off.
+
+    Args:
+        scores: perplexity.json of each teacher, in a folder of its name.
+        tolerance: see `judge`.
+        on_miss: warn, or stop to write nothing and refuse.
+
+    Raises:
+        BadInput: a teacher is off and `on_miss` is stop; or see `judge`, `published_perplexities`.
+    """
+    clock = Clock()
+    expected = "the perplexity of a teacher"
+    measured = {path.parent.name: read_json(path, expected=expected) for path in scores}
+    records = judge(measured, published_perplexities(published), tolerance=tolerance)
+    verdict, passed = sentence(records, tolerance=tolerance), all(record["as_published"] for record in records)
+    if not passed and on_miss == "stop":
+        raise BadInput(f"{verdict}; calibration.on_miss is stop")
+    print(verdict if passed else f"WARNING: {verdict}", file=sys.stderr, flush=True)
+    payload = {"as_published": passed, "tolerance": tolerance, "teachers": records, "verdict": verdict}
+    values = {"tolerance": tolerance, "on_miss": on_miss}
+    write_text(report, page(records, tolerance=tolerance))
+    write_result(out, payload, scale=scale, cell=None, values=values, inputs=[published, *scores], clock=clock)

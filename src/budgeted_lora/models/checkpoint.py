@@ -1,0 +1,206 @@
+"""Whether a checkpoint folder is whole and what it claims to be, told from headers alone: no weight is loaded."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from budgeted_lora.config import Teacher
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json, sha256_file
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CLASSES = ("mistral", "llama")
+NEEDED = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+LARGEST_HEADER = 100_000_000  # the format's own limit
+Shapes = dict[str, list[int]]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or the shards that its index names.
+
+    Raises:
+        BadInput: there is none, the index is damaged, or a shard that it names is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
+    names = sorted(set(_weight_map(folder).values()))
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise BadInput(
+            f"{folder}: {len(absent)} of the {len(names)} shards that {INDEX} names are missing ({absent[0]})"
+        )
+    return [folder / name for name in names]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Shard by name of the tensor. Names of shards are plain, so that none leads out of the folder."""
+    table = read_json(folder / INDEX, expected="the index of a sharded checkpoint")
+    table = table.get("weight_map") if isinstance(table, dict) else None
+    plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+    if not isinstance(table, dict) or not table or not all(plain.fullmatch(str(name)) for name in table.values()):
+        raise BadInput(f"{folder / INDEX}: expected weight_map, from names of tensors to names of .safetensors files")
+    return table
+
+
+def tensor_shapes(folder: Path) -> Shapes:
+    """Shape of every tensor of a checkpoint, once each file is shown to be whole and to hold what the index says.
+
+    Raises:
+        BadInput: a file is truncated or damaged, or lacks a tensor that the index puts there; see `weight_files`.
+    """
+    files = weight_files(folder)
+    found = {file.name: header(file) for file in files}
+    if files[0].name != WEIGHTS:
+        for tensor, shard in _weight_map(folder).items():
+            if tensor not in found[shard]:
+                raise BadInput(f"{folder / shard}: {INDEX} puts {tensor} here, but the shard does not hold it")
+    return {name: shape for shapes in found.values() for name, shape in shapes.items()}
+
+
+def header(file: Path) -> Shapes:
+    """Shapes from the header of a safetensors file whose length is what the header says.
+
+    Raises:
+        BadInput: truncated, longer than it should be, or no such file at all.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            raise BadInput(f"{file}: {size} bytes, cut short or not a safetensors file")
+        try:
+            entries: dict[str, Any] = json.loads(stream.read(length))
+            entries.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            shapes = {name: list(entry["shape"]) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise BadInput(f"{file}: its header cannot be read; not a safetensors file, or damaged") from None
+    if size != 8 + length + end:
+        raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")
+    return shapes
+
+
+def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any]:
+    """Class, sizes, weights and tokenizer of a checkpoint against the teacher that the configuration describes.
+
+    Args:
+        name: of the teacher in `teacher_ladder`.
+
+    Returns:
+        class, vocabulary and the number of weights.
+
+    Raises:
+        BadInput: in one line, what is not as it should be; see `tensor_shapes`.
+    """
+    about = read_json(folder / "config.json", expected="the configuration of a checkpoint")
+    if about.get("model_type") not in CLASSES:
+        raise BadInput(f"{folder}: model_type is {about.get('model_type')!r}, expected one of {', '.join(CLASSES)}")
+    about.setdefault("num_key_value_heads", about.get("num_attention_heads"))  # as older Llama configurations mean it
+    for key, ours in (
+        ("num_hidden_layers", spec.layers),
+        ("hidden_size", spec.hidden),
+        ("intermediate_size", spec.ffn),
+        ("num_attention_heads", spec.heads),
+        ("num_key_value_heads", spec.kv_heads),
+    ):
+        if about.get(key) != ours:
+            raise BadInput(f"{folder}: {key} is {about.get(key)}, but teacher_ladder.{name} says {ours}")
+    shapes, vocabulary = tensor_shapes(folder), about.get("vocab_size")
+    absent = [tensor for tensor in NEEDED if tensor not in shapes]
+    if absent:
+        raise BadInput(
+            f"{folder}: no {', '.join(absent)}; expected a causal model with embeddings and head of their own"
+        )
+    for tensor in ("model.embed_tokens.weight", "lm_head.weight"):
+        if shapes[tensor] != [vocabulary, spec.hidden]:
+            raise BadInput(f"{folder}: {tensor} is {shapes[tensor]}, but config.json says {[vocabulary, spec.hidden]}")
+    entries = vocabulary_of(folder)
+    if entries is not None and len(entries) != vocabulary:
+        raise BadInput(
+            f"{folder}: vocabulary of {vocabulary}, but its tokenizer has {len(entries)}; "
+            "teacher, student and tokens must share one"
+        )
+    count = sum(_product(shape) for shape in shapes.values())
+    return {"model_type": about["model_type"], "vocab_size": vocabulary, "parameters": count}
+
+
+def _product(shape: list[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def vocabulary_of(folder: Path) -> dict[str, int] | None:
+    """Id of every token of a folder's tokenizer; None where it has none.
+
+    Raises:
+        BadInput: tokenizer.json is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the Rust library raises a bare Exception for any damage
+        raise BadInput(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
+
+
+def check_same_vocabulary(folder: Path, first: Path) -> None:
+    """Refuses a teacher whose token ids mean something else than those of the first teacher.
+
+    Raises:
+        BadInput: with the first token on which they differ.
+    """
+    ours, theirs = vocabulary_of(folder), vocabulary_of(first)
+    if ours is None or theirs is None:
+        pair = [read_json(path / "config.json", expected="a checkpoint").get("vocab_size") for path in (folder, first)]
+        if pair[0] != pair[1]:
+            raise BadInput(
+                f"{folder}: vocabulary of {pair[0]}, but the first teacher has {pair[1]}; they must share one"
+            )
+        return
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        token = differing[0]
+        raise BadInput(
+            f"{folder}: {len(differing)} tokens differ from the first teacher's vocabulary ({token!r} is "
+            f"{ours.get(token, 'absent')} here, {theirs.get(token, 'absent')} there); all teachers must share one"
+        )
+
+
+def check_downloads(folder: Path) -> dict[str, str]:
+    """Compares the files of a Hub snapshot with the digests that the Hub recorded, which name the blobs of its cache:
+    SHA-256 of large files, Git's own of small ones.
+
+    Returns:
+        digest by file, of those that have one (a cache without symbolic links names no blobs).
+
+    Raises:
+        BadInput: a file is not what the Hub has.
+    """
+    verified = {}
+    for path in sorted(folder.iterdir()):
+        blob = path.resolve()
+        expected = blob.name if path.is_symlink() else ""
+        if re.fullmatch(r"[0-9a-f]{64}", expected):
+            found = sha256_file(blob)
+        elif re.fullmatch(r"[0-9a-f]{40}", expected):
+            found = hashlib.sha1(
+                b"blob %d\0" % blob.stat().st_size + blob.read_bytes(), usedforsecurity=False
+            ).hexdigest()
+        else:
+            continue
+        if found != expected:
+            raise BadInput(
+                f"{path}: damaged download, its digest is {found[:12]} and the Hub's {expected[:12]}; "
+                f"remove {blob} and run again"
+            )
+        verified[path.name] = expected
+    return verified

@@ -1,0 +1,290 @@
+"""The cost of every job of a scale that computes on a device: FLOPs, time, memory, disk (method, section 6).
+
+FLOPs are counted; time is FLOPs over an assumed rate of a named device, or over what `calibrate` measured. Corpus,
+tables and figures are no part of it: they need no GPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from budgeted_lora.budget.cost import ModelShape, forward_flops, lora_macs, step_flops
+from budgeted_lora.budget.schedule import mean_fraction
+from budgeted_lora.config import MAIN_CELLS, Teacher
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
+from budgeted_lora.graph import CONTROLS, Graph
+from budgeted_lora.grid import student_shape
+from budgeted_lora.planning.devices import Device
+from budgeted_lora.planning.memory import (
+    Network,
+    caching_bytes,
+    evaluation_bytes,
+    host_bytes,
+    pretraining_bytes,
+    training_bytes,
+    width_of,
+)
+from budgeted_lora.recipe import Recipe
+
+ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a checkpoint that is here says it exactly
+START_UP_SECONDS = 5.0  # of one job: imports and loading
+PROBES, PROMPT_TOKENS, LONGEST_PROMPT = 19, 150, 400  # the mean and the longest of 10-shot prompts, answers included
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds a token of a student's training with its dense paths whole and without them, as `calibrate` found."""
+
+    whole: float
+    without: float
+    peak_bytes: int
+
+    def seconds(self, *, dense_fraction: float) -> float:
+        """Seconds a token at a mean dense fraction."""
+        return self.without + dense_fraction * (self.whole - self.without)
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """One student from training to its scores. `teacher_flops` is what the teacher's part of training takes."""
+
+    cell: str
+    tables: tuple[str, ...]
+    method: str
+    teacher: str
+    budget: float | None
+    tokens: int
+    teacher_flops: float
+    student_flops: float
+    evaluation_flops: float
+    train_seconds: float
+    evaluate_seconds: float
+    measured: bool
+    device_bytes: int
+    evaluation_bytes: int
+    host_bytes: int
+    disk_bytes: int
+    state_bytes: int
+
+    @property
+    def hours(self) -> float:
+        return (self.train_seconds + self.evaluate_seconds) / 3600
+
+    @property
+    def flops(self) -> float:
+        return self.teacher_flops + self.student_flops + self.evaluation_flops
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """Another job on the device: making, caching or evaluating a teacher, evaluating an untrained student."""
+
+    job: str
+    tokens: int
+    flops: float
+    seconds: float
+    device_bytes: int
+    disk_bytes: int
+
+
+def calibration_key(recipe: Recipe) -> str:
+    """What a training step's time depends on; students that share it are measured once."""
+    parts = [recipe.method, recipe.teacher, recipe.rank or 0, recipe.student_layers, recipe.student_ffn or 0]
+    parts += [recipe.micro_batch_windows, recipe.batch_windows, recipe.train_embeddings_head_norms]
+    return " ".join(map(str, parts))
+
+
+def vocabulary(graph: Graph) -> tuple[int, str]:
+    """The vocabulary a plan counts with, and where it comes from."""
+    config = graph.config
+    if config.teachers in ("shipped", "pretrain"):
+        return config.tokenizer.vocab_size, "tokenizer.vocab_size"
+    first = config.first_teacher
+    local = config.teacher_ladder[first].folder if config.teachers == "folder" else None
+    for folder in (Path(graph.results) / "teachers" / first / "model", Path(local) if local else None):
+        if folder is not None and (folder / "config.json").is_file():
+            try:
+                return int(read_json(folder / "config.json")["vocab_size"]), str(folder / "config.json")
+            except (BadInput, KeyError, TypeError, ValueError):
+                continue  # the stage that reads it says what is wrong with it
+    return ASSUMED_VOCABULARY, "assumed, no checkpoint is here yet"
+
+
+class ScaleCosts:
+    """The costs of one scale on one device.
+
+    Args:
+        measured: training steps that `calibrate` timed, by `calibration_key`.
+    """
+
+    def __init__(self, graph: Graph, device: Device, *, measured: Mapping[str, Measured] | None = None) -> None:
+        self.graph, self.config, self.device = graph, graph.config, device
+        self.measured = dict(measured or {})
+        self.vocab_size, self.vocabulary_source = vocabulary(graph)
+        self.kind = "cuda" if device.is_gpu else "cpu"
+        self.precision = device.computes_in(self.config.training.precision)
+
+    @cached_property
+    def cells(self) -> list[CellCost]:
+        return [self._cell(name) for name in self.graph.cells]
+
+    @cached_property
+    def jobs(self) -> list[JobCost]:
+        graph, jobs = self.graph, []
+        for name in graph.teachers:
+            if self.config.teachers == "pretrain":
+                jobs.append(self._pretraining(name))
+            jobs.append(self._evaluation(f"evaluate teacher {name}", self.teacher(name)))
+        for name, recipe in graph.students.items():
+            student = self.student(recipe)
+            jobs.append(self._evaluation(f"evaluate untrained {name}", student, disk=4 * student.parameters))
+        return [*jobs, *(self._caching(name) for name in graph.caches())]
+
+    def teacher(self, name: str) -> Network:
+        spec: Teacher = self.config.teacher_ladder[name]
+        return Network(ModelShape(spec.layers, spec.hidden, spec.kv, spec.ffn), self.vocab_size)
+
+    def student(self, recipe: Recipe | None) -> Network:
+        full = student_shape(self.config)
+        if recipe is None:
+            return Network(full, self.vocab_size)
+        shape = ModelShape(recipe.student_layers, full.hidden, full.kv, recipe.student_ffn or full.ffn)
+        return Network(shape, self.vocab_size)
+
+    def _forward(self, network: Network) -> float:
+        return forward_flops(network.shape, vocab_size=self.vocab_size, sequence_length=self.config.sequence_length)
+
+    def _cell(self, name: str) -> CellCost:
+        cell, recipe = self.graph.cells[name], self.graph.recipe_of(name)
+        student, teacher = self.student(recipe), self.teacher(recipe.teacher)
+        fraction = dense_fraction(recipe)
+        head = 2.0 * teacher.shape.hidden * self.vocab_size
+        ahead = recipe.tokens * (head if self.graph.cached else self._forward(teacher))
+        own = recipe.tokens * step_flops(
+            student.shape,
+            method=recipe.method,
+            vocab_size=self.vocab_size,
+            sequence_length=recipe.sequence_length,
+            head_trained=recipe.train_embeddings_head_norms,
+            rank=recipe.rank,
+            rho=fraction,
+        )
+        found = self.measured.get(calibration_key(recipe))
+        seconds = ahead / self.device.rate(self.precision, gradients=False)
+        seconds += own / self.device.rate(self.precision, gradients=True)
+        if found is not None:
+            seconds = recipe.tokens * found.seconds(dense_fraction=fraction)
+        main = bool(MAIN_CELLS & set(cell.tables))
+        networks = [student, student]  # compressed at its largest, and the student before compression
+        settings, adapters = len(cell.settings), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
+        scored = settings * 2 * self._scored_tokens() + (self._prompt_tokens() if main else 0)
+        scoring = scored * self._forward(student)
+        sizes = {"student": student, "teacher": teacher, "precision": self.precision, "online": not self.graph.cached}
+        estimated = training_bytes(recipe, device=self.kind, **sizes)
+        return CellCost(
+            cell=name,
+            tables=cell.tables,
+            method=recipe.method,
+            teacher=recipe.teacher,
+            budget=recipe.budget,
+            tokens=recipe.tokens,
+            teacher_flops=ahead,
+            student_flops=own,
+            evaluation_flops=scoring,
+            train_seconds=seconds + START_UP_SECONDS,
+            evaluate_seconds=scoring / self.device.rate("float32", gradients=False) + settings * START_UP_SECONDS,
+            measured=found is not None,
+            device_bytes=estimated,
+            evaluation_bytes=self._evaluation_bytes(networks, prompts=main),
+            host_bytes=host_bytes([student, teacher], device="cuda") if self.device.is_gpu else estimated,
+            disk_bytes=4 * (student.parameters + adapters) * (1 + settings),
+            state_bytes=2 * 12 * (student.parameters if recipe.method == "kd_full" else adapters),
+        )
+
+    def _scored_tokens(self) -> int:
+        return self.config.corpus.validation_tokens
+
+    def _prompt_tokens(self) -> int:
+        evaluation = self.config.evaluation
+        return PROBES * evaluation.queries * len(evaluation.demonstration_seeds) * PROMPT_TOKENS
+
+    def _evaluation_bytes(self, networks: list[Network], *, prompts: bool) -> int:
+        evaluation, length = self.config.evaluation, self.config.sequence_length
+        return evaluation_bytes(
+            networks,
+            tokens=evaluation.batch_windows * length,
+            prompts=evaluation.icl_batch if prompts else 0,
+            prompt_tokens=min(evaluation.context or length, LONGEST_PROMPT),
+            device=self.kind,
+        )
+
+    def _evaluation(self, job: str, network: Network, *, disk: int = 0) -> JobCost:
+        tokens = self._scored_tokens() + self._prompt_tokens()
+        flops = tokens * self._forward(network)
+        seconds = flops / self.device.rate("float32", gradients=False) + START_UP_SECONDS
+        return JobCost(job, tokens, flops, seconds, self._evaluation_bytes([network], prompts=True), disk)
+
+    def _pretraining(self, name: str) -> JobCost:
+        network, tokens = self.teacher(name), self.config.teacher_ladder[name].tokens or 0
+        flops = 3 * tokens * self._forward(network)
+        seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
+        batch = self.config.pretraining.micro_batch_windows * self.config.sequence_length
+        held = pretraining_bytes(network, tokens=batch, device=self.kind)
+        return JobCost(f"pretrain teacher {name}", tokens, flops, seconds, held, 2 * network.parameters)
+
+    def _caching(self, cache: str) -> JobCost:
+        network, length = self.teacher(self.graph.caches()[cache].teacher), self.config.sequence_length
+        tokens = self.graph.cached_windows(cache) * length
+        flops = tokens * (self._forward(network) - 2.0 * network.shape.hidden * self.vocab_size)
+        seconds = flops / self.device.rate(self.precision, gradients=False) + START_UP_SECONDS
+        batch = self.config.training.micro_batch_windows * length
+        held = caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
+        return JobCost(
+            f"cache teacher {cache}", tokens, flops, seconds, held, tokens * network.shape.hidden * self.stored_bytes
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a number that a teacher computes in, and that its cache holds."""
+        return width_of(self.precision)
+
+    def main(self) -> "ScaleCosts":
+        """The costs of `snakemake main` alone."""
+        tables = {name: rows for name, rows in self.config.tables.items() if name in {*MAIN_CELLS, CONTROLS}}
+        config = self.config.model_copy(update={"tables": tables})
+        return ScaleCosts(Graph(config), self.device, measured=self.measured)
+
+    # --- sums ---
+
+    def seconds(self) -> float:
+        """Device time of all jobs, one after another."""
+        cells = sum(cell.train_seconds + cell.evaluate_seconds for cell in self.cells)
+        return cells + sum(job.seconds for job in self.jobs)
+
+    def flops(self) -> float:
+        return sum(cell.flops for cell in self.cells) + sum(job.flops for job in self.jobs)
+
+    def largest_device_bytes(self) -> tuple[int, str]:
+        """The most device memory that a job needs, and which job."""
+        found = [(cell.device_bytes, f"training {cell.cell}") for cell in self.cells]
+        found += [(cell.evaluation_bytes, f"evaluating {cell.cell}") for cell in self.cells]
+        return max(found + [(job.device_bytes, job.job) for job in self.jobs], default=(0, "no job"))
+
+    def largest_host_bytes(self) -> tuple[int, str]:
+        """The most host memory that a job needs, and which job."""
+        if not self.device.is_gpu:
+            return self.largest_device_bytes()
+        found = [(cell.host_bytes, f"training {cell.cell}") for cell in self.cells]
+        teachers = [
+            (host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in self.graph.teachers
+        ]
+        return max(found + teachers)
+
+
+def dense_fraction(recipe: Recipe) -> float:
+    """The share of the dense paths that runs, averaged over training: 1 but for a budgeted student."""
+    if recipe.method != "budgeted_lora":
+        return 1.0
+    return mean_fraction(budget=recipe.budget, start=recipe.schedule_start, end=recipe.schedule_end)

@@ -1,0 +1,108 @@
+"""What this machine has: GPUs, memory, disk. Asked without torch, in a second at most."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgeted_lora.slots import visible_devices
+
+QUERY = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+AMPERE = 8.0  # the first generation with bfloat16
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that a job here may take. Memory and capability are None where the driver does not tell (MIG)."""
+
+    id: str
+    name: str
+    memory_bytes: int | None
+    capability: float | None
+
+    @property
+    def has_bfloat16(self) -> bool:
+        return self.capability is None or self.capability >= AMPERE
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a scale can use: GPUs in the pool, cores, host memory that is free now, free bytes of the disks."""
+
+    gpus: tuple[Gpu, ...]
+    cores: int
+    host_bytes: int
+    disk_bytes: int
+    cache_bytes: int
+    one_disk: bool
+
+
+def this_machine(results: Path, *, hub_cache: Path | None = None) -> Machine:
+    """Looks at this machine.
+
+    Args:
+        results: where results will lie; need not exist.
+        hub_cache: where downloads will lie; the disk of the results when None.
+    """
+    here, there = existing(results), existing(hub_cache or results)
+    return Machine(
+        gpus=tuple(gpus()),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        host_bytes=host_memory(),
+        disk_bytes=shutil.disk_usage(here).free,
+        cache_bytes=shutil.disk_usage(there).free,
+        one_disk=here.stat().st_dev == there.stat().st_dev,
+    )
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs of the pool: those of an inherited CUDA_VISIBLE_DEVICES, or all."""
+    names = visible_devices()
+    if not names:
+        return []
+    try:
+        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return [Gpu(name, "unknown", None, None) for name in names]
+    return [_described(name, done.stdout) for name in names]
+
+
+def _described(name: str, listing: str) -> Gpu:
+    for line in listing.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 4 and fields[0] == name:
+            return Gpu(name, fields[1], int(float(fields[2])) * 2**20, _number(fields[3]))
+    return Gpu(name, "unknown", None, None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def host_memory() -> int:
+    """Bytes that can still be taken: what the system calls available, or less where a container limits it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit, used in zip(CGROUPS, CGROUP_USED, strict=True):
+        try:
+            available = min(available, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return max(available, 0)

@@ -1,0 +1,132 @@
+"""How much memory a job needs, in bytes: weights, gradients, moments, what the backward pass keeps, a chunk of logits.
+
+What a layer keeps is counted from what autograd saves of the real modules (tests/test_costs.py holds the two
+together); the rest is counted from the code. Estimates err on the large side by `SLACK`.
+"""
+
+from dataclasses import dataclass
+
+from budgeted_lora.budget.cost import ModelShape, parameters, trainable_parameters
+from budgeted_lora.recipe import Recipe
+
+SLACK = 1.15  # temporaries, fragments of the allocator
+CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
+PROCESS = {"cpu": 700 * 2**20, "cuda": 2 * 2**30}  # host memory of Python with torch and transformers, per device
+CHUNK_LOGITS = {"cpu": 2**18, "cuda": 2**26}  # as `training.loss.CHUNK_ELEMENTS`
+CHUNK_TENSORS = 40  # bytes a logit of the loss: two models' logits, three log-softmaxes and the steps between them
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes a token and layer that the backward pass keeps: a multiple of each size of the layer."""
+
+    hidden: float
+    kv: float
+    ffn: float
+    rank: float
+
+    def bytes(self, shape: ModelShape, *, rank: int) -> float:
+        """Of all layers, for one token."""
+        one = self.hidden * shape.hidden + self.kv * shape.kv + self.ffn * shape.ffn + self.rank * rank
+        return shape.layers * one
+
+
+# By precision and by what stands in the projections: nothing, low-rank paths, low-rank paths behind dropout.
+KEPT = {
+    ("bfloat16", "dense"): Kept(30.4, 4, 8, 0),
+    ("bfloat16", "lora"): Kept(22.4, 4, 8, 28),
+    ("bfloat16", "dropout"): Kept(46.4, 4, 10, 28),
+    ("float32", "dense"): Kept(32.4, 8, 16, 0),
+    ("float32", "lora"): Kept(24.4, 8, 16, 56),
+    ("float32", "dropout"): Kept(64.4, 8, 20, 56),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model as memory sees it."""
+
+    shape: ModelShape
+    vocab_size: int
+
+    @property
+    def parameters(self) -> int:
+        return parameters(self.shape, vocab_size=self.vocab_size)
+
+    def forward_bytes(self, tokens: int, *, width: int) -> float:
+        """Most that one layer's forward pass holds of `tokens` tokens without gradients, `width` bytes a number."""
+        shape = self.shape
+        return tokens * (
+            width * (2 * shape.hidden + 3 * max(shape.ffn, shape.hidden + 2 * shape.kv)) + 8 * shape.hidden
+        )
+
+
+def width_of(precision: str) -> int:
+    """Bytes of a number."""
+    return 2 if precision == "bfloat16" else 4
+
+
+def training_bytes(
+    recipe: Recipe, *, student: Network, teacher: Network, precision: str, online: bool, device: str
+) -> int:
+    """Memory of a training job, on the GPU if it has one.
+
+    Args:
+        precision: what the device computes in; the student's weights are float32 in any case.
+        online: whether the teacher runs beside the student; else only its output layer is held.
+        device: cpu or cuda.
+    """
+    width, tokens = width_of(precision), recipe.micro_batch_windows * recipe.sequence_length
+    trained = trainable_parameters(
+        student.shape,
+        method=recipe.method,
+        vocab_size=student.vocab_size,
+        train_embeddings_head_norms=recipe.train_embeddings_head_norms,
+        rank=recipe.rank,
+    )
+    adapters = 0 if recipe.method == "kd_full" else trained
+    weights = 4 * (student.parameters + adapters) + 12 * trained  # gradient and two moments
+    casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
+    kind = "dense" if recipe.method == "kd_full" else "dropout" if recipe.dropout else "lora"
+    activations = tokens * KEPT[precision, kind].bytes(student.shape, rank=recipe.rank or 0)
+    chunk = CHUNK_TENSORS * min(CHUNK_LOGITS[device], tokens * student.vocab_size)
+    head = teacher.vocab_size * teacher.shape.hidden
+    beside = width * (teacher.parameters if online else head) + tokens * teacher.shape.hidden * width * 2
+    peak = max(activations + chunk, teacher.forward_bytes(tokens, width=width) if online else 0.0)
+    return _with_slack(weights + casts + beside + peak, device)
+
+
+def evaluation_bytes(networks: list[Network], *, tokens: int, prompts: int, prompt_tokens: int, device: str) -> int:
+    """Memory of an evaluation job, float32: windows of the perplexity, then the key/value cache of the prompts.
+
+    Args:
+        networks: what is held at once, the one that answers prompts first.
+        tokens: in one forward pass.
+        prompts, prompt_tokens: decoded together, and the length of the longest; 0 where no prompt is asked.
+    """
+    first = networks[0]
+    weights = 4 * sum(network.parameters for network in networks)
+    windows = max(network.forward_bytes(tokens, width=4) for network in networks) + 3 * 4 * 2**23
+    cache = 2 * first.shape.layers * 4 * first.shape.kv * prompts * prompt_tokens
+    return _with_slack(weights + max(windows, cache + first.forward_bytes(prompts * prompt_tokens, width=4)), device)
+
+
+def caching_bytes(teacher: Network, *, tokens: int, precision: str, device: str) -> int:
+    """Memory of a job that caches a teacher's hidden states."""
+    width = width_of(precision)
+    return _with_slack(width * teacher.parameters + teacher.forward_bytes(tokens, width=width), device)
+
+
+def pretraining_bytes(teacher: Network, *, tokens: int, device: str) -> int:
+    """Memory of a job that makes a teacher: float32 throughout, all logits of a micro-batch at once."""
+    activations = tokens * KEPT["float32", "dense"].bytes(teacher.shape, rank=0)
+    return _with_slack(16 * teacher.parameters + activations + 3 * 4 * tokens * teacher.vocab_size, device)
+
+
+def host_bytes(networks: list[Network], *, device: str) -> int:
+    """Host memory of a job that computes on a GPU: weights pass through it in float32, one copy more while saving."""
+    return int(SLACK * (PROCESS[device] + 2 * 4 * max(network.parameters for network in networks)))
+
+
+def _with_slack(count: float, device: str) -> int:
+    return int(SLACK * count + (CUDA_CONTEXT if device == "cuda" else PROCESS["cpu"]))

@@ -1,0 +1,391 @@
+"""Whether a machine can run a scale: any line can be short or missing, and then says what to do and stops a run."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from budgeted_lora import cli
+from budgeted_lora.config import load_config
+from budgeted_lora.graph import Graph
+from budgeted_lora.planning import doctor, machine
+from budgeted_lora.planning.doctor import (
+    Check,
+    devices,
+    examine,
+    host,
+    local_inputs,
+    packages,
+    pinned,
+    software,
+    storage,
+)
+from budgeted_lora.planning.findings import Finding, troubles
+from budgeted_lora.planning.hub import check_hub
+from budgeted_lora.planning.machine import Gpu, Machine, this_machine
+from budgeted_lora.planning.start import refuse_what_cannot_fit
+
+ROOT = Path(__file__).resolve().parents[1]
+GIB = 2**30
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+GPU = Gpu("GPU-1", "NVIDIA A100-SXM4-80GB", 80 * GIB, 8.0)
+LARGE = Machine(
+    gpus=(GPU, replace(GPU, id="GPU-2")), cores=32, host_bytes=256 * GIB, disk_bytes=2 * 10**12, cache_bytes=10**12,
+    one_disk=True,
+)  # fmt: skip
+PINNED = {
+    "teacher_ladder": {
+        name: values | {"revision": COMMIT}
+        for name, values in yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())["teacher_ladder"].items()
+    },
+    "corpus": {"hub": {"revision": COMMIT}},
+    "evaluation": {"probes": "generated", "probes_folder": None},
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results, caches, the Hub's variables and the build of torch of this machine are out of sight."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def graph_of(scale: str, **overrides: object) -> Graph:
+    return Graph(load_config(ROOT / "config" / f"{scale}.yaml", overrides))
+
+
+def check(scale: str = "paper", *, remote: bool = False, **changed: object) -> Check:
+    return Check(graph_of(scale), replace(LARGE, **changed), remote=remote)
+
+
+def states(found: list[Finding]) -> list[str]:
+    return [item.state for item in found]
+
+
+# --- hardware
+
+
+def test_a_large_machine_can_run_the_papers_scale() -> None:
+    found = [*devices(check()), *host(check()), *storage(check())]
+    assert states(found) == ["ok"] * 4
+    assert "80.0 GiB, the plan needs 14." in found[0].detail
+    assert "2 side by side" in found[2].detail
+
+
+def test_no_gpu_and_too_small_a_gpu() -> None:
+    [finding] = devices(check(gpus=()))
+    assert (finding.name, finding.state) == ("GPU", "missing")
+    small = replace(GPU, name="small", memory_bytes=8 * GIB)
+    found = list(devices(check(gpus=(GPU, small))))
+    assert states(found) == ["ok", "short"]
+    assert found[1].detail.startswith("small (GPU-1): 8.0 GiB, the plan needs 14.")
+    assert "training" in found[1].detail
+    assert "micro_batch_windows" in found[1].remedy
+    assert states(list(devices(check("single-gpu", gpus=(replace(GPU, memory_bytes=24 * GIB),))))) == ["ok"]
+
+
+def test_what_the_driver_does_not_tell_is_no_trouble() -> None:
+    [finding] = devices(check(gpus=(replace(GPU, memory_bytes=None),)))
+    assert finding.state == "ok"
+    assert "not told" in finding.detail
+    [finding] = devices(check(gpus=(replace(GPU, capability=7.0),)))
+    assert "no bfloat16" in finding.detail
+
+
+def test_a_scale_that_takes_what_is_there_runs_on_either() -> None:
+    [finding] = devices(check("mini", gpus=()))
+    assert (finding.state, finding.detail) == ("ok", "CPU, 32 cores (device: auto)")
+    [finding, _] = devices(check("mini"))
+    assert finding.name == "GPU"
+
+
+def test_a_build_of_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0+cpu")
+    assert "2.13.0+cpu is a build without CUDA" in next(iter(devices(check()))).detail
+
+
+def test_host_memory() -> None:
+    [finding] = host(check(host_bytes=4 * GIB))
+    assert finding.state == "short"
+    assert finding.detail.startswith("4.0 GiB free, training ")
+    [finding] = host(check(host_bytes=20 * GIB))
+    assert finding.state == "ok"
+    assert "1 side by side; 2 could run by their devices, so start with --jobs 1" in finding.detail
+
+
+def test_disk_counts_what_is_there_and_where_downloads_go(tmp_path: Path) -> None:
+    [finding] = storage(check(disk_bytes=10**10))
+    assert finding.state == "short"
+    assert "free at" in finding.detail
+    assert "most of it is corpus" in finding.remedy
+    need = float(finding.detail.split(", ")[1].split()[0])
+    with_file = tmp_path / "results" / "paper" / "data" / "documents.parquet"
+    with_file.parent.mkdir(parents=True)
+    with with_file.open("wb") as stream:
+        stream.truncate(10**10)  # a hole takes no disk
+    [finding] = storage(check(disk_bytes=10**10))
+    assert float(finding.detail.split(", ")[1].split()[0]) == pytest.approx(need - 10, abs=0.2)
+    first, second = storage(check(one_disk=False, cache_bytes=10**9))
+    assert (first.state, second.state) == ("ok", "short")
+    assert "HF_HOME" in second.remedy
+
+
+def test_on_a_cluster_this_node_is_not_judged() -> None:
+    tiny = {"gpus": (), "host_bytes": GIB}
+    assert states([*devices(check(remote=True, **tiny)), *host(check(remote=True, **tiny))]) == ["ok"]
+    assert states(list(storage(check(remote=True, disk_bytes=10**9)))) == ["short"], "its disk is the cluster's"
+
+
+def test_this_machine_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = this_machine(tmp_path / "not" / "there")
+    assert found.cores >= 1
+    assert found.host_bytes > 0
+    assert found.disk_bytes > 0
+    assert found.one_disk
+    listing = "GPU-a, NVIDIA A100-SXM4-80GB, 81920, 8.0\nGPU-b, Tesla V100, 16384, 7.0\n"
+    monkeypatch.setattr(machine, "visible_devices", lambda: ["GPU-b", "MIG-c"])
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, listing, ""))
+    v100, mig = machine.gpus()
+    assert (v100.name, v100.memory_bytes, v100.has_bfloat16) == ("Tesla V100", 16 * GIB, False)
+    assert (mig.memory_bytes, mig.has_bfloat16) == (None, True)
+
+
+def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"max": "2000000\n", "now": "500000\n", "none": "max\n"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUPS", (tmp_path / "none", tmp_path / "max"))
+    monkeypatch.setattr(machine, "CGROUP_USED", (tmp_path / "now", tmp_path / "now"))
+    assert machine.host_memory() == 1_500_000
+
+
+# --- software
+
+
+def test_packages_against_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"numpy": "2.3.1", "torch": "2.13.0+cu130", "pydantic": "1.10"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    required = ["numpy>=2.0", "torch>=2.9", "pydantic>=2.9", "typer>=0.15", 'pytest>=8; extra == "dev"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: required)
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    (tmp_path / "requirements.lock").write_text("# all\nnumpy==2.4.0\ntorch==2.13.0\npydantic==2.11\ntyper==0.20\n")
+    short, missing, rest = packages(pinned(tmp_path / "requirements.lock"))
+    assert (short.state, short.detail) == ("short", "pydantic 1.10, needs >=2.9")
+    assert (missing.state, missing.detail) == ("missing", "typer (needs >=0.15)")
+    assert rest.state == "ok"
+    assert "2 of 4" in rest.detail
+    assert "numpy 2.3.1 (lock: 2.4.0)" in rest.detail
+    assert "torch" not in rest.detail, "the build is no other version"
+    assert "no requirements.lock here" in list(packages({}))[-1].detail
+
+
+def test_python_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, state in {"3.10.9": "short", "3.11.0": "ok", "3.13.7": "ok", "3.14.0": "short"}.items():
+        monkeypatch.setattr(doctor.platform, "python_version", lambda version=version: version)
+        assert software(Path("none"))[0].state == state
+
+
+def test_slurm_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/sbatch" if name == "sbatch" else None)
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda _: "2.0")
+    plugin, tools = doctor.slurm_tools()
+    assert plugin.state == "ok"
+    assert (tools.state, tools.detail) == ("missing", "no squeue, scancel, sacct on PATH")
+
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
+    assert next(iter(doctor.slurm_tools())).remedy == "pip install snakemake-executor-plugin-slurm"
+
+
+def test_write_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert states(list(doctor.writable([tmp_path / "results" / "new"]))) == ["ok"]
+
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    [finding] = doctor.writable([tmp_path / "results"])
+    assert finding.detail == f"{tmp_path / 'results'}: cannot be written (Read-only file system)"
+
+
+# --- the Hub
+
+
+class Api:
+    """What the Hub would answer."""
+
+    def __init__(self, gated: object = False, error: Exception | None = None, closed: bool = False) -> None:
+        self.gated, self.error, self.closed = gated, error, closed
+
+    def repo_info(self, *_: object, **__: object) -> "Api":
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def auth_check(self, *_: object, **__: object) -> None:
+        if self.closed:
+            raise made(GatedRepoError)
+
+
+def made(kind: type[Exception]) -> Exception:
+    """An error of the Hub without the HTTP response that it wants."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, "403")
+    return error
+
+
+def hub_states(monkeypatch: pytest.MonkeyPatch, api: Api, **overrides: object) -> list[Finding]:
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    return check_hub(graph_of("paper", **overrides).config, Path("results/paper"), ask=True)
+
+
+def test_a_scale_that_reads_no_hub_asks_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("asked the Hub"))
+    assert check_hub(graph_of("mini").config, Path("results/mini"), ask=True) == []
+
+
+def test_revisions_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")))
+    assert states(found) == ["missing"] * 4
+    assert found[0].remedy == "pin teacher_ladder.0.13B.revision to the 40 hex digits of a commit"
+    assert found[3].remedy.startswith("pin corpus.hub.revision")
+
+
+def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert states(hub_states(monkeypatch, Api(), **PINNED)) == ["ok"] * 4
+    assert states(hub_states(monkeypatch, Api(gated="auto"), **PINNED)) == ["ok"] * 4
+    found = hub_states(monkeypatch, Api(gated="auto", closed=True), **PINNED)
+    assert states(found) == ["missing"] * 4
+    assert (
+        found[0].line().endswith("gated, and closed to this account; ask its owners for access, then `hf auth login`")
+    )
+    found = hub_states(monkeypatch, Api(error=made(RepositoryNotFoundError)), **PINNED)
+    assert "not on the Hub under that name and commit; correct teacher_ladder.0.13B" in found[0].line()
+    found = hub_states(monkeypatch, Api(error=OSError("no route\nto host")), **PINNED)
+    assert "the Hub cannot be reached (no route to host)" in found[0].line()
+    assert all("\n" not in item.line() for item in found)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    (tmp_path / "hub" / "models--MohammedSabry--biinduct-1b-baseline" / "snapshots" / COMMIT).mkdir(parents=True)
+    found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")), **PINNED)
+    assert states(found) == ["missing", "missing", "ok", "missing"]
+    assert f"unset {variable}, or fetch it where there is a network: hf download" in found[0].remedy
+    assert found[3].remedy.endswith(f"--revision {COMMIT} --repo-type dataset")
+
+
+def test_what_was_fetched_is_asked_for_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("teachers/0.13B/teacher.json", "data/manifest.json"):
+        path = tmp_path / "results" / "paper" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    assert len(hub_states(monkeypatch, Api(), **PINNED)) == 2
+
+
+# --- other inputs
+
+
+def test_probes_corpus_and_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    [probes, validation] = local_inputs(check())
+    assert (probes.name, probes.state) == ("probes", "missing")
+    assert validation.state == "ok"
+    short = Check(graph_of("paper", corpus={"characters": 12 * 10**9}), LARGE)
+    finding = list(local_inputs(short))[-1]
+    assert (finding.name, finding.state) == ("validation", "short")
+    assert "raise corpus.characters" in finding.remedy
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    [finding] = local_inputs(Check(graph_of("mini", teachers="pretrain"), LARGE))
+    assert finding.name == "compiler"
+    files = Check(graph_of("mini", corpus={"source": "files", "files": [str(tmp_path / "*.txt")]}), LARGE)
+    assert [item.name for item in local_inputs(files)] == ["corpus"]
+
+
+# --- the command, and the start of a run
+
+
+def ran(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["budgeted-lora", "doctor", "--config-folder", str(ROOT / "config"), *words])
+    capsys.readouterr()
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, capsys.readouterr().out
+
+
+def test_exit_status_and_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "machine_for", lambda _: replace(LARGE, gpus=()))
+    status, out = ran(capsys, monkeypatch, "--scale", "mini")
+    assert (status, out.splitlines()[-1]) == (0, "mini can run here")
+    status, out = ran(capsys, monkeypatch, "--scale", "paper")
+    assert status == 2
+    assert out.splitlines()[-1] == "paper cannot run here: 6 of 12 lines say why"
+    assert "missing  GPU " in out
+    status, out = ran(capsys, monkeypatch, "--scale", "paper", "--json")
+    assert status == 2
+    found = json.loads(out)
+    assert all(item.keys() == {"name", "state", "detail", "remedy"} for item in found)
+    assert all(bool(item["remedy"]) == (item["state"] != "ok") for item in found)
+    status, out = ran(capsys, monkeypatch, "--scale", "mini", "--slurm")
+    assert "their GPUs are not looked at from here" in out
+
+
+def test_every_trouble_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "machine_for", lambda _: replace(LARGE, gpus=(), host_bytes=1, disk_bytes=1))
+    found = troubles(examine(graph_of("paper"), slurm=False))
+    assert {"GPU", "memory", "disk", "Hub model", "Hub dataset", "probes"} <= {item.name for item in found}
+    assert all(item.remedy and "\n" not in item.line() for item in found)
+
+
+def test_a_run_that_cannot_fit_does_not_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "machine_for", lambda _: replace(LARGE, gpus=()))
+    refuse_what_cannot_fit(graph_of("mini"), remote=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as ended:
+        refuse_what_cannot_fit(graph_of("paper", **PINNED), remote=False)
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("budgeted-lora: scale paper cannot run here: GPU missing: device: cuda, but none is visible")
+    assert line.endswith("--config fit=warn starts it)\n")
+    assert line.count("\n") == 1
+    refuse_what_cannot_fit(graph_of("paper", fit="warn", **PINNED), remote=False)
+    assert capsys.readouterr().err.startswith("budgeted-lora: warning: scale paper cannot run here: GPU missing")
+    refuse_what_cannot_fit(graph_of("paper", **PINNED), remote=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_snakemake_refuses_before_the_first_job(tmp_path: Path) -> None:
+    """Unpinned revisions keep the paper's scale from starting anywhere; its dry run is in test_workflow."""
+    for name in ("workflow", "config", "profiles", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "Snakefile").write_bytes((ROOT / "Snakefile").read_bytes())
+    command = [sys.executable, "-m", "snakemake", "table1", "--cores", "1", "--config", "scale=paper"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("budgeted-lora: scale paper cannot run here: ")
+    assert "pin corpus.hub.revision" in line
+    assert not (tmp_path / "results" / "paper" / "logs").exists()
