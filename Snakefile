@@ -16,7 +16,8 @@ from snakemake.utils import min_version
 from budgeted_lora.config import MAIN_CELLS, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.graph import MAIN_FIGURES, PARETO, Graph
-from budgeted_lora.runs import begin_run
+from budgeted_lora.runs import begin_run, join_run
+from budgeted_lora.slurm import job_name
 from budgeted_lora.sources import source_files
 
 min_version("9.0")
@@ -25,6 +26,7 @@ try:
     scale = config.get("scale", "mini")
     overrides = {key: value for key, value in config.items() if key != "scale"}
     graph = Graph(load_config(f"config/{scale}.yaml", overrides))
+    join_run("Snakemake of a job")  # only where a batch system started this one
 except BadInput as error:
     print(f"budgeted-lora: {error}", file=sys.stderr)
     sys.exit(2)
@@ -49,7 +51,7 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
-    begin_run(results)
+    begin_run(results, slurm=job_name(workflow))
 
 
 rule all:
