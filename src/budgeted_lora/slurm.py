@@ -17,7 +17,7 @@ POLL_SECONDS = 2.0
 
 
 def job_name(workflow: object) -> str | None:
-    """Name of the Slurm jobs of a running Snakemake workflow (`workflow` in a Snakefile); None with another executor."""
+    """Name of the Slurm jobs of Snakemake's workflow (`workflow` in a Snakefile) as it starts; None if it uses no Slurm."""
     executor = getattr(getattr(workflow, "scheduler", None), "_executor", None)
     return executor.run_uuid if type(executor).__module__.split(".")[0] == PLUGIN else None
 
@@ -41,7 +41,11 @@ def cancel_jobs(name: str) -> None:
     while jobs := queued_jobs(name):
         if not told:
             listed = ", ".join(jobs[:10]) + (", ..." if len(jobs) > 10 else "")
-            print(f"budgeted-lora: cancelling {len(jobs)} Slurm jobs that are left ({listed})", file=sys.stderr, flush=True)
+            print(
+                f"budgeted-lora: cancelling {len(jobs)} Slurm jobs that are left ({listed})",
+                file=sys.stderr,
+                flush=True,
+            )
             told = True
         _ask("scancel", f"--name={name}")  # each time: an sbatch of the killed Snakemake may have been under way
         time.sleep(POLL_SECONDS)
