@@ -47,7 +47,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     begin = f'#!/bin/sh\ncd "{folder}"\nfor word; do case "$word" in --name=*) name="${{word#--name=}}";; esac; done\n'
     scripts = {
         "squeue": '[ ! -e "$name" ] || cat "$name"\n[ ! -e "$name.going" ] || rm "$name" "$name.going"\n',
-        "scancel": 'echo "$name" >> cancelled\ntouch "$name.going"\n',
+        "scancel": 'echo "$name" >> cancelled\n[ ! -e "$name" ] || touch "$name.going"\n',
     }
     for tool, script in scripts.items():
         (tools / tool).write_text(begin + script)

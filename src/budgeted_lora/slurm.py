@@ -17,7 +17,7 @@ POLL_SECONDS = 2.0
 
 
 def job_name(workflow: object) -> str | None:
-    """Name of the Slurm jobs of Snakemake's workflow (`workflow` in a Snakefile) as it starts; None if it uses no Slurm."""
+    """Name of the Slurm jobs of a workflow that starts (`workflow` in a Snakefile); None with another executor."""
     executor = getattr(getattr(workflow, "scheduler", None), "_executor", None)
     return executor.run_uuid if type(executor).__module__.split(".")[0] == PLUGIN else None
 
