@@ -1,4 +1,7 @@
-"""One set-up, said three times: pyproject.toml, requirements.lock and environment.yml must agree."""
+"""One set-up, said three times: pyproject.toml, requirements.lock and environment.yml must agree.
+
+What the extra `slurm` adds is pinned beside its profile, so that only those who need it install it.
+"""
 
 import ast
 import re
@@ -24,12 +27,14 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+LOCKS = ("requirements.lock", "profiles/slurm/requirements.lock")
+
+
 @cache
-def pins() -> dict[str, str]:
-    """Canonical name and exact version of every line of the lock."""
-    lines = [
-        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
-    ]
+def pins(*locks: str) -> dict[str, str]:
+    """Canonical name and exact version of every line of these locks, of all without any."""
+    text = "".join((ROOT / lock).read_text() for lock in locks or LOCKS)
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     found = {}
     for line in lines:
         name, version = line.split("==")
@@ -59,10 +64,20 @@ def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -
     assert requirement.specifier.contains(version, prereleases=True)
 
 
-def test_lock_holds_plain_public_pins_only() -> None:
-    text = (ROOT / "requirements.lock").read_text()
-    for line in text.splitlines():
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_holds_plain_public_pins_only(lock: str) -> None:
+    for line in (ROOT / lock).read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
+
+
+def test_what_only_slurm_needs_is_in_its_own_lock() -> None:
+    [plugin] = (Requirement(line) for line in project()["optional-dependencies"]["slurm"])
+    assert plugin.name in pins(LOCKS[1])
+    assert all("slurm" in name for name in pins(LOCKS[1]))
+    assert not any("slurm" in name for name in pins(LOCKS[0]))
+
+
+def test_torch_and_we_ourselves_in_the_lock() -> None:
     assert pins()["torch"] == "2.13.0"
     assert "budgeted-lora" not in pins()
 
@@ -74,7 +89,7 @@ def test_environment_is_python_pip_and_the_lock() -> None:
     python = SpecifierSet(conda[0].removeprefix("python").strip())
     assert python == SpecifierSet(project()["requires-python"])
     ours = {canonicalize_name(name): version for name, version in (line.split("==") for line in pip)}
-    assert ours == pins(), "run `make environment.yml`"
+    assert ours == pins(LOCKS[0]), "run `make environment.yml`"
 
 
 def test_supported_pythons() -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from training_world import VOCABULARY, make_world
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_digest, write_json
-from budgeted_lora.runs import VARIABLE, begin_run, join_run, orphaned, remove_leftovers, resume_run
+from budgeted_lora.runs import VARIABLE, _living, begin_run, join_run, orphaned, remove_leftovers, resume_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600
@@ -140,6 +141,12 @@ def test_a_job_knows_whether_its_run_is_alive(start: Start, tmp_path: Path, monk
         join_run("train c")
     said(start("-c", RUN), "begun")
     assert orphaned()  # a later run is not its own
+
+
+def test_only_processes_of_this_machine_are_looked_for() -> None:
+    here, own = socket.gethostname(), os.getpid()
+    lines = [f"{own} {here}-2 train c", f"{own} {here} train d", "half a li"]
+    assert _living(lines) == [f"process {own} train d"]
 
 
 def test_results_that_cannot_be_written_are_one_line(start: Start, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Snakemake's own lock is a file that outlives a killed Snakemake and cannot say whether anyone is left. Here the kernel
 says so, by two file locks that end with their holders: a run holds `results/<scale>/run.lock` alone, each of its jobs
 shares `jobs.lock`. Jobs of a killed run work on as orphans; until the last has ended, no other run starts a job.
+Where a batch system starts jobs, each has a Snakemake of its own, which shares `jobs.lock` too, and jobs that still
+wait in Slurm's queue are found by the name noted in `run.lock`.
 Dry runs, reports, `--unlock` and `--lint` take no lock, and a stage called by hand belongs to no run.
 """
 
@@ -10,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +24,7 @@ from typing import Any
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import naming
+from budgeted_lora.slurm import cancel_jobs, queued_jobs
 
 RUN, JOBS = "run.lock", "jobs.lock"
 VARIABLE = "BUDGETED_LORA_RUN"  # tells a job its run: "<id> <folder of the locks>"
@@ -28,15 +32,22 @@ POLL_SECONDS = 0.5
 TRIES, PAUSE = 5, 0.1  # a job that asks whether its run is alive holds run.lock for a moment
 
 
-def begin_run(results: Path | str) -> None:
+def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
     """What the Snakefile does before the first job: takes the run's lock, for as long as this process lives.
 
     Also removes the temporary files that killed jobs left. Ends the process, in one line and with status 2, where
-    another run or a job of one that was killed is at work.
+    another run or a job of one that was killed is at work, or waits in Slurm's queue.
+
+    Args:
+        results: folder of the scale's results.
+        slurm: name of the run's jobs in Slurm, if they go there.
     """
     try:
         folder = Path(results).resolve()
-        with _alone(folder, arguments=sys.argv[1:], wait=False) as (handle, record):
+        with _alone(folder, wait=False) as (handle, record):
+            record |= {"arguments": sys.argv[1:], "slurm": slurm}
+            with naming(folder / RUN):
+                _write(handle, record)
             os.dup(handle)  # never closed, and no child inherits it
             remove_leftovers(folder)
         os.environ[VARIABLE] = f"{record['id']} {folder}"
@@ -48,6 +59,8 @@ def begin_run(results: Path | str) -> None:
 
 def join_run(what: str) -> None:
     """What a job does first: shares the lock of its run's jobs, for as long as its process lives.
+
+    So does the Snakemake that a batch system starts for a job, before it removes the outputs of the job's last try.
 
     Raises:
         BadInput: the run was killed before this job began.
@@ -61,7 +74,7 @@ def join_run(what: str) -> None:
         os.close(handle)
         raise BadInput(f"{folder}: the run that started this job has ended; expected it alive (make resume)")
     with naming(folder / JOBS):
-        os.write(handle, f"{os.getpid()} {what}\n".encode())
+        os.write(handle, f"{os.getpid()} {socket.gethostname()} {what}\n".encode())
 
 
 def orphaned() -> bool:
@@ -80,7 +93,8 @@ def resume_run(results: Path, *, wait: bool) -> list[str]:
     """Makes way for a run that goes on where a killed one stopped: no one is left at work, Snakemake's lock is gone.
 
     Args:
-        wait: whether to wait for jobs that the killed run left, or to refuse.
+        wait: whether to wait for jobs that the killed run left, or to refuse. Those in Slurm are cancelled, not
+            waited for: what they would still compute counts as unfinished, and they go on from their saved state.
 
     Returns:
         Snakemake's arguments as they were.
@@ -91,7 +105,7 @@ def resume_run(results: Path, *, wait: bool) -> list[str]:
     folder = results.resolve()
     if not (folder / RUN).exists():
         raise BadInput(f"{results}: no run was started here; expected one to go on with (make reproduce)")
-    with _alone(folder, arguments=None, wait=wait) as (_, record):
+    with _alone(folder, wait=wait) as (_, record):
         if record["arguments"] is None:
             raise BadInput(f"{results / RUN}: does not say what was run; start it as before (make reproduce)")
         unlock = [sys.executable, "-m", "snakemake", "--unlock", *record["arguments"]]
@@ -112,12 +126,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path, *, arguments: list[str] | None, wait: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Holds both locks. Yields the descriptor of the run's lock and its new record.
-
-    Args:
-        arguments: Snakemake's, to be noted; those noted before when None.
-    """
+def _alone(folder: Path, *, wait: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Holds both locks. Yields the descriptor of the run's lock and its record: the last run's, with a new id."""
     with naming(folder / RUN):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / RUN, os.O_RDWR | os.O_CREAT, 0o666)
@@ -129,22 +139,31 @@ def _alone(folder: Path, *, arguments: list[str] | None, wait: bool) -> Iterator
             time.sleep(PAUSE if attempt < TRIES - 1 else 0)
         else:
             raise BadInput(f"{folder}: process {before.get('pid')} is running this workflow; wait for it, or end it")
-        record = {"id": uuid.uuid4().hex, "pid": os.getpid(), "arguments": before.get("arguments")}
+        record = {"id": uuid.uuid4().hex, "pid": os.getpid()}
+        record |= {key: before.get(key) for key in ("arguments", "slurm")}
         with naming(folder / RUN):
             _write(handle, record)  # with a new id: jobs that are left know from it that they are
         jobs = os.open(folder / JOBS, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            if record["slurm"]:
+                _clear_queue(record["slurm"], folder, cancel=wait)
             _await_jobs(jobs, folder, wait=wait)
             os.ftruncate(jobs, 0)
-            if arguments is not None:
-                record["arguments"] = arguments
-                with naming(folder / RUN):
-                    _write(handle, record)
             yield handle, record
         finally:
             os.close(jobs)
     finally:
         os.close(handle)
+
+
+def _clear_queue(name: str, folder: Path, *, cancel: bool) -> None:
+    if cancel:
+        cancel_jobs(name)
+    elif jobs := queued_jobs(name):
+        raise BadInput(
+            f"{folder}: {len(jobs)} jobs of a run that was killed are left in Slurm's queue; "
+            f"expected none (make resume cancels them, or: scancel --name={name})"
+        )
 
 
 def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
@@ -161,17 +180,20 @@ def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
 
 
 def _living(lines: list[str]) -> list[str]:
-    """Those lines "<process> <what it does>" whose process is there, on this machine."""
+    """What those do whose line "<process> <machine> <what it does>" names this machine and a process that is there."""
     found = []
     for line in lines:
-        pid = line.partition(" ")[0]
+        pid, _, rest = line.partition(" ")
+        machine, _, what = rest.partition(" ")
+        if machine != socket.gethostname():
+            continue
         try:
             os.kill(int(pid), 0)
         except PermissionError:
             pass
         except (ValueError, OSError):
             continue
-        found.append(f"process {line}")
+        found.append(f"process {pid} {what}")
     return found
 
 

@@ -26,6 +26,7 @@ EXEMPT = frozenset(
         "provenance",
         "runs",
         "slots",
+        "slurm",
         "sources",
         "memory",
         "__init__",
