@@ -134,7 +134,7 @@ class Graph:
 
     def listing(self) -> str:
         """The configuration without what no line of cells.csv depends on."""
-        other = {"device", "threads", "evaluation", "speed", "report"}
+        other = {"device", "gpus_per_run", "threads", "evaluation", "speed", "report"}
         return canonical_json(self.config.model_dump(mode="json", exclude=other))
 
     def whole(self) -> str:
