@@ -81,6 +81,10 @@ BAD = {
         {"training": {"batch_windows": 6, "micro_batch_windows": 4}},
         "6 is not a multiple of.* 4",
     ),
+    "a step that GPUs cannot share": (
+        {"gpus_per_run": 3, "training": {"batch_windows": 4, "micro_batch_windows": 2}},
+        "training.batch_windows 4 is not a multiple of gpus_per_run 3",
+    ),
     "slice of everything": ({"corpus": {"packages": ["numpy"], "slice_per_mille": 1000}}, "1000.*less than 1000"),
     "no packages": ({"corpus": {"packages": []}}, "corpus.packages must name at least one package"),
     "no files": ({"corpus": {"source": "files"}}, "corpus.files must name at least one file"),

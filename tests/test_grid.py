@@ -94,6 +94,7 @@ def test_ids_are_readable_and_repeat() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("gpus_per_run", 2),
         ("evaluation__queries", 7),
         ("evaluation__shots", 3),
         ("compression__r_max", 2),

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -38,23 +40,49 @@ def finish(process):
     return {**first, **last}
 
 
+def holding(*arguments, **keywords):
+    """A job that holds its slots until it is killed."""
+    process = holder(*arguments, seconds=600, **keywords)
+    json.loads(process.stdout.readline())
+    return process
+
+
+def waiting(*arguments, **keywords):
+    """A job that waits for its slots, and ends once it has got them."""
+    process = holder(*arguments, seconds=0, **keywords)
+    assert process.stderr.readline().startswith("waiting for")
+    return process
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
 def overlaps(one, other):
     return one["start"] < other["end"] and other["start"] < one["end"]
 
 
+def shared(runs):
+    """Pairs of jobs that held one device at one time."""
+    return [
+        (one, other)
+        for one, other in combinations(runs, 2)
+        if set(one["held"]) & set(other["held"]) and overlaps(one, other)
+    ]
+
+
 def test_eight_jobs_on_three_slots_never_share_one(tmp_path):
     runs = [finish(process) for process in [holder(tmp_path) for _ in range(8)]]
-    for index, one in enumerate(runs):
-        assert one["visible"] == ",".join(one["held"])
-        for other in runs[index + 1 :]:
-            assert not (set(one["held"]) & set(other["held"]) and overlaps(one, other))
+    assert all(run["visible"] == ",".join(run["held"]) for run in runs)
+    assert shared(runs) == []
     assert {name for run in runs for name in run["held"]} <= {"fake-0", "fake-1", "fake-2"}
 
 
 def test_jobs_that_take_two_of_three_do_not_deadlock(tmp_path):
     runs = [finish(process) for process in [holder(tmp_path, count=2, seconds=0.1) for _ in range(4)]]
     assert all(len(set(run["held"])) == 2 for run in runs)
-    assert not any(overlaps(one, other) for i, one in enumerate(runs) for other in runs[i + 1 :])
+    assert not any(overlaps(one, other) for one, other in combinations(runs, 2))
 
 
 def test_a_killed_holder_frees_its_slot(tmp_path):
@@ -131,3 +159,138 @@ def test_listing_knows_split_devices():
         "  MIG 1g.10gb     Device  1: (UUID: MIG-b)\n"
     )
     assert slots._parse_listing(listing) == [["GPU-11"], ["MIG-a", "MIG-b"]]
+
+
+# --- whose turn it is
+
+
+def test_a_job_that_wants_two_is_not_passed_by_jobs_that_want_one(tmp_path):
+    pool = ["fake-0", "fake-1"]
+    at_work = [holding(tmp_path, pool=pool) for _ in pool]
+    large = waiting(tmp_path, count=2, pool=pool)
+    small = [waiting(tmp_path, pool=pool) for _ in range(4)]
+    for process in at_work:
+        kill(process)
+    first, rest = finish(large), [finish(process) for process in small]
+    assert sorted(first["held"]) == pool
+    assert all(first["start"] < run["start"] for run in rest)
+    assert shared([first, *rest]) == []
+
+
+def test_who_waits_holds_up_nobody_that_can_do_without_its_devices(tmp_path):
+    at_work = holding(tmp_path, pool=["fake-0"])
+    large = waiting(tmp_path, count=2, pool=["fake-0", "fake-1"])
+    assert finish(holder(tmp_path, pool=["fake-1", "fake-2"]))["held"] == ["fake-2"]
+    after = waiting(tmp_path, pool=["fake-1"])
+    kill(at_work)
+    first, last = finish(large), finish(after)
+    assert first["start"] < last["start"]
+
+
+def test_the_next_in_turn_can_be_killed(tmp_path):
+    at_work = holding(tmp_path, pool=["fake-0"])
+    turn = waiting(tmp_path, pool=["fake-0"])
+    after = waiting(tmp_path, pool=["fake-0"])
+    kill(turn)
+    kill(at_work)
+    assert finish(after)["held"] == ["fake-0"]
+
+
+# --- processes that a job starts
+
+
+PARENT = '''
+import subprocess, sys, time
+from pathlib import Path
+from budgeted_lora.slots import gpu_slots
+child = """
+import os, time
+from budgeted_lora.slots import share_slots
+share_slots()
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+with gpu_slots(2, device="cuda", folder=Path(sys.argv[1]), pool=["fake-0", "fake-1"]):
+    subprocess.run([sys.executable, "-c", child])
+'''
+
+
+def test_a_slot_is_not_free_while_a_process_of_a_killed_job_lives(tmp_path):
+    job = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(job.stdout.readline())
+    try:
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait(60)
+        after = waiting(tmp_path, count=2, pool=["fake-0", "fake-1"])
+        assert after.poll() is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert sorted(finish(after)["held"]) == ["fake-0", "fake-1"]
+    job.stdout.close()
+
+
+def test_lock_files_lie_in_one_place_whatever_tmpdir_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("BUDGETED_LORA_GPU_LOCKS", raising=False)
+    monkeypatch.setenv("TMPDIR", "/somewhere")
+    assert slots.lock_folder() == Path(f"/tmp/budgeted-lora-gpu-{os.getuid()}")
+    monkeypatch.setenv("BUDGETED_LORA_GPU_LOCKS", str(tmp_path))
+    assert slots.lock_folder() == tmp_path
+
+
+# --- under Snakemake
+
+
+SNAKEFILE = """
+rule all:
+    input:
+        expand("{job}.json", job=range(4)),
+
+
+rule work:
+    output:
+        "{job}.json",
+    resources:
+        gpu=1,
+    params:
+        python=config["python"],
+        script=config["script"],
+    shell:
+        "{params.python} {params.script} > {output}"
+"""
+WORK = """
+import json, os, time
+from budgeted_lora.slots import gpu_slots
+with gpu_slots(1, device="cuda") as held:
+    start = time.monotonic()
+    time.sleep(0.3)
+    visible = os.environ["CUDA_VISIBLE_DEVICES"]
+    print(json.dumps({"held": held, "start": start, "end": time.monotonic(), "visible": visible}))
+"""
+
+
+def start_workflow(folder, locks, *words):
+    folder.mkdir()
+    (folder / "tmp").mkdir()
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    (folder / "work.py").write_text(WORK)
+    own = {"CUDA_VISIBLE_DEVICES": "fake-0,fake-1,fake-2", "BUDGETED_LORA_GPU_LOCKS": str(locks)}
+    own["TMPDIR"] = str(folder / "tmp")
+    command = [sys.executable, "-m", "snakemake", "--cores", "4", *words]
+    command += ["--config", f"python={sys.executable}", f"script={folder / 'work.py'}"]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | own, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_workflows_share_the_pool_without_a_limit_on_the_command_line(tmp_path):
+    """Nothing tells either Snakemake how many GPUs there are: each starts its four jobs at once, on three devices."""
+    folders = [tmp_path / "plain", tmp_path / "other"]
+    runs = [
+        start_workflow(folders[0], tmp_path / "locks"),
+        start_workflow(folders[1], tmp_path / "locks", "--resources", "mem_mb=1000"),
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=600)
+        assert run.returncode == 0, errors
+    jobs = [json.loads(file.read_text()) for folder in folders for file in folder.glob("*.json")]
+    assert len(jobs) == 8
+    assert all([job["visible"]] == job["held"] and job["visible"].startswith("fake-") for job in jobs)
+    assert shared(jobs) == []

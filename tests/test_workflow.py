@@ -212,6 +212,23 @@ def test_every_job_has_log_and_benchmark_and_those_with_a_device_a_gpu(plan: Pla
             assert planned == min(int(job.options["--threads"]), CORES), job.rule
 
 
+def test_gpus_per_run_reaches_the_trainings_and_nothing_else(plan: Plan) -> None:
+    jobs = plan("table2", "--config", "scale=smoke", "gpus_per_run=2")
+    assert rules(jobs) == rules(plan("table2", "--config", "scale=smoke"))
+    for job in jobs:
+        if job.rule == "train_cell":
+            assert job.options["--gpus"] == job.fields["threads"] == "2"
+            assert "gpu=2" in job.fields["resources"]
+        else:
+            assert "--gpus" not in job.options
+            assert "gpu=2" not in job.fields.get("resources", "")
+    one, two = (
+        {job.options["--cell"] for job in plan("table2", "--config", "scale=smoke", *words) if job.rule == "train_cell"}
+        for words in ((), ("gpus_per_run=2",))
+    )
+    assert one == two
+
+
 # --- targets
 
 

@@ -10,7 +10,7 @@ import typer
 
 from budgeted_lora import stages
 from budgeted_lora.config import load_config
-from budgeted_lora.errors import BadInput, TrainingDiverged
+from budgeted_lora.errors import BadInput, RankFailed, TrainingDiverged
 from budgeted_lora.slots import gpu_slots
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def main() -> None:
     except BadInput as error:
         print(f"budgeted-lora: {error}", file=sys.stderr)
         sys.exit(2)
-    except TrainingDiverged as error:
+    except (TrainingDiverged, RankFailed) as error:
         print(f"budgeted-lora: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:

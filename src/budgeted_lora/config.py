@@ -31,7 +31,7 @@ class Strict(BaseModel):
 
 
 class Threads(Strict):
-    training: Positive = Field(1, description="CPU threads of one training or caching job. [ours]")
+    training: Positive = Field(1, description="CPU threads of one training or caching process. [ours]")
     evaluation: Positive = Field(1, description="CPU threads of one evaluation job. [ours]")
     timing: Positive = Field(
         2, description="CPU threads of a timing job; give it all cores so nothing runs beside it. [ours]"
@@ -350,6 +350,11 @@ class Config(Strict):
         description="On a machine that is too small by the plan (`budgeted-lora doctor`) a run ends before its first "
         "job, or says what is short and starts. [ours]",
     )
+    gpus_per_run: Positive = Field(
+        1,
+        description="GPUs that train one student together, each with its part of every step (processes on a CPU). "
+        "[ours]",
+    )
     threads: Threads = Field(default_factory=Threads, description="CPU threads; part of what makes bytes repeat.")
     sequence_length: Positive = Field(1024, description="Tokens of a window. [S]")
     rows: Literal["packed", "document"] = Field(
@@ -394,6 +399,11 @@ class Config(Strict):
             raise ValueError(
                 f"training.batch_windows {self.training.batch_windows} is not a multiple of micro_batch_windows "
                 f"{self.training.micro_batch_windows}"
+            )
+        if self.training.batch_windows % self.gpus_per_run:
+            raise ValueError(
+                f"training.batch_windows {self.training.batch_windows} is not a multiple of gpus_per_run "
+                f"{self.gpus_per_run}"
             )
         if self.evaluation.probes == "folder" and not self.evaluation.probes_folder:
             raise ValueError("evaluation.probes_folder must name the folder when evaluation.probes is folder")

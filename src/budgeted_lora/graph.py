@@ -134,7 +134,7 @@ class Graph:
 
     def listing(self) -> str:
         """The configuration without what no line of cells.csv depends on."""
-        other = {"device", "fit", "threads", "calibration", "evaluation", "speed", "report"}
+        other = {"device", "fit", "gpus_per_run", "threads", "calibration", "evaluation", "speed", "report"}
         return canonical_json(self.config.model_dump(mode="json", exclude=other))
 
     def whole(self) -> str:

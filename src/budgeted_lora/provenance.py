@@ -61,7 +61,7 @@ def provenance(
         "libraries": library_versions(),
         "python": platform.python_version(),
         "cpu": cpu_name(),
-        "device": _device(),
+        "device": device_in_use(),
         "started_at": clock.started_at.isoformat(timespec="seconds"),
         "seconds": round(clock.seconds, 3),
     }
@@ -114,7 +114,7 @@ def cpu_name() -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _device() -> dict[str, Any]:
+def device_in_use() -> dict[str, Any]:
     """The accelerator in use, or the CPU. Looks at torch only if the stage has already loaded it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():

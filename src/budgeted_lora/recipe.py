@@ -57,3 +57,8 @@ class Recipe(Strict):
     def tokens(self) -> int:
         """Tokens the student sees."""
         return self.steps * self.batch_windows * self.sequence_length
+
+
+def compute_values(*, threads: int, gpus_per_run: int) -> dict[str, int]:
+    """What else determines a student's last bits, as its result records it; one GPU a run goes without saying."""
+    return {"threads": threads} | ({"gpus_per_run": gpus_per_run} if gpus_per_run > 1 else {})

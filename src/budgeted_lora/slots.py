@@ -1,7 +1,12 @@
 """Device slots: which GPU a job may use, held by a file lock that the kernel releases when the job dies.
 
-Snakemake's `resources: gpu=N` only counts; this module pins. The lock files lie in a folder of the user in the
-temporary directory, one a device. Nothing here imports torch: CUDA_VISIBLE_DEVICES must be set before it is.
+Snakemake's `resources: gpu=N` only counts; this module pins. The lock files lie in one folder of the user, two a
+device: who holds `<id>.lock` uses it, who holds `<id>.turn` is the next to get it. A job that waits takes the turns of
+its whole pool and then keeps every device of it that becomes free until it has enough, so that one that wants two is
+not passed by one after another that want a single one. Whose turn comes next is chance, never size.
+
+Processes that a job starts on its devices share its locks (`share_slots`), and a device is free when the last of them
+has ended. Nothing here imports torch: CUDA_VISIBLE_DEVICES must be set before it is.
 """
 
 import fcntl
@@ -10,7 +15,6 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +24,8 @@ from typing import Literal
 from budgeted_lora.errors import BadInput
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+FOLDER = "BUDGETED_LORA_GPU_LOCKS"  # environment variable: another folder for the lock files
+HELD = "BUDGETED_LORA_GPU_SLOTS"  # environment variable: lock files of the devices that a job holds, for its processes
 POLL_SECONDS = 0.5
 
 
@@ -32,7 +38,7 @@ def gpu_slots(
     Args:
         count: devices this job takes; 0 runs on the CPU.
         device: auto runs on the CPU where there is no GPU, cuda refuses, cpu hides the GPUs.
-        folder: where the lock files lie; a folder of this user in the temporary directory when None.
+        folder: where the lock files lie; `lock_folder()` when None.
         pool: ids to choose from; an inherited CUDA_VISIBLE_DEVICES, or else all devices, when None.
 
     Yields:
@@ -49,22 +55,32 @@ def gpu_slots(
     if available and count > len(available):
         raise BadInput(f"gpu slots: {count} asked for, {len(available)} in the pool ({', '.join(available)})")
     if not available:
-        with _environment(""):
+        with _environment({VISIBLE: "", HELD: ""}):
             yield []
         return
     _refuse_late_pinning()
-    locks = _wait_for(count, available, folder or lock_folder())
+    folder = folder or lock_folder()
+    locks = _wait_for(count, available, folder)
+    files = os.pathsep.join(str(_file(folder, name, "lock")) for name in locks)
     try:
-        with _environment(",".join(locks)):
+        with _environment({VISIBLE: ",".join(locks), HELD: files}):
             yield list(locks)
     finally:
-        for handle in locks.values():
-            os.close(handle)
+        _release(locks)
+
+
+def share_slots() -> None:
+    """Holds the devices of the job that started this process too, for as long as this process lives.
+
+    So no other job gets a device that an orphan still computes on. Call it while that job is alive.
+    """
+    for name in filter(None, os.environ.get(HELD, "").split(os.pathsep)):
+        fcntl.flock(os.open(name, os.O_RDWR), fcntl.LOCK_SH)  # never closed
 
 
 def lock_folder() -> Path:
-    """This user's folder of lock files, the same for every job on the machine."""
-    return Path(tempfile.gettempdir()) / f"budgeted-lora-gpu-{os.getuid()}"
+    """This user's folder of lock files, the same for every job on the machine, whatever its TMPDIR."""
+    return Path(os.environ.get(FOLDER) or f"/tmp/budgeted-lora-gpu-{os.getuid()}")
 
 
 def visible_devices() -> list[str]:
@@ -102,36 +118,74 @@ def _parse_listing(listing: str) -> list[list[str]]:
 
 
 def _wait_for(count: int, pool: Sequence[str], folder: Path) -> dict[str, int]:
-    """Locks `count` devices, all or none at a time so that two jobs never each hold half of what both need."""
+    """Locks `count` devices of the pool, waiting for its turn.
+
+    Only who has the turns of its whole pool may hold devices and wait for more, so two jobs never each hold half of
+    what both need; where another job waits for a part of the pool, the rest of it is taken all at once or not at all.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    turns: dict[str, int] = {}
+    held: dict[str, int] = {}
     told = False
-    while True:
-        held: dict[str, int] = {}
-        for name in pool:
+    try:
+        while True:
+            _take(turns, pool, folder, "turn", most=len(pool))
+            _take(held, list(turns), folder, "lock", most=count)
             if len(held) == count:
-                break
-            handle = _try_lock(folder / (re.sub(r"[^\w.-]", "_", name) + ".lock"))
+                return held
+            if len(turns) < len(pool):
+                _release(held)
+                _release(turns)
+            if not told:
+                print(f"waiting for {count} of {len(pool)} GPU slots (locks in {folder})", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+    except BaseException:
+        _release(held)
+        raise
+    finally:
+        _release(turns)
+
+
+def _take(
+    mine: dict[str, int], names: Sequence[str], folder: Path, kind: Literal["turn", "lock"], *, most: int
+) -> None:
+    """Adds the locks that are free to those held already, up to `most` of them."""
+    for name in names:
+        if name not in mine and len(mine) < most:
+            handle = _try_lock(_file(folder, name, kind))
             if handle is not None:
-                held[name] = handle
-        if len(held) == count:
-            return held
-        for handle in held.values():
-            os.close(handle)
-        if not told:
-            print(f"waiting for {count} of {len(pool)} GPU slots (locks in {folder})", file=sys.stderr, flush=True)
-            told = True
-        time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+                mine[name] = handle
+
+
+def _release(locks: dict[str, int]) -> None:
+    for handle in locks.values():
+        os.close(handle)
+    locks.clear()
+
+
+def _file(folder: Path, name: str, kind: str) -> Path:
+    return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.{kind}"
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None if another process does. Descriptors are not inherited by children."""
+    """A descriptor that holds the lock, or None if another process does. Descriptors are not inherited by children.
+
+    Taken alone, then held as one that can be shared: who wants it must get it alone, and can while nobody has it.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if _flock(handle, fcntl.LOCK_EX) and _flock(handle, fcntl.LOCK_SH):  # the kernel may lose it in between
+        return handle
+    os.close(handle)
+    return None
+
+
+def _flock(handle: int, kind: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+        return False
+    return True
 
 
 def _refuse_late_pinning() -> None:
@@ -141,13 +195,14 @@ def _refuse_late_pinning() -> None:
 
 
 @contextmanager
-def _environment(value: str) -> Iterator[None]:
-    before = os.environ.get(VISIBLE)
-    os.environ[VISIBLE] = value
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[VISIBLE]
-        else:
-            os.environ[VISIBLE] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT.name
 
 # What cannot change a result: what a value is called or checked against (the values themselves are `params:`),
-# where a result is written, what is printed, which device slot a job waits for, and who else is at work.
+# where a result is written, what is printed, which device slot a job waits for, who starts its processes, and who else
+# is at work.
 EXEMPT = frozenset(
     {
         "cli",
@@ -24,6 +25,7 @@ EXEMPT = frozenset(
         "errors",
         "files",
         "provenance",
+        "ranks",
         "runs",
         "slots",
         "slurm",

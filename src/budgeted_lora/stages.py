@@ -208,19 +208,28 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")
     ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, each with a process of its own; on the CPU processes.")] = 1,
 ) -> None:
     """Train one student."""
     from budgeted_lora.recipe import Recipe
 
     recipe = parse(values, Recipe)
-    with gpu_slots(1, device=device):
-        from budgeted_lora.training.stage import train_cell
+    if recipe.batch_windows % gpus:
+        raise BadInput(f"--gpus {gpus} cannot share the {recipe.batch_windows} windows of a step; expected a divisor")
+    job = {
+        "recipe": recipe, "cell": cell, "scale": scale, "student": student, "teacher": teacher, "tokens": tokens,
+        "cache": cache, "out": out, "state": state, "device": device, "threads": threads, "log_every": log_every,
+        "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    with gpu_slots(gpus, device=device):
+        if gpus > 1:
+            from budgeted_lora.ranks import train_on_ranks
 
-        train_cell(
-            recipe=recipe, cell=cell, scale=scale, student=student, teacher=teacher, tokens=tokens, cache=cache,
-            out=out, state=state, device=device, threads=threads, log_every=log_every,
-            checkpoint_every=checkpoint_every,
-        )  # fmt: skip
+            train_on_ranks(gpus, job)
+        else:
+            from budgeted_lora.training.stage import train_cell
+
+            train_cell(**job)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file
 from budgeted_lora.graph import MAIN_CELLS, Graph
 from budgeted_lora.grid import DEFAULT_SETTINGS
+from budgeted_lora.recipe import compute_values
 
 State = Literal["done", "missing", "stale"]
 TIMESTAMP = Path(".snakemake_timestamp")  # Snakemake lays it, empty, in a folder that is an output
@@ -304,7 +305,9 @@ def cache_stages(graph: Graph, cell: str) -> list[Stage]:
 def train_stage(graph: Graph, cell: str) -> Stage:
     names = ("train.json", "history.csv", "retention.csv", "trained", "trained.sha256")
     files = tuple(Path(path) for path in graph.of_cells([cell], *names))
-    values = json.loads(graph.recipe(cell)) | {"threads": graph.config.threads.training}
+    config = graph.config
+    how = compute_values(threads=config.threads.training, gpus_per_run=config.gpus_per_run)
+    values = json.loads(graph.recipe(cell)) | how
     after = ("tokens", f"teacher {graph.recipe_of(cell).teacher}", f"student {graph.student_of(cell)}")
     return Stage("train", True, files, {files[0]: values}, after=after)
 

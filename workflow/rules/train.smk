@@ -30,9 +30,9 @@ rule train_cell:
         f"{results}/benchmarks/train_cell/{{cell}}.tsv"
     conda:
         "../../environment.yml"
-    threads: settings.threads.training
+    threads: settings.threads.training * settings.gpus_per_run
     resources:
-        gpu=1,
+        gpu=settings.gpus_per_run,
     params:
         recipe=lambda wildcards: graph.recipe(wildcards.cell),
         cache=lambda wildcards: graph.cache_option(wildcards.cell),
@@ -42,9 +42,10 @@ rule train_cell:
         checkpoint_every=settings.training.checkpoint_every,
         device=settings.device,
         threads=settings.threads.training,
+        gpus=settings.gpus_per_run,
         scale=scale,
     shell:
         "budgeted-lora stage train --values {params.recipe:q} --cell {wildcards.cell} --student {input.student}"
         " --teacher {input.teacher} --tokens {input.tokens} {params.cache} --out {params.folder} --state {params.state}"
-        " --scale {params.scale} --threads {params.threads} --device {params.device} --log-every {params.log_every}"
-        " --checkpoint-every {params.checkpoint_every} 2>&1 | tee {log}"
+        " --scale {params.scale} --threads {params.threads} --gpus {params.gpus} --device {params.device}"
+        " --log-every {params.log_every} --checkpoint-every {params.checkpoint_every} 2>&1 | tee {log}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,8 @@ from budgeted_lora.models.projections import BudgetedLinear, set_dense
 from budgeted_lora.recipe import Recipe
 from budgeted_lora.state import TrainingState
 from budgeted_lora.training.cache import TeacherSource
-from budgeted_lora.training.loss import linear_distillation_loss
+from budgeted_lora.training.distributed import Ranks, draw_dropout
+from budgeted_lora.training.loss import Losses, linear_distillation_loss
 from budgeted_lora.training.progress import Log, Progress
 
 
@@ -32,6 +34,7 @@ def train(
     precision: torch.dtype,
     log_every: int,
     checkpoint_every: int,
+    ranks: Ranks | None = None,
 ) -> Progress:
     """Trains `student` in place, going on from `state` if a run was cut short.
 
@@ -45,11 +48,14 @@ def train(
         precision: bfloat16 for autocast, or float32.
         log_every: steps between rows of history.csv and retention.csv, which lie in the state's folder. A row holds
             the means of loss, KL, CE and gradient norm since the last one, and the values of its own step else.
+        ranks: the processes that train together; this one alone when None. The first one writes state and history, the
+            others end with the same weights.
 
     Raises:
-        BadInput: the token file holds no window.
+        BadInput: the token file holds no window, or the ranks cannot share a step's windows equally.
         TrainingDiverged: the loss or gradient is not finite; names the first such step. The history is on disk.
     """
+    ranks = ranks or Ranks()
     available = tokens.len_windows(recipe.sequence_length, recipe.rows)
     if not available:
         raise BadInput(f"{tokens.path}: holds no window of {recipe.sequence_length} tokens; expected at least one")
@@ -63,9 +69,10 @@ def train(
         controller.load(progress.coefficients)
         set_dense(modules, controller.coefficients)  # a run killed after its last step takes no other
     student.train()
+    ranks.attach(student)
     saved_at, recent = progress.step, []
 
-    with Log(state.folder, modules, recipe, progress) as log:
+    with Log(state.folder, modules, recipe, progress) if ranks.first else nullcontext() as log:
         for n in range(progress.step, recipe.steps):
             if controller is not None:
                 set_dense(modules, controller.step(n, steps=recipe.steps))
@@ -74,13 +81,17 @@ def train(
                 group["lr"] = rate * group["lr_multiplier"]
 
             windows = order[n * recipe.batch_windows : (n + 1) * recipe.batch_windows]
-            losses = accumulate_gradients(student, teacher, tokens, windows, recipe, device=device, precision=precision)
+            losses = accumulate_gradients(
+                student, teacher, tokens, windows, recipe, device=device, precision=precision, ranks=ranks
+            )
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
             optimizer.step()
             optimizer.zero_grad()
 
-            recent.append(torch.cat([losses, norm.detach().reshape(1)]))
             progress.step = n + 1
+            if not ranks.first:
+                continue
+            recent.append(torch.cat([losses, norm.detach().reshape(1)]))
             progress.dense_macs += sum(module.macs for module in modules.values() if module.dense != 0.0)
             progress.retained += 1.0 if controller is None else controller.retained_fraction
             if progress.step % log_every == 0 or progress.step == recipe.steps:
@@ -102,6 +113,7 @@ def accumulate_gradients(
     *,
     device: torch.device,
     precision: torch.dtype,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Adds the gradient of one step's windows, a micro-batch at a time.
 
@@ -110,31 +122,61 @@ def accumulate_gradients(
     Returns:
         loss, KL and CE of the whole step, [3], on the device.
     """
+    ranks = ranks or Ranks()
     ids, mask = tokens.windows(windows, sequence_length=recipe.sequence_length, rows=recipe.rows)
     scored = np.zeros_like(mask)  # position i predicts token i + 1, so the last one of a row predicts nothing
     scored[:, :-1] = mask[:, :-1] & mask[:, 1:]
     total = torch.zeros(3, device=device)
-    for start in range(0, len(windows), recipe.micro_batch_windows):
-        part = slice(start, start + recipe.micro_batch_windows)
+    parts = list(ranks.micro_batches(len(windows), micro_batch_windows=recipe.micro_batch_windows))
+    last = max(number for number, (_, mine) in enumerate(parts) if mine)
+    for number, (part, mine) in enumerate(parts):
+        if not mine:
+            draw_dropout(student, windows=len(windows[part]), length=recipe.sequence_length, device=device)
+            continue
         positions = np.flatnonzero(scored[part])
         labels = torch.from_numpy(ids[part].ravel()[positions + 1]).to(device)
         index, batch = torch.from_numpy(positions).to(device), torch.from_numpy(ids[part]).to(device)
-        target = teacher.hidden(windows[part], batch)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            hidden = student.model(input_ids=batch, use_cache=False).last_hidden_state
-            losses = linear_distillation_loss(
-                hidden.flatten(0, 1).index_select(0, index),
-                student.lm_head.weight,
-                target.flatten(0, 1).index_select(0, index),
-                teacher.head,
-                labels,
-                temperature=recipe.temperature,
-                kd_weight=recipe.kd_weight,
-                count=int(scored.sum()),
-            )
-        losses.loss.backward()
+        target = teacher.hidden(windows[part], batch).flatten(0, 1).index_select(0, index)
+        count = int(scored.sum())
+        inputs = batch, index, labels, target, teacher.head, recipe, count, precision
+        losses = ranks.forward(student_loss, student, *inputs, last=number == last)
+        ranks.backward(losses.loss)
         total += torch.stack([losses.loss.detach(), losses.kl, losses.ce])
-    return total
+    return ranks.sum(total)
+
+
+def student_loss(
+    student: Any,
+    batch: Tensor,
+    index: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    teacher_head: Tensor,
+    recipe: Recipe,
+    count: int,
+    precision: torch.dtype,
+) -> Losses:
+    """Forward pass and loss of one micro-batch.
+
+    Args:
+        batch: token ids, [B, L].
+        index: the N positions of the flattened batch that are scored.
+        labels: the token that follows each, [N].
+        target: the teacher's final hidden states there, [N, H'].
+        count: scored positions of the whole step.
+    """
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        hidden = student.model(input_ids=batch, use_cache=False).last_hidden_state
+        return linear_distillation_loss(
+            hidden.flatten(0, 1).index_select(0, index),
+            student.lm_head.weight,
+            target,
+            teacher_head,
+            labels,
+            temperature=recipe.temperature,
+            kd_weight=recipe.kd_weight,
+            count=count,
+        )
 
 
 def window_order(recipe: Recipe, *, available: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Stage: one student, from its untrained model to the files of its cell."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
 from budgeted_lora.models.trained import save_trained
-from budgeted_lora.provenance import Clock, write_result
-from budgeted_lora.recipe import Recipe
+from budgeted_lora.provenance import Clock, device_in_use, write_result
+from budgeted_lora.recipe import Recipe, compute_values
 from budgeted_lora.state import TrainingState, code_digest, locked_folder
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource
+from budgeted_lora.training.distributed import Ranks
 from budgeted_lora.training.loop import train
 from budgeted_lora.training.progress import Progress
 from budgeted_lora.training.setup import compute_dtype, prepare
@@ -38,6 +40,7 @@ def train_cell(
     threads: int,
     log_every: int,
     checkpoint_every: int,
+    ranks: Ranks | None = None,
 ) -> None:
     """Trains one student.
 
@@ -50,13 +53,16 @@ def train_cell(
             train.json and, last, trained.sha256.
         state: folder under which the training state lies while the run is not done, named by cell and inputs.
         device: auto, cpu or cuda.
-        threads: CPU threads; part of what makes bytes repeat.
+        threads: CPU threads of each process; part of what makes bytes repeat.
+        ranks: the processes that train together; this one alone when None. All call this with the same arguments, and
+            the first one alone writes files.
 
     Raises:
         BadInput: inputs do not fit each other, or another process trains this cell.
         TrainingDiverged: see `loop.train`.
     """
     clock = Clock()
+    ranks = ranks or Ranks()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
     file = TokenFile.open(tokens)
@@ -75,8 +81,10 @@ def train_cell(
         torch.__version__,
         str(place),
         threads,
+        ranks.count,
     ]
-    with locked_folder(state / f"{cell}-{short_hash(determined_by, digits=12)}") as folder:
+    own_state = state / f"{cell}-{short_hash(determined_by, digits=12)}"
+    with locked_folder(own_state) if ranks.first else nullcontext(own_state) as folder:
         run = TrainingState(folder)
         progress = train(
             model,
@@ -89,15 +97,22 @@ def train_cell(
             precision=precision,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
+            ranks=ranks,
         )
+        devices = ranks.gather(device_in_use())
+        if not ranks.first:
+            return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
         for name in ("history.csv", "retention.csv"):
             write_with(out / name, lambda path, name=name: shutil.copyfile(folder / name, path))
-        results = summary(model, recipe, progress, device=place, precision=precision)
+        results = summary(model, recipe, progress, device=place, precision=precision) | {
+            "ranks": ranks.count,
+            "devices": devices,
+        }
         about = {
             "scale": scale,
             "cell": cell,
-            "values": values | {"threads": threads},
+            "values": values | compute_values(threads=threads, gpus_per_run=ranks.count),
             "inputs": inputs,
             "clock": clock,
         }
