@@ -28,6 +28,7 @@ EXEMPT = frozenset(
         "slots",
         "sources",
         "memory",
+        "shards",
         "__init__",
     }
 )
@@ -36,6 +37,9 @@ STAGES = {
     "collect": "data.collect",
     "tokenizer": "data.tokenizer",
     "tokenize": "data.tokenize",
+    "fetch-shard": "data.shard_fetch",
+    "tokenize-shard": "data.shard",
+    "join-shards": "data.join",
     "fetch": "models.fetch",
     "pretrain": "models.teacher",
     "student": "models.student",

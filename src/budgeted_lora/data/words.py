@@ -100,7 +100,7 @@ def word_pattern(about: dict[str, Any]) -> re.Pattern[str] | None:
     plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
     if model["type"] != "BPE" or not plain or model.get("ignore_merges") or _prefix(about) is None:
         return None
-    if not model.get("byte_fallback") or not BYTES <= model["vocab"].keys():
+    if not model.get("byte_fallback") or not model["vocab"].keys() >= BYTES:
         return None  # an unknown character would be one token with its neighbours
     if any(SPACE in token["content"] or " " in token["content"] for token in about["added_tokens"]):
         return None
