@@ -51,11 +51,10 @@ class ShardJobs:
 
     def local_files(self, shard: str) -> list[str]:
         """The shard's file where it is not downloaded; empty if it is missing."""
-        return (
-            []
-            if self.downloaded
-            else [path for path in [self.source(shard)] if Path(path).is_file()] or glob.glob(self.source(shard))
-        )
+        if self.downloaded:
+            return []
+        source = self.source(shard)
+        return [source] if Path(source).is_file() else sorted(glob.glob(source))
 
     def fetch_values(self, shard: str) -> str:
         """What decides a download."""
@@ -80,9 +79,13 @@ class ShardJobs:
         }
         return canonical_json(values | more)
 
+    def record(self, shard: str) -> str:
+        """What a shard's job says of it."""
+        return f"{self.folder}/{shard}/shard.json"
+
     def records(self) -> list[str]:
-        """shard.json of every shard, in order."""
-        return [f"{self.folder}/{name}/shard.json" for name in self.names]
+        """The same of every shard, in order."""
+        return [self.record(name) for name in self.names]
 
     def tokens(self) -> list[str]:
         """The token and digest files of every shard."""
