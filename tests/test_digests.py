@@ -111,8 +111,10 @@ def test_remainders_are_those_of_the_slice(digests: list[bytes], slice_per_mille
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "digests.bin"
-    digest_records(DIGESTS[0], DIGESTS[1]).tofile(path)
-    assert len(open_digests(path, documents=2)) == 2
+    records = digest_records(DIGESTS[0], DIGESTS[1])
+    records.tofile(path)
+    assert open_digests(path, documents=2).tolist() == records.tolist()
+    assert sorted(DIGESTS[:2])[0] == path.read_bytes()[:16]
     with pytest.raises(BadInput, match=rf"digests.bin: {2 * RECORD.itemsize} bytes, expected {3 * RECORD.itemsize}"):
         open_digests(path, documents=3)
     path.unlink()

@@ -22,6 +22,7 @@ from budgeted_lora.data.shard_reader import ROWS, read_shard
 from budgeted_lora.data.tokenize import list_digest
 from budgeted_lora.data.tokens import TokenFile, write_tokens
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import sha256_file
 from budgeted_lora.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,6 +293,18 @@ def test_a_shard_that_is_not_there_or_there_twice(tmp_path: Path) -> None:
     assert "0 files match this shard" in refusal(lambda: shard_file(str(hub / PATTERN.format(shard=7))))
     (hub / "data" / "train-00001-of-00003-other.parquet").touch()
     assert "2 files match this shard" in refusal(lambda: shard_file(str(hub / PATTERN.format(shard=1))))
+
+
+def test_a_download_that_changed_since_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    path = tmp_path / "source.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in A))
+    about = {"file": "data/a.jsonl", "sha256": sha256_file(path), "provenance": {"values": {"hub": {"name": "x"}}}}
+    (tmp_path / "source.json").write_text(json.dumps(about))
+    make(tmp_path, [str(path)], tokenizer)
+    said = json.loads((tmp_path / "00000" / "shard.json").read_text())["source"]
+    assert (said["file"], said["name"], said["sha256"]) == ("data/a.jsonl", "x", about["sha256"])
+    path.write_text(path.read_text().replace("matrix", "vector"))
+    assert "source.jsonl: its SHA-256 differs" in refusal(lambda: make(tmp_path, [str(path)], tokenizer))
 
 
 def test_a_failed_shard_leaves_no_file(tmp_path: Path, tokenizer: Path) -> None:

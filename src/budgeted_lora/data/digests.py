@@ -51,13 +51,11 @@ def digest_records(train: bytes, held_out: bytes) -> np.ndarray:
     Returns:
         array of `RECORD`, shape (documents,).
     """
-    parts = []
-    for side, digests in enumerate((train, held_out)):
-        part = np.zeros(len(digests) // 16, RECORD)
-        halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
-        part["high"], part["low"], part["document"], part["held_out"] = *halves.T, np.arange(len(part)), side
-        parts.append(part)
-    records = np.concatenate(parts)
+    records = np.empty((len(train) + len(held_out)) // 16, RECORD)
+    records["high"], records["low"] = np.frombuffer(train + held_out, ">u8").reshape(-1, 2).T
+    first = len(train) // 16
+    records["document"] = np.concatenate([np.arange(first), np.arange(len(records) - first)])
+    records["held_out"] = np.arange(len(records)) >= first
     return records[np.lexsort((records["low"], records["high"]))]
 
 

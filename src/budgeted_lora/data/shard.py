@@ -17,7 +17,7 @@ from budgeted_lora.data.shard_reader import read_shard
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_path, sha256_file, write_json
+from budgeted_lora.files import atomic_path, read_json, sha256_file, write_json
 from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.provenance import Clock, write_result
 
@@ -119,6 +119,22 @@ def shard_file(source: str) -> Path:
     return Path(found[0])
 
 
+def where_from(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of a shard's file; of a downloaded one the Hub's name, once its bytes are compared.
+
+    Raises:
+        BadInput: the file is not the one that was downloaded.
+    """
+    about = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    record = path.with_name("source.json")
+    if path.name.startswith("source.") and record.is_file():
+        fetched = read_json(record)
+        if fetched.get("sha256") != about["sha256"]:
+            raise BadInput(f"{path}: its SHA-256 differs from the one in {record}; damaged, download it anew")
+        about |= {"file": fetched["file"], **fetched["provenance"]["values"]["hub"]}
+    return about
+
+
 def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str, Any], scale: str) -> None:
     """Writes train and held_out token files, digests.bin (see `digests.RECORD`) and shard.json into `out`.
 
@@ -131,6 +147,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
     """
     clock, counts = Clock(), Counts()
     path = shard_file(source)
+    origin = where_from(path)
     opened, end = open_tokenizer(tokenizer)
     encoder = WordEncoder(opened)
     form = {"dtype": encoder.dtype, "vocab_size": opened.get_vocab_size(), "eos_id": end}
@@ -147,7 +164,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
     payload = {
         "documents": vars(counts),
         "tokens": {"train": train.tokens, "held_out": held_out.tokens},
-        "source": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)},
+        "source": origin,
         "tokenizer": {"vocab_size": form["vocab_size"], "end_id": end, "sha256": sha256_file(tokenizer)},
         "encoded": "whole documents" if encoder.words is None else "word by word",
         "files": {name: sha256_file(out / name) for name in ("train.bin", "held_out.bin", "digests.bin")},
