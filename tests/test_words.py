@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from budgeted_lora.data.readers import read_docstrings
 from budgeted_lora.data.words import WordEncoder, batches, word_pattern
 from budgeted_lora.models.shipped import shipped_tokenizer
 
@@ -123,6 +122,6 @@ def test_mistrals_own_tokenizer(form: str) -> None:
     assert tokenizer.get_vocab_size() == 32_000
     encoder = WordEncoder(tokenizer)
     assert encoder.words is not None
-    documents = read_docstrings(["networkx"])[:150]
-    documents += ["\n\n".join(documents), Path(__file__).read_text(), *PARTS, "".join(PARTS)]
+    documents = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("test_[a-m]*.py"))]
+    documents += [documents[0] * 20, *PARTS, "".join(PARTS)]
     assert ids(encoder, documents) == [whole(tokenizer, text) for text in documents]
