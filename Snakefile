@@ -65,7 +65,16 @@ rule all:
         f"{reports}/contents/all.json",
 
 
-include: "workflow/rules/data.smk"
+if settings.corpus.shards:
+
+    include: "workflow/rules/shards.smk"
+
+else:
+
+    include: "workflow/rules/data.smk"
+
+
+include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/teachers.smk"
 include: "workflow/rules/students.smk"
 include: "workflow/rules/train.smk"

@@ -125,8 +125,12 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     assert len(judged) == (len(cells) if graph.calibration() else 0), "said before any student trains"
     assert found["make_table"] == len(graph.main_tables()) + len(graph.ablations())
     assert found["make_figure"] == len(MAIN_FIGURES)
-    for rule in ("collect_corpus", "tokenize_corpus", "list_cells", "make_index", "make_contents"):
+    for rule in ("list_cells", "make_index", "make_contents"):
         assert found[rule] == 1
+    shards = graph.config.corpus.shards
+    assert found["collect_corpus"] == found["tokenize_corpus"] == (0 if shards else 1)
+    assert found["join_shards"] == (1 if shards else 0)
+    assert found["fetch_shard"] == found["tokenize_shard"] == (shards.held_out if shards else 0)
 
 
 def test_main_needs_no_ablation_and_draws_the_controls(plan: Plan) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from budgeted_lora.errors import BadInput
 
@@ -44,6 +52,40 @@ class HubDataset(Strict):
         None, description="Pinned commit of the dataset; required when `corpus.source` is hub. [ours]"
     )
     split: str = Field("train", description="Split to stream. [ours]")
+
+
+class Shards(Strict):
+    """A large corpus, read in many files: one job a file, each read once, none held in memory."""
+
+    pattern: str | None = Field(
+        None,
+        description="Name of a shard's file in the Hub dataset, `{shard:05d}` for its number from 0 and `*` for what "
+        "varies (source hub). [ours]",
+    )
+    train: Positive = Field(
+        description="Shards that are trained on, the first ones; too few for `train_tokens` is an error. [ours]"
+    )
+    held_out: Positive | None = Field(
+        None,
+        description="Shards of which the held-out documents are scored on, the first ones; `train` when empty. [ours]",
+    )
+
+    @property
+    def read(self) -> int:
+        """Shards that are read at all."""
+        return self.held_out or self.train
+
+    @model_validator(mode="after")
+    def _more_held_out(self) -> "Shards":
+        if self.read < self.train:
+            raise ValueError(f"corpus.shards.held_out {self.held_out} is less than corpus.shards.train {self.train}")
+        try:
+            name = (self.pattern or "{shard}").format(shard=7)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"corpus.shards.pattern {self.pattern!r} is no pattern ({error!r})") from None
+        if "7" not in name or name == self.pattern:
+            raise ValueError(f"corpus.shards.pattern {self.pattern!r} does not say where {{shard}} stands")
+        return self
 
 
 class Corpus(Strict):
@@ -97,6 +139,33 @@ class Corpus(Strict):
         0.5,
         description="Held-out documents of whose n-grams more than this share is in training text are left out. [ours]",
     )
+    shards: Shards | None = Field(
+        None,
+        description="Read the files one job each, for a corpus that no memory holds; in one piece when empty. [ours]",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_empty_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there were shards, where there are none: what was computed then is what is asked for today."""
+        values = handler(self)
+        if values.get("shards", 0) is None:
+            del values["shards"]
+        return values
+
+    @model_validator(mode="after")
+    def _fits_shards(self) -> "Corpus":
+        if self.shards is None:
+            return self
+        if self.source == "docstrings":
+            raise ValueError("corpus.shards needs corpus.source files or hub")
+        if (self.shards.pattern is not None) != (self.source == "hub"):
+            raise ValueError("corpus.shards.pattern must name the files of a Hub dataset, and of nothing else")
+        whole = {"documents": None, "characters": None, "function_share": 0.0, "overlap_share": 1.0}
+        for name, only in whole.items():
+            if getattr(self, name) != only:
+                value = "empty" if only is None else f"{only:g}"
+                raise ValueError(f"corpus.{name} must be {value} with corpus.shards, which say how much is read")
+        return self
 
 
 class Tokenizer(Strict):
@@ -413,6 +482,8 @@ class Config(Strict):
             raise ValueError("corpus.files must name at least one file when corpus.source is files")
         if self.calibration.teachers and self.teachers not in ("hub", "folder"):
             raise ValueError(f"calibration.teachers needs the paper's checkpoints, but teachers is {self.teachers}")
+        if self.corpus.shards is not None and self.teachers == "pretrain":
+            raise ValueError("corpus.shards needs teachers that have a tokenizer; teachers: pretrain makes one")
         for name, teacher in self.teacher_ladder.items():
             if self.teachers == "folder" and not teacher.folder:
                 raise ValueError(f"teacher_ladder.{name}.folder must name a checkpoint folder when teachers is folder")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from budgeted_lora.config import Config, Row, Strict, Teacher
+from budgeted_lora.config import Config, Row, Shards, Strict, Teacher
 from budgeted_lora.files import write_text
 
 PAGE = Path("config/README.md")
@@ -169,6 +169,7 @@ def sections() -> Iterator[tuple[str, str, list[str]]]:
             head.append(next(rows(alone)))
     yield "Top level", "", head
     yield from rest
+    yield "`corpus.shards`", Shards.__doc__ or "", list(rows(Shards, "corpus.shards."))
     yield "A teacher of `teacher_ladder`", "The first one is the one students are cut from.", list(rows(Teacher))
     yield (
         "A row of `tables`",

@@ -25,6 +25,7 @@ from budgeted_lora.grid import (
     student_shape,
 )
 from budgeted_lora.recipe import Recipe
+from budgeted_lora.shards import ShardJobs
 from budgeted_lora.sources import shipped_files, source_folder
 
 MAIN_TABLES = (
@@ -174,6 +175,14 @@ class Graph:
     @property
     def cached(self) -> bool:
         return self.config.training.teacher_cache == "hidden"
+
+    def shard_jobs(self) -> ShardJobs:
+        """The jobs of a corpus in shards.
+
+        Raises:
+            BadInput: this one has none.
+        """
+        return ShardJobs(self.config, self.results, train_tokens=self.train_tokens())
 
     # --- structures ---
 

@@ -59,7 +59,7 @@ def upstream(config: Config, teacher: str) -> dict[str, Any]:
     ladder = {name: config.teacher_ladder[name].model_dump(exclude=unread) for name in names}
     made_here = config.teachers == "pretrain"
     return {
-        "corpus": config.corpus.model_dump(exclude=set(SCORED_ON)),
+        "corpus": config.corpus.model_dump(exclude=dict.fromkeys(SCORED_ON, True) | {"shards": {"held_out"}}),
         "tokenizer": config.tokenizer.model_dump() if made_here else None,
         "teachers": config.teachers,
         "ladder": ladder,

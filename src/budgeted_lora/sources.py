@@ -31,6 +31,7 @@ EXEMPT = frozenset(
         "slurm",
         "sources",
         "memory",
+        "shards",
         "__init__",
     }
 )
@@ -39,6 +40,9 @@ STAGES = {
     "collect": "data.collect",
     "tokenizer": "data.tokenizer",
     "tokenize": "data.tokenize",
+    "fetch-shard": "data.shard_fetch",
+    "tokenize-shard": "data.shard",
+    "join-shards": "data.join",
     "fetch": "models.fetch",
     "pretrain": "models.teacher",
     "student": "models.student",

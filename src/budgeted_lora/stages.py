@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
-from budgeted_lora.config import Calibration, Config, Corpus, Pretraining, Teacher, describe
+from budgeted_lora.config import Calibration, Config, Corpus, HubDataset, Pretraining, Teacher, describe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_digest
 from budgeted_lora.runs import join_run
@@ -98,6 +98,49 @@ def tokenize(
     from budgeted_lora.data.tokenize import tokenize as run
 
     run(documents=documents, collected=record, tokenizer=tokenizer, out=out, scale=scale, **parse(values))
+
+
+@app.command()
+def fetch_shard(
+    values: Values,
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    downloads: Annotated[Path, typer.Option(help="Folder of interrupted downloads.")],
+    scale: Scale,
+) -> None:
+    """Download one shard of a Hub dataset."""
+    from budgeted_lora.data.shard_fetch import fetch_shard as run
+
+    wanted = parse(values)
+    hub = HubDataset.model_validate(wanted["hub"])
+    run(hub=hub, pattern=wanted["pattern"], out=out, record=record, downloads=downloads, scale=scale)
+
+
+@app.command()
+def tokenize_shard(
+    values: Values,
+    source: Annotated[str, typer.Option(help="The shard's file, or a pattern that it alone matches.")],
+    tokenizer: Annotated[Path, typer.Option()],
+    out: Out,
+    scale: Scale,
+) -> None:
+    """Read, split and tokenise one shard of the corpus."""
+    from budgeted_lora.data.shard import tokenize_shard as run
+
+    run(source=source, tokenizer=tokenizer, out=out, values=parse(values), scale=scale)
+
+
+@app.command()
+def join_shards(
+    values: Values,
+    shards: Annotated[Path, typer.Option(help="The folder of all shards, 00000 and so on.")],
+    out: Out,
+    scale: Scale,
+) -> None:
+    """Join the shards to the token files, each document once, and write the manifest."""
+    from budgeted_lora.data.join import join_shards as run
+
+    run(folder=shards, out=out, values=parse(values), scale=scale)
 
 
 @app.command()

@@ -264,14 +264,21 @@ def under(folder: str | Path, *names: str) -> tuple[Path, ...]:
 
 
 def corpus_stage(graph: Graph) -> Stage:
+    if graph.config.corpus.shards:
+        jobs = graph.shard_jobs()
+        recorded = {
+            Path(path): json.loads(jobs.values(name)) for path, name in zip(jobs.records(), jobs.names, strict=True)
+        }
+        return Stage("corpus", False, (*recorded, *map(Path, jobs.tokens())), recorded)
     files = under(f"{graph.results}/data", "corpus.json", "documents.parquet", "documents.parquet.sha256")
     return Stage("corpus", False, files, {files[0]: json.loads(graph.corpus())})
 
 
 def tokens_stage(graph: Graph) -> Stage:
+    values = graph.shard_jobs().join_values() if graph.config.corpus.shards else graph.mix()
     parts = [f"{name}.{ending}" for name in ("train", "validation", "functions") for ending in ("bin", "idx", "json")]
     files = under(f"{graph.results}/data", "manifest.json", "tokenizer", "tokenizer.sha256", *parts)
-    return Stage("tokens", False, files, {files[0]: json.loads(graph.mix())}, after=("corpus",))
+    return Stage("tokens", False, files, {files[0]: json.loads(values)}, after=("corpus",))
 
 
 def teacher_stage(graph: Graph, name: str) -> Stage:
