@@ -298,6 +298,10 @@ class Graph:
         shared = self.config.teachers not in ("hub", "folder") or teacher == first
         return [] if shared else [f"{self.results}/teachers/{first}/model.sha256"]
 
+    def first_teacher_option(self, teacher: str) -> str:
+        """The command-line option that names its folder."""
+        return "".join(f"--first {path.removesuffix('.sha256')}" for path in self.first_teacher_digest(teacher))
+
     def speeds(self, tables: Iterable[str]) -> list[str]:
         """Timings of the structures of the cells that these tables list."""
         names = {self.structure_of(cell) for cell in self.listed(tables)} & set(self.structures())

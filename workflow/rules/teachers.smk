@@ -59,9 +59,7 @@ else:
             source=settings.teachers,
             spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
             values=graph.held_out_rule(),
-            first=lambda wildcards, input: (
-                f"--first {input.first.removesuffix('.sha256')}" if input.first else ""
-            ),
+            first=lambda wildcards: graph.first_teacher_option(wildcards.teacher),
             scale=scale,
         shell:
             "budgeted-lora stage fetch-teacher --name {wildcards.teacher} --source {params.source}"

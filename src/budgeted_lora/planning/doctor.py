@@ -307,12 +307,13 @@ def local_inputs(check: Check) -> Iterator[Finding]:
 
 def _held_out(check: Check) -> Iterator[Finding]:
     corpus = check.config.corpus
-    if not corpus.characters or (Path(check.graph.results) / "data/manifest.json").is_file():
+    if not (corpus.characters or corpus.shards) or (Path(check.graph.results) / "data/manifest.json").is_file():
         return
     expected, wanted = held_out_tokens(check.costs), corpus.validation_tokens
     said = f"a slice of {corpus.slice_per_mille} per mille holds about {expected:,} tokens, {wanted:,} are asked for"
     if expected < wanted:
-        remedy = "raise corpus.characters, or lower corpus.validation_tokens"
+        more = "corpus.shards.held_out" if corpus.shards else "corpus.characters"
+        remedy = f"raise {more}, or lower corpus.validation_tokens"
         yield Finding("validation", "short", said, remedy)
     else:
         yield ok("validation", said)

@@ -68,6 +68,9 @@ def disk(costs: ScaleCosts, *, jobs_at_once: int) -> Disk:
 def corpus_text(costs: ScaleCosts) -> float:
     """Bytes of text that the corpus stage reads and keeps."""
     corpus = costs.config.corpus
+    if corpus.shards:
+        tokens_of_a_shard = costs.graph.train_tokens() / corpus.shards.train
+        return TEXT_BYTES_PER_TOKEN * tokens_of_a_shard * corpus.shards.read
     if corpus.characters:
         return float(corpus.characters)
     if corpus.source == "docstrings":
