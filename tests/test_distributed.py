@@ -36,7 +36,7 @@ from budgeted_lora.training.distributed import Ranks, draw_dropout
 
 FIXTURES = Path(__file__).with_name("fixtures")
 SECONDS = 900
-STEPS = 120
+STEPS = 96
 DEVICES = ["fake-0", "fake-1"]
 # Recipes by name; the second says how one process must cut its steps to draw the same dropout masks.
 RECIPES: dict[str, tuple[Recipe, dict[str, int]]] = {

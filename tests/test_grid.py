@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.budget.cost import ModelShape, dense_macs
@@ -190,6 +190,7 @@ def test_structure_is_shared_where_shapes_are_equal() -> None:
     assert names[5] is None
 
 
+@settings(deadline=None)
 @given(budget=st.floats(0, 1), rank=st.integers(1, 8))
 def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
     scale = config(lora__rank=rank)
@@ -262,9 +263,9 @@ def test_largest_rank_is_allowed() -> None:
 
 
 def test_too_short_a_run_is_refused_with_what_it_needs() -> None:
-    settings = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"}
+    controller = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"}
     shape = ModelShape(layers=2, hidden=32, kv=8, ffn=64)
-    needed = steps_needed(shape, budget=0.0, start=0.1, end=0.3, **settings)
+    needed = steps_needed(shape, budget=0.0, start=0.1, end=0.3, **controller)
     row = {"method": "budgeted_lora", "budget": 0.0}
     assert one(row | {"tokens": needed * 256}).recipe.steps == needed
     with pytest.raises(BadInput, match=f"{needed - 1} steps are too few .* needs {needed} .*{needed * 256}"):

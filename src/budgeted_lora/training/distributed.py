@@ -53,9 +53,7 @@ class Ranks:
         if self.count > 1:
             # The ring that sums over three ranks or more adds in another order where gradients are laid out in another
             # one, as DDP does after its first step unless it looks for unused ones: a resumed run would differ.
-            self._replica = DistributedDataParallel(
-                _Callable(student), broadcast_buffers=False, find_unused_parameters=self.count > 2
-            )
+            self._replica = DistributedDataParallel(_Callable(student), find_unused_parameters=self.count > 2)
 
     def micro_batches(self, windows: int, *, micro_batch_windows: int) -> Iterator[tuple[slice, bool]]:
         """All micro-batches of a step of `windows` windows in order, and whether this rank computes them.
