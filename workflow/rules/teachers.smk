@@ -60,7 +60,7 @@ else:
             spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
             values=graph.held_out_rule(),
             first=lambda wildcards, input: (
-                f"--first {input.first.removesuffix('.sha256')}" if input.first else ""
+                f"--first {input.first[0].removesuffix('.sha256')}" if input.first else ""
             ),
             scale=scale,
         shell:
