@@ -164,16 +164,15 @@ def kept_bytes(kind: str, *, precision: str, layers: int, windows: int, hidden: 
 @pytest.mark.parametrize(("precision", "kind"), KEPT)
 def test_what_a_layer_keeps_is_what_autograd_keeps(precision: str, kind: str) -> None:
     """The difference of differences leaves one layer and its tokens: no weight, no cast of one, no embedding."""
-    for hidden, heads, ffn in ((64, 4, 256), (96, 4, 192)):
-        sizes = {"precision": precision, "hidden": hidden, "heads": heads, "ffn": ffn}
-        counts = {
-            (layers, windows): kept_bytes(kind, layers=layers, windows=windows, **sizes)
-            for layers in (1, 2)
-            for windows in (2, 6)
-        }
-        found = (counts[2, 6] - counts[1, 6] - counts[2, 2] + counts[1, 2]) / (4 * 32)
-        expected = KEPT[precision, kind].bytes(ModelShape(1, hidden, hidden // heads, ffn), rank=8)
-        assert found == pytest.approx(expected, rel=0.05)
+    sizes = {"precision": precision, "hidden": 64, "heads": 4, "ffn": 160}
+    counts = {
+        (layers, windows): kept_bytes(kind, layers=layers, windows=windows, **sizes)
+        for layers in (1, 2)
+        for windows in (1, 3)
+    }
+    found = (counts[2, 3] - counts[1, 3] - counts[2, 1] + counts[1, 1]) / (2 * 32)
+    expected = KEPT[precision, kind].bytes(ModelShape(1, 64, 16, 160), rank=8)
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 def test_training_memory_follows_batch_and_method() -> None:
@@ -203,9 +202,9 @@ def test_prompts_need_their_cache() -> None:
 
 
 def test_a_day_or_two_on_one_card_of_24_gigabytes() -> None:
-    for name in ("rtx4090", "rtx3090"):
+    for name, hours in {"rtx4090": 36, "rtx3090": 60}.items():
         costs = costs_of("single-gpu", name)
-        assert totals(costs.main(), gpus=1)["device_hours"] < 50
+        assert totals(costs.main(), gpus=1)["device_hours"] < hours
         assert costs.largest_device_bytes()[0] < 20 * GIB, "room for a desktop and for what the estimate misses"
     paper = costs_of("paper")
     assert [cell.tokens * 10 for cell in costs.cells] == pytest.approx([cell.tokens for cell in paper.cells], rel=1e-3)
