@@ -39,6 +39,7 @@ STAGES = {
     "fetch": "models.fetch",
     "pretrain": "models.teacher",
     "student": "models.student",
+    "calibrate": "training.calibrate",
     "cache": "training.cache_stage",
     "train": "training.stage",
     "compress": "compression.compress",

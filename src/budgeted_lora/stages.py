@@ -162,6 +162,28 @@ def cut_student(
 
 
 @app.command()
+def calibrate(
+    values: Values,
+    student: Annotated[Path, typer.Option()],
+    tokens: Annotated[Path, typer.Option()],
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+) -> None:
+    """Measure second moments and gradients of an untrained student's projections."""
+    with gpu_slots(1, device=device):
+        from budgeted_lora.training.calibrate import calibrate as run
+
+        run(
+            student=student, tokens=tokens, out=out, record=record, scale=scale, device=device, threads=threads,
+            **parse(values),
+        )  # fmt: skip
+    write_digest(out)
+
+
+@app.command()
 def cache_teacher(
     teacher: Annotated[Path, typer.Option()],
     tokens: Annotated[Path, typer.Option()],
@@ -204,6 +226,9 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="The untrained student's, where the recipe needs it.")
+    ] = None,
 ) -> None:
     """Train one student."""
     from budgeted_lora.recipe import Recipe
@@ -214,7 +239,7 @@ def train(
 
         train_cell(
             recipe=recipe, cell=cell, scale=scale, student=student, teacher=teacher, tokens=tokens, cache=cache,
-            out=out, state=state, device=device, threads=threads, log_every=log_every,
+            calibration=calibration, out=out, state=state, device=device, threads=threads, log_every=log_every,
             checkpoint_every=checkpoint_every,
         )  # fmt: skip
 
@@ -277,9 +302,16 @@ def speed(
     scale: Scale,
     threads: Threads,
     device: Device,
+    compressed: Annotated[
+        Path | None, typer.Option(help="compression.json with the structure, where the values have none.")
+    ] = None,
 ) -> None:
     """Time a compressed structure against the dense student."""
     about, vocabulary = parse(values), read_json(tokens)["vocab_size"]
+    if compressed is not None:
+        found = read_json(compressed)
+        modules = [module | {"rank": module["lora_rank"]} for module in found["modules"]]
+        about["structure"] = found["totals"] | {"modules": modules}
     with gpu_slots(1, device=device):
         from budgeted_lora.budget.cost import ModelShape
         from budgeted_lora.evaluation.speed import SpeedShape, measure_speed

@@ -331,13 +331,15 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
 
 
 def speed_stages(graph: Graph, cell: str) -> list[Stage]:
-    """The timing of the cell's structure, where that is measured; it does not depend on weights."""
+    """The timing of the cell's structure, where that is measured."""
     name = graph.structure_of(cell)
-    if name not in graph.structures():
+    if name not in graph.timed():
         return []
     (file,) = under(f"{graph.results}/speed", f"{name}.json")
     settings = graph.config.speed.model_dump(mode="json") | {"threads": graph.config.threads.timing}
-    values = json.loads(graph.speed_values(name))["student"] | settings
+    planned = name in graph.structures()
+    about = graph.speed_values(name) if planned else graph.own_speed_values(cell)
+    values = json.loads(about)["student"] | settings
     return [Stage(f"speed {name}", False, (file,), {file: values})]
 
 
