@@ -260,6 +260,14 @@ class Compression(Strict):
         description="Of a KD Full student: truncated SVD of every projection to the MACs this F leaves, in equal "
         "shares and without retraining. [ours]",
     )
+    truncation: Literal["weights", "outputs"] = Field(
+        "weights",
+        description="What macs_of_budget keeps most of: the weights, or the outputs on calibration data (undistilled "
+        "students only). [ours]",
+    )
+    undistilled: bool = Field(
+        False, description="Compress the student that a KD Full run began with, not the one it made. [ours]"
+    )
 
 
 class Sweep(Strict):
@@ -272,6 +280,10 @@ class Sweep(Strict):
         None, description="Instead of `compression.gate_hardening`. [U]"
     )
     macs_of_budget: list[Fraction] | None = Field(None, description="Instead of `compression.macs_of_budget`. [ours]")
+    truncation: list[Literal["weights", "outputs"]] | None = Field(
+        None, description="Instead of `compression.truncation`. [ours]"
+    )
+    undistilled: list[bool] | None = Field(None, description="Instead of `compression.undistilled`. [ours]")
 
 
 class Evaluation(Strict):

@@ -280,12 +280,25 @@ class Graph:
     def calibration_files(self, cell: str) -> list[str]:
         """The calibration of the student that a cell starts from, if its recipe needs one."""
         needed = self.cells[cell].recipe.calibration_windows
-        return [f"{self.results}/students/{self.student_of(cell)}/calibration.sha256"] if needed else []
+        return [f"{self.calibration_of(cell)}.sha256"] if needed else []
 
     def calibration_option(self, cell: str) -> str:
         """The command-line option that names it."""
-        needed = self.cells[cell].recipe.calibration_windows
-        return f"--calibration {self.results}/students/{self.student_of(cell)}/calibration" if needed else ""
+        return f"--calibration {self.calibration_of(cell)}" if self.cells[cell].recipe.calibration_windows else ""
+
+    def truncation_files(self, cell: str, settings: str) -> list[str]:
+        """The same, if these compression settings need one."""
+        needed = self.settings[settings].truncation == "outputs"
+        return [f"{self.calibration_of(cell)}.sha256"] if needed else []
+
+    def truncation_option(self, cell: str, settings: str) -> str:
+        """The command-line option that names it."""
+        needed = self.settings[settings].truncation == "outputs"
+        return f"--calibration {self.calibration_of(cell)}" if needed else ""
+
+    def calibration_of(self, cell: str) -> str:
+        """Folder of the calibration of the untrained student that a cell starts from."""
+        return f"{self.results}/students/{self.student_of(cell)}/calibration"
 
     def report_templates(self) -> list[str]:
         """Files beside the reporting code that shape the page."""

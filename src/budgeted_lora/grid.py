@@ -23,6 +23,8 @@ SETTING_SLUG = {
     "r_max": "rmax",
     "gate_hardening": "gates-",
     "macs_of_budget": "macsF",
+    "truncation": "by-",
+    "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
 LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")

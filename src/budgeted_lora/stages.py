@@ -256,6 +256,7 @@ def compress(
     out: Out,
     scale: Scale,
     threads: Threads,
+    calibration: Annotated[Path | None, typer.Option(help="The untrained student's, where settings need it.")] = None,
 ) -> None:
     """Compress a trained student to plain linear layers."""
     from budgeted_lora.compression.compress import compress_cell
@@ -263,7 +264,7 @@ def compress(
 
     compress_cell(
         recipe=parse(values, Recipe), cell=cell, scale=scale, student=student, trained=trained, tokens=tokens,
-        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads,
+        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads, calibration=calibration,
     )  # fmt: skip
     write_digest(out / "model")
 
