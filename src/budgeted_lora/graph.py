@@ -40,6 +40,7 @@ MAIN_TABLES = (
 )
 CONTROLS = "controls"  # table of what a reader would do instead; drawn by the Pareto plots of `main`
 BEYOND = "beyond"
+ICL_CELLS = MAIN_CELLS | {BEYOND}  # tables whose students are scored in context
 OWN_STRUCTURE = "cell_"  # begins the name of a structure that one cell alone has
 OWN_TARGETS = frozenset({"sensitivity", BEYOND})  # tables that no other target asks for
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
@@ -314,7 +315,7 @@ class Graph:
                 folder = f"{self.results}/cells/{cell}/compressed/{name}"
                 files += [f"{folder}/{file}" for file in ("compression.json", "perplexity.json")]
                 files.append(f"{folder}/perplexity_windows.parquet")
-        icl = self.listed(tables & MAIN_CELLS)
+        icl = self.listed(tables & ICL_CELLS)
         return files + self.of_cells(icl, "@icl.json")
 
     def references(self) -> list[str]:
@@ -345,10 +346,27 @@ class Graph:
         own = [name for name in self.config.tables if name in OWN_TARGETS]
         return [*self.main_tables(), *self.ablations(), *own]
 
+    def figures(self) -> list[str]:
+        """Every figure that is drawn."""
+        return [*MAIN_FIGURES, *({BEYOND} & set(self.config.tables))]
+
+    def page_parts(self) -> list[str]:
+        """What joins the page after the main tables: all ablations, or a table with a target of its own."""
+        return ["all", *(name for name in self.config.tables if name in OWN_TARGETS)]
+
+    def part_files(self, part: str) -> list[str]:
+        """Tables and figures of one of these parts."""
+        tables = self.ablations() if part == "all" else [part]
+        files = [f"{self.reports}/tables/{name}.csv" for name in tables]
+        files += [f"{self.reports}/claims_all.csv"] if part == "all" else []
+        return files + [f"{self.reports}/figures/{name}.svg" for name in {part} & set(self.figures())]
+
     def tables_read(self, name: str) -> set[str]:
         """Tables of the configuration whose cells a table or figure of the report shows."""
         if name == CONTROLS:
             return {CONTROLS, "table2"}
+        if name == BEYOND:  # the figure shows controls and KD LoRA too
+            return {BEYOND, "table2"} | ({CONTROLS} & set(self.config.tables))
         if name in OWN_TARGETS:  # beside the scale's own values
             return {name, "table2", "table8"}
         if name in ("table1", "reference", "speed", *MAIN_FIGURES[1:]):
@@ -364,6 +382,8 @@ class Graph:
             return [manifest]
         if table == "speed":
             return [manifest, *self.speeds(tables), *self.of_cells(self.listed(tables), "@compression.json")]
+        if table == BEYOND:
+            return [*self.scores(tables), *self.speeds({BEYOND})]
         if table in (CONTROLS, *OWN_TARGETS) or table not in MAIN_TABLES:
             return self.scores(tables)
         return [manifest, *self.references(), *self.scores(tables), *self.speeds(tables)]

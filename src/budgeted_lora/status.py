@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file
-from budgeted_lora.graph import MAIN_CELLS, Graph
+from budgeted_lora.graph import ICL_CELLS, Graph
 from budgeted_lora.grid import DEFAULT_SETTINGS
 
 State = Literal["done", "missing", "stale"]
@@ -323,7 +323,7 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
     evaluation = json.loads(graph.evaluation())
     records = {path: evaluation for path in under(folder, "perplexity.json")}
     more = under(folder, "perplexity_windows.parquet")
-    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & MAIN_CELLS:
+    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & ICL_CELLS:
         records |= {path: evaluation for path in under(folder, "icl.json")}
         more += under(folder, "icl_examples.parquet")
     score = Stage(f"score{suffix}", True, (*records, *more), records, after=(compress.name, "tokens"))
