@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.models.low_rank import (
-    Calibration,
+    InputStatistics,
     allocate_ranks,
     low_rank_factors,
     removal_scores,
@@ -85,14 +85,14 @@ def test_scores_count_what_a_low_rank_path_cannot_take_over_per_mac() -> None:
     up, down = low_rank_factors(weights["full"], rank=2)
     gradients["full"] = weights["full"] - up @ down
     ranks = dict.fromkeys(weights, 2)
-    calibration = Calibration(moments, gradients)
-    energy = removal_scores(weights, ranks, order="energy", calibration=None)
+    statistics = InputStatistics(moments, gradients)
+    energy = removal_scores(weights, ranks, order="energy", statistics=None)
     assert energy["low"] == pytest.approx(0.0, abs=1e-12)
     assert energy["full"] == pytest.approx(spectrum(weights["full"])[2:].sum().item() / 36)
     assert energy["wide"] == pytest.approx(energy["full"])  # twice the energy, twice the MACs
-    outputs = removal_scores(weights, ranks, order="activation", calibration=calibration)
+    outputs = removal_scores(weights, ranks, order="activation", statistics=statistics)
     assert outputs == pytest.approx(energy, abs=1e-9)
-    gradient = removal_scores(weights, ranks, order="gradient", calibration=calibration)
+    gradient = removal_scores(weights, ranks, order="gradient", statistics=statistics)
     assert gradient["low"] == gradient["wide"] == 0.0
     assert gradient["full"] == pytest.approx(energy["full"])
 

@@ -218,7 +218,7 @@ class Lora(Strict):
         "fixed", description="allocated: the same MACs, spread over projections where they keep most output. [ours]"
     )
     rank_step: Positive = Field(4, description="Allocated ranks are multiples of it. [ours]")
-    calibration_windows: Positive = Field(
+    statistics_windows: Positive = Field(
         64, description="Training windows that second moments and gradients are measured on. [ours]"
     )
 
@@ -262,7 +262,7 @@ class Compression(Strict):
     )
     truncation: Literal["weights", "outputs"] = Field(
         "weights",
-        description="What macs_of_budget keeps most of: the weights, or the outputs on calibration data (undistilled "
+        description="What macs_of_budget keeps most of: the weights, or the outputs on training windows (undistilled "
         "students only). [ours]",
     )
     undistilled: bool = Field(

@@ -127,10 +127,10 @@ class Graph:
             values["seed"] = recipe.seed if recipe.init == "scratch" else 0
         return canonical_json(values)
 
-    def calibration(self) -> str:
-        """What an untrained student is calibrated on."""
+    def statistics(self) -> str:
+        """What input statistics are measured on."""
         config = self.config
-        values = {"windows": config.lora.calibration_windows, "batch_windows": config.training.micro_batch_windows}
+        values = {"windows": config.lora.statistics_windows, "batch_windows": config.training.micro_batch_windows}
         return canonical_json(values | {"sequence_length": config.sequence_length, "rows": config.rows})
 
     def student_of(self, cell: str) -> str:
@@ -278,28 +278,28 @@ class Graph:
         """The command-line option that names them."""
         return f"--cache {self.results}/cache/{self.cache_name(cell)}" if self.cached else ""
 
-    def calibration_files(self, cell: str) -> list[str]:
-        """The calibration of the student that a cell starts from, if its recipe needs one."""
-        needed = self.cells[cell].recipe.calibration_windows
-        return [f"{self.calibration_of(cell)}.sha256"] if needed else []
+    def statistics_files(self, cell: str) -> list[str]:
+        """The statistics of the student that a cell starts from, if its recipe needs one."""
+        needed = self.cells[cell].recipe.statistics_windows
+        return [f"{self.statistics_of(cell)}.sha256"] if needed else []
 
-    def calibration_option(self, cell: str) -> str:
+    def statistics_option(self, cell: str) -> str:
         """The command-line option that names it."""
-        return f"--calibration {self.calibration_of(cell)}" if self.cells[cell].recipe.calibration_windows else ""
+        return f"--statistics {self.statistics_of(cell)}" if self.cells[cell].recipe.statistics_windows else ""
 
     def truncation_files(self, cell: str, settings: str) -> list[str]:
         """The same, if these compression settings need one."""
         needed = self.settings[settings].truncation == "outputs"
-        return [f"{self.calibration_of(cell)}.sha256"] if needed else []
+        return [f"{self.statistics_of(cell)}.sha256"] if needed else []
 
     def truncation_option(self, cell: str, settings: str) -> str:
         """The command-line option that names it."""
         needed = self.settings[settings].truncation == "outputs"
-        return f"--calibration {self.calibration_of(cell)}" if needed else ""
+        return f"--statistics {self.statistics_of(cell)}" if needed else ""
 
-    def calibration_of(self, cell: str) -> str:
-        """Folder of the calibration of the untrained student that a cell starts from."""
-        return f"{self.results}/students/{self.student_of(cell)}/calibration"
+    def statistics_of(self, cell: str) -> str:
+        """Folder of the statistics of the untrained student that a cell starts from."""
+        return f"{self.results}/students/{self.student_of(cell)}/statistics"
 
     def report_templates(self) -> list[str]:
         """Files beside the reporting code that shape the page."""

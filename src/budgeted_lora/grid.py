@@ -139,7 +139,7 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
         raise BadInput(f"budget {pick['budget']} on a {method} row; only budgeted_lora takes one")
     measured = {values.get("low_rank_init"), values.get("order")} & {"activation_svd", "activation", "gradient"}
     if measured or values.get("rank_step"):
-        values["calibration_windows"] = lora.calibration_windows
+        values["statistics_windows"] = lora.statistics_windows
     return Recipe.model_validate(values)
 
 

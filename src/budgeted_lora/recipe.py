@@ -32,7 +32,7 @@ class Recipe(Strict):
     low_rank_init: Literal["svd", "activation_svd"] | None = None  # None and the two below: as in the paper
     order: Literal["energy", "activation", "gradient"] | None = None
     rank_step: Positive | None = None
-    calibration_windows: Positive | None = None
+    statistics_windows: Positive | None = None
     train_embeddings_head_norms: bool = True
     steps: Positive
     batch_windows: Positive

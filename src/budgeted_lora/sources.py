@@ -39,7 +39,7 @@ STAGES = {
     "fetch": "models.fetch",
     "pretrain": "models.teacher",
     "student": "models.student",
-    "calibrate": "training.calibrate",
+    "statistics": "training.statistics",
     "cache": "training.cache_stage",
     "train": "training.stage",
     "compress": "compression.compress",

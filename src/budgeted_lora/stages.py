@@ -162,7 +162,7 @@ def cut_student(
 
 
 @app.command()
-def calibrate(
+def measure_statistics(
     values: Values,
     student: Annotated[Path, typer.Option()],
     tokens: Annotated[Path, typer.Option()],
@@ -174,7 +174,7 @@ def calibrate(
 ) -> None:
     """Measure second moments and gradients of an untrained student's projections."""
     with gpu_slots(1, device=device):
-        from budgeted_lora.training.calibrate import calibrate as run
+        from budgeted_lora.training.statistics import measure_statistics as run
 
         run(
             student=student, tokens=tokens, out=out, record=record, scale=scale, device=device, threads=threads,
@@ -226,9 +226,7 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")
     ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="The untrained student's, where the recipe needs it.")
-    ] = None,
+    statistics: Annotated[Path | None, typer.Option(help="The untrained student's, where the recipe needs it.")] = None,
 ) -> None:
     """Train one student."""
     from budgeted_lora.recipe import Recipe
@@ -239,7 +237,7 @@ def train(
 
         train_cell(
             recipe=recipe, cell=cell, scale=scale, student=student, teacher=teacher, tokens=tokens, cache=cache,
-            calibration=calibration, out=out, state=state, device=device, threads=threads, log_every=log_every,
+            statistics=statistics, out=out, state=state, device=device, threads=threads, log_every=log_every,
             checkpoint_every=checkpoint_every,
         )  # fmt: skip
 
@@ -256,7 +254,7 @@ def compress(
     out: Out,
     scale: Scale,
     threads: Threads,
-    calibration: Annotated[Path | None, typer.Option(help="The untrained student's, where settings need it.")] = None,
+    statistics: Annotated[Path | None, typer.Option(help="The untrained student's, where settings need it.")] = None,
 ) -> None:
     """Compress a trained student to plain linear layers."""
     from budgeted_lora.compression.compress import compress_cell
@@ -264,7 +262,7 @@ def compress(
 
     compress_cell(
         recipe=parse(values, Recipe), cell=cell, scale=scale, student=student, trained=trained, tokens=tokens,
-        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads, calibration=calibration,
+        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads, statistics=statistics,
     )  # fmt: skip
     write_digest(out / "model")
 

@@ -31,7 +31,7 @@ rule compress_cell:
     params:
         recipe=lambda wildcards: graph.recipe(wildcards.cell),
         settings=lambda wildcards: graph.compression(wildcards.settings),
-        calibration=lambda wildcards: graph.truncation_option(
+        statistics=lambda wildcards: graph.truncation_option(
             wildcards.cell, wildcards.settings
         ),
         folder=f"{results}/cells/{{cell}}/compressed/{{settings}}",
@@ -40,4 +40,4 @@ rule compress_cell:
     shell:
         "budgeted-lora stage compress --values {params.recipe:q} --settings {params.settings:q} --cell {wildcards.cell}"
         " --student {input.student} --trained {input.trained} --tokens {input.tokens} --tokenizer {input.tokenizer}"
-        " {params.calibration} --out {params.folder} --scale {params.scale} --threads {params.threads} 2>&1 | tee {log}"
+        " {params.statistics} --out {params.folder} --scale {params.scale} --threads {params.threads} 2>&1 | tee {log}"

@@ -24,9 +24,9 @@ rule cut_student:
         " --record {output.record} --scale {params.scale} 2>&1 | tee {log}"
 
 
-rule calibrate_student:
+rule measure_statistics:
     input:
-        code=source_files("calibrate"),
+        code=source_files("statistics"),
         digests=[
             f"{results}/students/{{student}}/model.sha256",
             f"{results}/data/train.json",
@@ -34,24 +34,24 @@ rule calibrate_student:
         student=ancient(f"{results}/students/{{student}}/model"),
         tokens=ancient(f"{results}/data/train.bin"),
     output:
-        folder=directory(f"{results}/students/{{student}}/calibration"),
-        digest=f"{results}/students/{{student}}/calibration.sha256",
-        record=f"{results}/students/{{student}}/calibration.json",
+        folder=directory(f"{results}/students/{{student}}/statistics"),
+        digest=f"{results}/students/{{student}}/statistics.sha256",
+        record=f"{results}/students/{{student}}/statistics.json",
     log:
-        f"{results}/logs/calibrate_student/{{student}}.log",
+        f"{results}/logs/measure_statistics/{{student}}.log",
     benchmark:
-        f"{results}/benchmarks/calibrate_student/{{student}}.tsv"
+        f"{results}/benchmarks/measure_statistics/{{student}}.tsv"
     conda:
         "../../environment.yml"
     threads: settings.threads.training
     resources:
         gpu=1,
     params:
-        values=graph.calibration(),
+        values=graph.statistics(),
         device=settings.device,
         threads=settings.threads.training,
         scale=scale,
     shell:
-        "budgeted-lora stage calibrate --values {params.values:q} --student {input.student} --tokens {input.tokens}"
+        "budgeted-lora stage measure-statistics --values {params.values:q} --student {input.student} --tokens {input.tokens}"
         " --out {output.folder} --record {output.record} --scale {params.scale} --threads {params.threads}"
         " --device {params.device} 2>&1 | tee {log}"

@@ -20,7 +20,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, write_text
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
 from budgeted_lora.models.load import load_model, save_model
-from budgeted_lora.models.low_rank import Calibration, low_rank_factors
+from budgeted_lora.models.low_rank import InputStatistics, low_rank_factors
 from budgeted_lora.models.projections import model_shape
 from budgeted_lora.models.trained import TrainedStudent, load_trained
 from budgeted_lora.provenance import Clock, write_result
@@ -168,7 +168,7 @@ def compress_student(
     if settings.macs_of_budget is not None and student.modules:
         raise BadInput(f"compression.macs_of_budget on a {student.method} student; only KD Full is truncated")
     if settings.truncation == "outputs" and moments is None:
-        raise BadInput("compression.truncation: outputs needs a calibration, which only an undistilled student has")
+        raise BadInput("compression.truncation: outputs needs input statistics, which only an undistilled student has")
     shape = model_shape(student.model)
     share = None if settings.macs_of_budget is None else macs / dense_macs(shape)
     state = {name: tensor.detach().float() for name, tensor in student.model.state_dict().items()}
@@ -291,7 +291,7 @@ def compress_cell(
     settings: Mapping[str, Any],
     out: Path,
     threads: int = 1,
-    calibration: Path | None = None,
+    statistics: Path | None = None,
 ) -> None:
     """Compresses one trained student: writes out/model/ and out/compression.json.
 
@@ -304,7 +304,7 @@ def compress_cell(
         tokenizer: folder whose files go into the model folder.
         settings: values of `config.Compression`; with macs_of_budget also `macs`, what that budget leaves.
         threads: CPU threads; the bytes of an SVD may depend on them.
-        calibration: folder of the untrained student's calibration, where the settings need one.
+        statistics: folder of the untrained student's statistics, where the settings need one.
 
     Raises:
         BadInput: an input is missing, damaged or of another method, or the token file holds no window.
@@ -327,7 +327,7 @@ def compress_cell(
             settings=chosen,
             drop_threshold=recipe.drop_threshold or 0.0,
             macs=macs,
-            moments=Calibration.open(calibration).moments if calibration and chosen.undistilled else None,
+            moments=InputStatistics.open(statistics).moments if statistics and chosen.undistilled else None,
         )
         sums = summarize(model, records, method=recipe.method, rank=recipe.rank)
         with atomic_folder(out / "model") as folder:

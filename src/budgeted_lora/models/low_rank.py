@@ -19,34 +19,34 @@ from torch import Tensor
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.projections import BudgetedLinear
 
-CALIBRATION = "calibration.safetensors"
-FLOOR = 1e-6  # of the largest eigenvalue of a second moment: directions that calibration never saw
+STATISTICS = "statistics.safetensors"
+FLOOR = 1e-6  # of the largest eigenvalue of a second moment: directions that statistics never saw
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What calibration data says of each projection, by name.
+class InputStatistics:
+    """What a few training windows say of each projection, by name.
 
     Attributes:
         moments: E[x x^T] of the inputs, [d_in, d_in], float32.
-        gradients: dL/dW of the cross-entropy on the calibration data, [d_out, d_in], float32.
+        gradients: dL/dW of the cross-entropy on them, [d_out, d_in], float32.
     """
 
     moments: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Calibration":
-        """Reads the folder that `calibrate` wrote.
+    def open(cls, folder: Path | str) -> "InputStatistics":
+        """Reads the folder that `measure_statistics` wrote.
 
         Raises:
             BadInput: the file is missing or damaged.
         """
-        path = Path(folder) / CALIBRATION
+        path = Path(folder) / STATISTICS
         try:
             tensors = load_file(path)
         except FileNotFoundError:
-            raise BadInput(f"{path}: no such file; expected the calibration of an untrained student") from None
+            raise BadInput(f"{path}: no such file; expected the input statistics of an untrained student") from None
         except SafetensorError as error:
             raise BadInput(f"{path}: not a whole safetensors file ({' '.join(str(error).split())[:200]})") from None
         kinds = {"moment": {}, "gradient": {}}
@@ -103,7 +103,7 @@ def start_from(module: BudgetedLinear, *, moment: Tensor | None = None) -> None:
 
 
 def removal_scores(
-    weights: Mapping[str, Tensor], ranks: Mapping[str, int], *, order: str, calibration: Calibration | None
+    weights: Mapping[str, Tensor], ranks: Mapping[str, int], *, order: str, statistics: InputStatistics | None
 ) -> dict[str, float]:
     """Estimated harm of removing each dense path, per MAC it saves, when a low-rank path of rank r remains.
 
@@ -112,17 +112,17 @@ def removal_scores(
         ranks: r of each.
         order: energy (of W outside its top r singular directions), activation (the same of the outputs), or gradient
             (first-order change of the loss when the residual of the outputs' best approximation goes).
-        calibration: needed by activation and gradient.
+        statistics: needed by activation and gradient.
     """
     scores = {}
     for name, weight in weights.items():
         rank = ranks[name]
         if order == "gradient":
-            up, down = low_rank_factors(weight, rank=rank, moment=calibration.moments[name])
+            up, down = low_rank_factors(weight, rank=rank, moment=statistics.moments[name])
             residual = weight.double() - up @ down
-            harm = (calibration.gradients[name].double() * residual).sum().abs()
+            harm = (statistics.gradients[name].double() * residual).sum().abs()
         else:
-            harm = spectrum(weight, calibration.moments[name] if order == "activation" else None)[rank:].sum()
+            harm = spectrum(weight, statistics.moments[name] if order == "activation" else None)[rank:].sum()
         scores[name] = harm.item() / weight.numel()
     return scores
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.low_rank import Calibration, allocate_ranks, removal_scores, spectrum, start_from
+from budgeted_lora.models.low_rank import InputStatistics, allocate_ranks, removal_scores, spectrum, start_from
 from budgeted_lora.models.projections import BudgetedLinear, install, named_projections
 from budgeted_lora.recipe import Recipe
 
@@ -21,7 +21,7 @@ class LowRank:
         ranks: rank of each projection.
         scores: estimated harm per MAC of removing each dense path, if that made the order.
         kept_energy: share of each weight's squared singular values within its first r.
-        kept_output_energy: the same of the outputs, where there is a calibration.
+        kept_output_energy: the same of the outputs, where there are input statistics.
     """
 
     order: list[int] | None = None
@@ -32,34 +32,36 @@ class LowRank:
 
 
 def install_method(
-    model: Any, recipe: Recipe, calibration: Calibration | None = None
+    model: Any, recipe: Recipe, statistics: InputStatistics | None = None
 ) -> tuple[dict[str, BudgetedLinear], LowRank]:
     """Installs what trains, and what is known before training.
 
     Args:
-        calibration: of this untrained student; needed where the recipe names `calibration_windows`.
+        statistics: of this untrained student; needed where the recipe names `statistics_windows`.
 
     Returns:
         The budgeted projections by name, none for KD Full; and the decisions.
 
     Raises:
-        BadInput: the recipe needs a calibration and there is none.
+        BadInput: the recipe needs input statistics and there is none.
     """
     if recipe.method == "kd_full":
         model.requires_grad_(True)
         return {}, LowRank()
-    if recipe.calibration_windows and calibration is None:
-        raise BadInput(f"{recipe.method}: its start, order or ranks need a calibration; expected --calibration FOLDER")
+    if recipe.statistics_windows and statistics is None:
+        raise BadInput(
+            f"{recipe.method}: its start, order or ranks need input statistics; expected --statistics FOLDER"
+        )
     weights = {name: linear.weight.detach().cpu() for name, _, _, linear in named_projections(model)}
-    moments = {name: None for name in weights} if calibration is None else calibration.moments
+    moments = {name: None for name in weights} if statistics is None else statistics.moments
     ranks = dict.fromkeys(weights, recipe.rank)
-    outputs = {name: spectrum(weight, moments[name]) for name, weight in weights.items()} if calibration else {}
+    outputs = {name: spectrum(weight, moments[name]) for name, weight in weights.items()} if statistics else {}
     if recipe.rank_step:
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         ranks = allocate_ranks(outputs, shapes, rank=recipe.rank, step=recipe.rank_step)
     scores = None
     if recipe.order:
-        scores = list(removal_scores(weights, ranks, order=recipe.order, calibration=calibration).values())
+        scores = list(removal_scores(weights, ranks, order=recipe.order, statistics=statistics).values())
     gates = {} if recipe.gate_logit is None else {"gate_logit": recipe.gate_logit}
     modules = install(
         model,

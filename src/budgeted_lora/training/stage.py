@@ -12,7 +12,7 @@ from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.files import sha256_file, short_hash, write_digest, write_with
 from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import check_vocabulary, load_model
-from budgeted_lora.models.low_rank import Calibration
+from budgeted_lora.models.low_rank import InputStatistics
 from budgeted_lora.models.projections import BudgetedLinear, model_shape
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, write_result
@@ -34,7 +34,7 @@ def train_cell(
     teacher: Path,
     tokens: Path,
     cache: Path | None,
-    calibration: Path | None = None,
+    statistics: Path | None = None,
     out: Path,
     state: Path,
     device: str,
@@ -49,7 +49,7 @@ def train_cell(
         teacher: model folder of the teacher; of a cached one only the output layer is read.
         tokens: train.bin, its .idx and .json beside it.
         cache: folder of the teacher's hidden states, or None to run the teacher beside the student.
-        calibration: folder of the untrained student's calibration, where the recipe needs one.
+        statistics: folder of the untrained student's statistics, where the recipe needs one.
         out: the cell's folder; gets trained/ (model.safetensors, adapter.json), history.csv, retention.csv,
             train.json and, last, trained.sha256.
         state: folder under which the training state lies while the run is not done, named by cell and inputs.
@@ -68,12 +68,12 @@ def train_cell(
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
     source = teacher_source(teacher, cache, file, recipe, device=place, dtype=precision)
     model = load_model(student, dtype=torch.float32).to(place)
-    calibrated = None if calibration is None else Calibration.open(calibration)
-    modules, low_rank = install_method(model, recipe, calibrated)
+    found = None if statistics is None else InputStatistics.open(statistics)
+    modules, low_rank = install_method(model, recipe, found)
 
     values = recipe.model_dump(mode="json")
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
-    inputs += [calibration] if calibration else []
+    inputs += [statistics] if statistics else []
     determined_by = [
         values,
         [sha256_file(path) for path in inputs],

@@ -12,13 +12,13 @@ from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder
 from budgeted_lora.models.load import check_vocabulary, load_model
-from budgeted_lora.models.low_rank import CALIBRATION
+from budgeted_lora.models.low_rank import STATISTICS
 from budgeted_lora.models.projections import named_projections
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.training.setup import prepare
 
 
-def calibrate(
+def measure_statistics(
     *,
     student: Path,
     tokens: Path,
@@ -32,7 +32,7 @@ def calibrate(
     device: str,
     threads: int,
 ) -> None:
-    """Writes out/calibration.safetensors (see `low_rank.Calibration`) from the first windows of the training file.
+    """Writes out/statistics.safetensors (see `low_rank.InputStatistics`) from the first windows of the training file.
 
     Raises:
         BadInput: the vocabularies differ, or the file holds fewer windows.
@@ -43,7 +43,7 @@ def calibrate(
     check_vocabulary(student, vocab_size=file.vocab_size, what=f"the token file {tokens}")
     available = file.len_windows(sequence_length, rows)
     if available < windows:
-        raise BadInput(f"{tokens}: {available} windows; expected lora.calibration_windows = {windows} or more")
+        raise BadInput(f"{tokens}: {available} windows; expected lora.statistics_windows = {windows} or more")
     model = load_model(student, dtype=torch.float32).to(place).eval()
     linears = {name: linear for name, _, _, linear in named_projections(model)}
     moments = {name: torch.zeros(w.in_features, w.in_features, dtype=torch.float64) for name, w in linears.items()}
@@ -71,7 +71,7 @@ def calibrate(
     tensors = {f"{name}.moment": (moment / seen).float() for name, moment in moments.items()}
     tensors |= {f"{name}.gradient": (w.weight.grad / seen).float().cpu().contiguous() for name, w in linears.items()}
     with atomic_folder(out) as folder:
-        save_file(tensors, folder / CALIBRATION, metadata={"format": "pt"})
+        save_file(tensors, folder / STATISTICS, metadata={"format": "pt"})
     values = {"windows": windows, "sequence_length": sequence_length, "rows": rows, "threads": threads}
     inputs = [student, tokens.with_suffix(".json")]
     write_result(record, {"tokens": seen}, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)
