@@ -16,7 +16,7 @@ from snakemake.utils import min_version
 
 from budgeted_lora.config import MAIN_CELLS, load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import MAIN_FIGURES, PARETO, Graph
+from budgeted_lora.graph import ICL_CELLS, MAIN_FIGURES, PARETO, Graph
 from budgeted_lora.planning.start import refuse_what_cannot_fit
 from budgeted_lora.runs import begin_run, join_run
 from budgeted_lora.slurm import job_name

@@ -170,6 +170,23 @@ def test_a_full_student_is_truncated_to_the_macs_of_a_budget():
         compress_student(make_trained(0.4), settings=wanted, drop_threshold=0.05, macs=1)
 
 
+def test_truncation_keeps_the_outputs_where_that_is_asked(tmp_path):
+    """On inputs of unequal strength the outputs' SVD has the smaller error of outputs, and the weights' that of W."""
+    x = torch.randn(400, 12, dtype=torch.float64) * torch.logspace(0, -2, 12, dtype=torch.float64)
+    weight, moment = parts(3)["weight"], x.T @ x / 400
+    of_weights, of_outputs = (truncate_module(weight, share=0.5, moment=metric) for metric in (None, moment))
+
+    def outputs(done):
+        return torch.linalg.matrix_norm(x @ (done.up @ done.down - weight).T).item()
+
+    assert outputs(of_outputs) < outputs(of_weights)
+    assert of_outputs.record["reconstruction_error"] > of_weights.record["reconstruction_error"]
+    student = TrainedStudent(dense_model(), {}, "kd_full")
+    wanted = Compression(macs_of_budget=0.4, truncation="outputs")
+    with pytest.raises(BadInput, match="outputs needs input statistics, which only an undistilled student has"):
+        compress_student(student, settings=wanted, drop_threshold=0.0, macs=planned(0.4).macs)
+
+
 def test_half_precision_is_computed_in_float32():
     halves = {name: tensor.bfloat16() for name, tensor in parts().items()}
     assert compress_module(**halves, **MODULE, d=1.0).dense.dtype == torch.float32

@@ -68,7 +68,7 @@ def equal(one, other):
 def gradients(world, recipe, *, windows=4, seed=7):
     """Gradient of one step, from trained-looking adapters so that A and the gates have one."""
     model = load_model(world.student)
-    modules = stage.install_method(model, recipe)
+    modules, _ = stage.install_method(model, recipe)
     generator = torch.Generator().manual_seed(seed)
     for module in modules.values():
         module.lora_b.data.normal_(generator=generator)
@@ -120,7 +120,7 @@ def test_kd_full_trains_every_weight_and_lora_only_its_own(world, tmp_path):
 def test_frozen_weights_have_no_optimizer_state(world):
     recipe = make_recipe("budgeted_lora", gate_lr_multiplier=5.0)
     model = load_model(world.student)
-    modules = stage.install_method(model, recipe)
+    modules, _ = stage.install_method(model, recipe)
     optimizer = loop.new_optimizer(model, recipe)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(held) == 3 * len(modules) == 3 * 14
@@ -182,7 +182,7 @@ def test_executed_macs_are_what_the_kernels_ran(world):
     """FLOPs counted in the kernels fall by 2 x (forward + input gradient) of exactly the modules at d = 0."""
     recipe = make_recipe("budgeted_lora", dropout=0.0, micro_batch_windows=4)
     model = load_model(world.student)
-    modules = stage.install_method(model, recipe)
+    modules, _ = stage.install_method(model, recipe)
     teacher, tokens = OnlineTeacher(load_model(world.teacher)), TokenFile.open(world.tokens)
 
     def flops():
@@ -202,7 +202,7 @@ def test_the_run_counts_scheduled_retained_and_executed(world, tmp_path):
     record = json.loads((tmp_path / "train.json").read_text())
     retention = read_csv(tmp_path / "retention.csv")
     costs = {
-        name: p.macs for name, p in stage.install_method(load_model(world.student), make_recipe("kd_lora")).items()
+        name: p.macs for name, p in stage.install_method(load_model(world.student), make_recipe("kd_lora"))[0].items()
     }
     dense = sum(costs.values())
     executed = sum(c for row in retention for name, c in costs.items() if float(row[name]) > 0) / dense / 60
@@ -212,7 +212,8 @@ def test_the_run_counts_scheduled_retained_and_executed(world, tmp_path):
     assert fractions["retained"] == pytest.approx(retained, rel=1e-12)
     assert fractions["scheduled"] == pytest.approx(0.1 + 0.4 / 2)
     lora = sum(
-        4 * (m.d_in + m.d_out) for m in stage.install_method(load_model(world.student), make_recipe("kd_lora")).values()
+        4 * (m.d_in + m.d_out)
+        for m in stage.install_method(load_model(world.student), make_recipe("kd_lora"))[0].values()
     )
     assert record["train_compute"]["executed"] == pytest.approx((2 * executed * dense + 3 * lora) / (3 * dense))
     assert {float(row[name]) for row in retention[-1:] for name in costs} == {0.0}

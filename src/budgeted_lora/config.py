@@ -278,6 +278,18 @@ class Lora(Strict):
     rank: Positive = Field(128, description="Rank r of the low-rank paths. [S]")
     alpha: float = Field(256, gt=0, description="Scale of the low-rank paths is alpha / r. [S]")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before A. [U]")
+    low_rank_init: Literal["zero", "svd", "activation_svd"] = Field(
+        "zero",
+        description="zero: A Kaiming-uniform, B zero, beside the whole W; svd: the top-r SVD of W, the dense path "
+        "holding only the residual; activation_svd: the same in the metric of the inputs' second moment. [U]",
+    )
+    ranks: Literal["fixed", "allocated"] = Field(
+        "fixed", description="allocated: the same MACs, spread over projections where they keep most output. [ours]"
+    )
+    rank_step: Positive = Field(4, description="Allocated ranks are multiples of it. [ours]")
+    statistics_windows: Positive = Field(
+        64, description="Training windows that second moments and gradients are measured on. [ours]"
+    )
 
 
 class Budget(Strict):
@@ -288,6 +300,12 @@ class Budget(Strict):
     schedule: str = Field("short", description="The schedule of a budgeted run that names none. [S]")
     controller: Literal["greedy", "uniform"] = Field(
         "greedy", description="greedy: ascending MACs; uniform: one d for all modules. [S]"
+    )
+    order: Literal["mac", "energy", "activation", "gradient"] = Field(
+        "mac",
+        description="Which dense path the greedy controller removes first. mac: the cheapest; else the one of least "
+        "estimated harm per MAC: the weights' energy outside the top r singular directions, the outputs', or the "
+        "first-order change of the loss. [S]",
     )
     smoothing: float = Field(0.9, ge=0, lt=1, description="EMA factor beta of the dense coefficients. [U]")
     drop_threshold: float = Field(
@@ -311,6 +329,14 @@ class Compression(Strict):
         description="Of a KD Full student: truncated SVD of every projection to the MACs this F leaves, in equal "
         "shares and without retraining. [ours]",
     )
+    truncation: Literal["weights", "outputs"] = Field(
+        "weights",
+        description="What macs_of_budget keeps most of: the weights, or the outputs on training windows (undistilled "
+        "students only). [ours]",
+    )
+    undistilled: bool = Field(
+        False, description="Compress the student that a KD Full run began with, not the one it made. [ours]"
+    )
 
 
 class Sweep(Strict):
@@ -323,6 +349,10 @@ class Sweep(Strict):
         None, description="Instead of `compression.gate_hardening`. [U]"
     )
     macs_of_budget: list[Fraction] | None = Field(None, description="Instead of `compression.macs_of_budget`. [ours]")
+    truncation: list[Literal["weights", "outputs"]] | None = Field(
+        None, description="Instead of `compression.truncation`. [ours]"
+    )
+    undistilled: list[bool] | None = Field(None, description="Instead of `compression.undistilled`. [ours]")
 
 
 class Evaluation(Strict):
@@ -379,6 +409,13 @@ class Row(Strict):
     rows: Literal["packed", "document"] | None = Field(None, description="Instead of `rows`, in training only. [U]")
     train_embeddings_head_norms: bool | None = Field(
         None, description="Instead of `training.train_embeddings_head_norms`. [U]"
+    )
+    low_rank_init: Literal["zero", "svd", "activation_svd"] | None = Field(
+        None, description="Instead of `lora.low_rank_init`. [ours]"
+    )
+    ranks: Literal["fixed", "allocated"] | None = Field(None, description="Instead of `lora.ranks`. [ours]")
+    order: Literal["mac", "energy", "activation", "gradient"] | None = Field(
+        None, description="Instead of `budget.order`. [ours]"
     )
     gate_logit: float | None = Field(None, description="Instead of `budget.gate_logit`. [U]")
     gate_lr_multiplier: float | None = Field(None, gt=0, description="Instead of `budget.gate_lr_multiplier`. [U]")

@@ -40,7 +40,10 @@ MAIN_TABLES = (
     "published_perplexities",
 )
 CONTROLS = "controls"  # table of what a reader would do instead; drawn by the Pareto plots of `main`
-OWN_TARGETS = frozenset({"sensitivity"})  # tables that no other target asks for
+BEYOND = "beyond"
+ICL_CELLS = MAIN_CELLS | {BEYOND}  # tables whose students are scored in context
+OWN_STRUCTURE = "cell_"  # begins the name of a structure that one cell alone has
+OWN_TARGETS = frozenset({"sensitivity", BEYOND})  # tables that no other target asks for
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
 MAIN_FIGURES = ("figure2", *PARETO, "retention", "gates", "loss_curves")
 
@@ -59,7 +62,7 @@ class Graph:
         self.planned = {
             name: planned(config, cell.recipe)
             for name, cell in self.cells.items()
-            if cell.recipe.method == "budgeted_lora"
+            if cell.recipe.method == "budgeted_lora" and cell.recipe.plain
         }
         self.settings = {DEFAULT_SETTINGS: config.compression}
         for rows in config.tables.values():
@@ -125,6 +128,12 @@ class Graph:
             values["seed"] = recipe.seed if recipe.init == "scratch" else 0
         return canonical_json(values)
 
+    def statistics(self) -> str:
+        """What input statistics are measured on."""
+        config = self.config
+        values = {"windows": config.lora.statistics_windows, "batch_windows": config.training.micro_batch_windows}
+        return canonical_json(values | {"sequence_length": config.sequence_length, "rows": config.rows})
+
     def student_of(self, cell: str) -> str:
         """Name of the untrained student that a cell starts from."""
         return student_name(self.config, self.cells[cell].recipe)
@@ -187,27 +196,44 @@ class Graph:
     # --- structures ---
 
     def structure_of(self, cell: str) -> str | None:
-        """Name of a cell's planned structure, shared by every cell whose compressed shapes are equal."""
+        """Name of a cell's structure: a planned one is shared by every cell whose compressed shapes are equal.
+
+        Where the order of removal or the ranks are found in the student itself, the structure is the cell's own.
+        """
         if cell not in self.planned:
-            return None
+            own = self.cells[cell].recipe.method == "budgeted_lora"
+            return f"{OWN_STRUCTURE}{cell}" if own else None
         recipe, plan = self.cells[cell].recipe, self.planned[cell]
         shapes = [(module.decision, module.rank, module.svd_rank) for module in plan.modules]
         return f"F{recipe.budget:g}_r{recipe.rank}_{recipe.controller}-{short_hash(shapes, digits=4)}"
 
     def structures(self) -> dict[str, Structure]:
-        """The planned structures whose speed is measured: those of the main tables, by name."""
-        return {self.structure_of(cell): self.planned[cell] for cell in self.listed(MAIN_CELLS) if cell in self.planned}
+        """The planned structures whose speed is measured: those of the main tables and of `beyond`, by name."""
+        timed = self.listed({*MAIN_CELLS, BEYOND})
+        return {self.structure_of(cell): self.planned[cell] for cell in timed if cell in self.planned}
+
+    def own_structures(self) -> list[str]:
+        """Cells whose structure is known once they are compressed, and timed then: those of `beyond`."""
+        return [cell for cell in self.listed({BEYOND}) if (self.structure_of(cell) or "").startswith(OWN_STRUCTURE)]
+
+    def timed(self) -> list[str]:
+        """Every structure that is timed, by the name of its file."""
+        return [*self.structures(), *(f"{OWN_STRUCTURE}{cell}" for cell in self.own_structures())]
 
     def speed_values(self, name: str) -> str:
         """The student and the structure that are timed."""
-        first, plan = self.config.teacher_ladder[self.config.first_teacher], self.structures()[name]
-        student = {
-            "shape": asdict(student_shape(self.config)),
-            "heads": first.heads,
-            "kv_heads": first.kv_heads,
-            "rank": plan.rank,
-        }
-        return canonical_json({"student": student, "structure": plan.as_json()})
+        plan = self.structures()[name]
+        return canonical_json({"student": self.timed_student(plan.rank), "structure": plan.as_json()})
+
+    def own_speed_values(self, cell: str) -> str:
+        """The student that is timed; the structure is in the cell's compression.json."""
+        return canonical_json({"student": self.timed_student(self.cells[cell].recipe.rank)})
+
+    def timed_student(self, rank: int) -> dict[str, Any]:
+        """Shape of the scale's student, and the rank of its low-rank paths before compression."""
+        first = self.config.teacher_ladder[self.config.first_teacher]
+        shape = asdict(student_shape(self.config))
+        return {"shape": shape, "heads": first.heads, "kv_heads": first.kv_heads, "rank": rank}
 
     # --- files from outside the workflow; one that is missing is left out here and named by the stage that wants it ---
 
@@ -261,6 +287,29 @@ class Graph:
         """The command-line option that names them."""
         return f"--cache {self.results}/cache/{self.cache_name(cell)}" if self.cached else ""
 
+    def statistics_files(self, cell: str) -> list[str]:
+        """The statistics of the student that a cell starts from, if its recipe needs one."""
+        needed = self.cells[cell].recipe.statistics_windows
+        return [f"{self.statistics_of(cell)}.sha256"] if needed else []
+
+    def statistics_option(self, cell: str) -> str:
+        """The command-line option that names it."""
+        return f"--statistics {self.statistics_of(cell)}" if self.cells[cell].recipe.statistics_windows else ""
+
+    def truncation_files(self, cell: str, settings: str) -> list[str]:
+        """The same, if these compression settings need one."""
+        needed = self.settings[settings].truncation == "outputs"
+        return [f"{self.statistics_of(cell)}.sha256"] if needed else []
+
+    def truncation_option(self, cell: str, settings: str) -> str:
+        """The command-line option that names it."""
+        needed = self.settings[settings].truncation == "outputs"
+        return f"--statistics {self.statistics_of(cell)}" if needed else ""
+
+    def statistics_of(self, cell: str) -> str:
+        """Folder of the statistics of the untrained student that a cell starts from."""
+        return f"{self.results}/students/{self.student_of(cell)}/statistics"
+
     def report_templates(self) -> list[str]:
         """Files beside the reporting code that shape the page."""
         folder = source_folder("reporting")
@@ -275,7 +324,7 @@ class Graph:
                 folder = f"{self.results}/cells/{cell}/compressed/{name}"
                 files += [f"{folder}/{file}" for file in ("compression.json", "perplexity.json")]
                 files.append(f"{folder}/perplexity_windows.parquet")
-        icl = self.listed(tables & MAIN_CELLS)
+        icl = self.listed(tables & ICL_CELLS)
         return files + self.of_cells(icl, "@icl.json")
 
     def references(self) -> list[str]:
@@ -304,7 +353,7 @@ class Graph:
 
     def speeds(self, tables: Iterable[str]) -> list[str]:
         """Timings of the structures of the cells that these tables list."""
-        names = {self.structure_of(cell) for cell in self.listed(tables)} & set(self.structures())
+        names = {self.structure_of(cell) for cell in self.listed(tables)} & set(self.timed())
         return [f"{self.results}/speed/{name}.json" for name in sorted(names)]
 
     def common(self) -> list[str]:
@@ -324,10 +373,27 @@ class Graph:
         own = [name for name in self.config.tables if name in OWN_TARGETS]
         return [*self.main_tables(), *self.ablations(), *own]
 
+    def figures(self) -> list[str]:
+        """Every figure that is drawn."""
+        return [*MAIN_FIGURES, *({BEYOND} & set(self.config.tables))]
+
+    def page_parts(self) -> list[str]:
+        """What joins the page after the main tables: all ablations, or a table with a target of its own."""
+        return ["all", *(name for name in self.config.tables if name in OWN_TARGETS)]
+
+    def part_files(self, part: str) -> list[str]:
+        """Tables and figures of one of these parts."""
+        tables = self.ablations() if part == "all" else [part]
+        files = [f"{self.reports}/tables/{name}.csv" for name in tables]
+        files += [f"{self.reports}/claims_all.csv"] if part == "all" else []
+        return files + [f"{self.reports}/figures/{name}.svg" for name in {part} & set(self.figures())]
+
     def tables_read(self, name: str) -> set[str]:
         """Tables of the configuration whose cells a table or figure of the report shows."""
         if name == CONTROLS:
             return {CONTROLS, "table2"}
+        if name == BEYOND:  # the figure shows controls and KD LoRA too
+            return {BEYOND, "table2"} | ({CONTROLS} & set(self.config.tables))
         if name in OWN_TARGETS:  # beside the scale's own values
             return {name, "table2", "table8"}
         if name in ("table1", "reference", "speed", *MAIN_FIGURES[1:]):
@@ -343,6 +409,8 @@ class Graph:
             return [manifest]
         if table == "speed":
             return [manifest, *self.speeds(tables), *self.of_cells(self.listed(tables), "@compression.json")]
+        if table == BEYOND:
+            return [*self.scores(tables), *self.speeds({BEYOND})]
         if table in (CONTROLS, *OWN_TARGETS) or table not in MAIN_TABLES:
             return self.scores(tables)
         return [manifest, *self.references(), *self.scores(tables), *self.speeds(tables)]

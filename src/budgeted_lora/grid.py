@@ -23,6 +23,8 @@ SETTING_SLUG = {
     "r_max": "rmax",
     "gate_hardening": "gates-",
     "macs_of_budget": "macsF",
+    "truncation": "by-",
+    "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
 LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")
@@ -112,6 +114,9 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             "dropout": lora.dropout,
             "train_embeddings_head_norms": either("train_embeddings_head_norms", training.train_embeddings_head_norms),
         }
+        start, spread = pick["low_rank_init"] or lora.low_rank_init, pick["ranks"] or lora.ranks
+        values |= {"low_rank_init": None if start == "zero" else start}
+        values |= {"rank_step": None if spread == "fixed" else lora.rank_step}
     if method == "budgeted_lora":
         name = pick["schedule"] or budget.schedule
         if name not in budget.schedules:
@@ -128,8 +133,13 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             "gate_logit": either("gate_logit", budget.gate_logit),
             "gate_lr_multiplier": either("gate_lr_multiplier", budget.gate_lr_multiplier),
         }
+        order = pick["order"] or budget.order
+        values["order"] = None if order == "mac" else order
     elif pick["budget"] is not None:
         raise BadInput(f"budget {pick['budget']} on a {method} row; only budgeted_lora takes one")
+    measured = {values.get("low_rank_init"), values.get("order")} & {"activation_svd", "activation", "gradient"}
+    if measured or values.get("rank_step"):
+        values["statistics_windows"] = lora.statistics_windows
     return Recipe.model_validate(values)
 
 
@@ -216,10 +226,16 @@ def cell_id(config: Config, values: Recipe) -> str:
         parts.append(f"F{values.budget:g}")
         if values.controller != "greedy":
             parts.append(values.controller)
+        if values.order is not None:
+            parts.append(values.order)
         if values.schedule != "short":
             parts.append(values.schedule)
     if values.rank is not None and values.rank != config.lora.rank:
         parts.append(f"r{values.rank}")
+    if values.low_rank_init is not None:
+        parts.append(values.low_rank_init.replace("activation_", "a"))
+    if values.rank_step is not None:
+        parts.append("ranks")
     parts.append(f"s{values.seed}")
     # Without the empty fields, so that a new one, empty by default, makes no student anew.
     said = values.model_dump(mode="json", exclude_none=True)

@@ -63,7 +63,7 @@ def in_use(graph: Graph) -> set[Path]:
     """Every file that the configuration's jobs write, and the folders that these lie in."""
     files = {path for cell in graph.cells for stage in chain(graph, cell) for path in stage.files}
     files |= {Path(path) for path in graph.references()}
-    files |= {Path(graph.results) / "speed" / f"{name}.json" for name in graph.structures()}
+    files |= {Path(graph.results) / "speed" / f"{name}.json" for name in graph.timed()}
     files |= {Path(graph.results) / "students" / name / "model" for name in graph.students}
     return files | {folder for file in files for folder in file.parents}
 

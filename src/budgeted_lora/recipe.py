@@ -29,6 +29,10 @@ class Recipe(Strict):
     drop_threshold: float | None = None
     gate_logit: float | None = None
     gate_lr_multiplier: float | None = None
+    low_rank_init: Literal["svd", "activation_svd"] | None = None  # None and the two below: as in the paper
+    order: Literal["energy", "activation", "gradient"] | None = None
+    rank_step: Positive | None = None
+    statistics_windows: Positive | None = None
     train_embeddings_head_norms: bool = True
     steps: Positive
     batch_windows: Positive
@@ -52,6 +56,11 @@ class Recipe(Strict):
         if (self.method == "budgeted_lora") != (self.budget is not None):
             raise ValueError(f"{self.method} {'needs' if self.budget is None else 'takes no'} budget")
         return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether the structure that the budget leaves is known before the student is: the paper's order and ranks."""
+        return self.order is None and self.rank_step is None
 
     @property
     def tokens(self) -> int:

@@ -46,6 +46,7 @@ STAGES = {
     "fetch": "models.fetch",
     "pretrain": "models.teacher",
     "student": "models.student",
+    "statistics": "training.statistics",
     "cache": "training.cache_stage",
     "train": "training.stage",
     "compress": "compression.compress",

@@ -209,6 +209,28 @@ def cut_student(
 
 
 @app.command()
+def measure_statistics(
+    values: Values,
+    student: Annotated[Path, typer.Option()],
+    tokens: Annotated[Path, typer.Option()],
+    out: Out,
+    record: Annotated[Path, typer.Option()],
+    scale: Scale,
+    threads: Threads,
+    device: Device,
+) -> None:
+    """Measure second moments and gradients of an untrained student's projections."""
+    with gpu_slots(1, device=device):
+        from budgeted_lora.training.statistics import measure_statistics as run
+
+        run(
+            student=student, tokens=tokens, out=out, record=record, scale=scale, device=device, threads=threads,
+            **parse(values),
+        )  # fmt: skip
+    write_digest(out)
+
+
+@app.command()
 def cache_teacher(
     teacher: Annotated[Path, typer.Option()],
     tokens: Annotated[Path, typer.Option()],
@@ -252,6 +274,7 @@ def train(
         Path | None, typer.Option(help="The teacher's hidden states; without it the teacher runs too.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs, each with a process of its own; on the CPU processes.")] = 1,
+    statistics: Annotated[Path | None, typer.Option(help="The untrained student's, where the recipe needs it.")] = None,
 ) -> None:
     """Train one student."""
     from budgeted_lora.recipe import Recipe
@@ -261,7 +284,8 @@ def train(
         raise BadInput(f"--gpus {gpus} cannot share the {recipe.batch_windows} windows of a step; expected a divisor")
     job = {
         "recipe": recipe, "cell": cell, "scale": scale, "student": student, "teacher": teacher, "tokens": tokens,
-        "cache": cache, "out": out, "state": state, "device": device, "threads": threads, "log_every": log_every,
+        "cache": cache, "statistics": statistics, "out": out, "state": state, "device": device, "threads": threads,
+        "log_every": log_every,
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     with gpu_slots(gpus, device=device):
@@ -287,6 +311,7 @@ def compress(
     out: Out,
     scale: Scale,
     threads: Threads,
+    statistics: Annotated[Path | None, typer.Option(help="The untrained student's, where settings need it.")] = None,
 ) -> None:
     """Compress a trained student to plain linear layers."""
     from budgeted_lora.compression.compress import compress_cell
@@ -294,7 +319,7 @@ def compress(
 
     compress_cell(
         recipe=parse(values, Recipe), cell=cell, scale=scale, student=student, trained=trained, tokens=tokens,
-        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads,
+        tokenizer=tokenizer, settings=parse(settings), out=out, threads=threads, statistics=statistics,
     )  # fmt: skip
     write_digest(out / "model")
 
@@ -352,9 +377,16 @@ def speed(
     scale: Scale,
     threads: Threads,
     device: Device,
+    compressed: Annotated[
+        Path | None, typer.Option(help="compression.json with the structure, where the values have none.")
+    ] = None,
 ) -> None:
     """Time a compressed structure against the dense student."""
     about, vocabulary = parse(values), read_json(tokens)["vocab_size"]
+    if compressed is not None:
+        found = read_json(compressed)
+        modules = [module | {"rank": module["lora_rank"]} for module in found["modules"]]
+        about["structure"] = found["totals"] | {"modules": modules}
     with gpu_slots(1, device=device):
         from budgeted_lora.budget.cost import ModelShape
         from budgeted_lora.evaluation.speed import SpeedShape, measure_speed

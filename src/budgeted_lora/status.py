@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file
-from budgeted_lora.graph import MAIN_CELLS, Graph
+from budgeted_lora.graph import ICL_CELLS, Graph
 from budgeted_lora.grid import DEFAULT_SETTINGS
 from budgeted_lora.recipe import compute_values
 
@@ -333,7 +333,7 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
     evaluation = json.loads(graph.evaluation())
     records = {path: evaluation for path in under(folder, "perplexity.json")}
     more = under(folder, "perplexity_windows.parquet")
-    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & MAIN_CELLS:
+    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & ICL_CELLS:
         records |= {path: evaluation for path in under(folder, "icl.json")}
         more += under(folder, "icl_examples.parquet")
     score = Stage(f"score{suffix}", True, (*records, *more), records, after=(compress.name, "tokens"))
@@ -341,13 +341,15 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
 
 
 def speed_stages(graph: Graph, cell: str) -> list[Stage]:
-    """The timing of the cell's structure, where that is measured; it does not depend on weights."""
+    """The timing of the cell's structure, where that is measured."""
     name = graph.structure_of(cell)
-    if name not in graph.structures():
+    if name not in graph.timed():
         return []
     (file,) = under(f"{graph.results}/speed", f"{name}.json")
     settings = graph.config.speed.model_dump(mode="json") | {"threads": graph.config.threads.timing}
-    values = json.loads(graph.speed_values(name))["student"] | settings
+    planned = name in graph.structures()
+    about = graph.speed_values(name) if planned else graph.own_speed_values(cell)
+    values = json.loads(about)["student"] | settings
     return [Stage(f"speed {name}", False, (file,), {file: values})]
 
 

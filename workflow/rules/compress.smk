@@ -9,6 +9,7 @@ rule compress_cell:
             f"{results}/students/{graph.student_of(wildcards.cell)}/model.sha256",
             f"{results}/data/validation.json",
             f"{results}/data/tokenizer.sha256",
+            *graph.truncation_files(wildcards.cell, wildcards.settings),
         ],
         student=lambda wildcards: ancient(
             f"{results}/students/{graph.student_of(wildcards.cell)}/model"
@@ -30,10 +31,13 @@ rule compress_cell:
     params:
         recipe=lambda wildcards: graph.recipe(wildcards.cell),
         settings=lambda wildcards: graph.compression(wildcards.settings),
+        statistics=lambda wildcards: graph.truncation_option(
+            wildcards.cell, wildcards.settings
+        ),
         folder=f"{results}/cells/{{cell}}/compressed/{{settings}}",
         threads=settings.threads.evaluation,
         scale=scale,
     shell:
         "budgeted-lora stage compress --values {params.recipe:q} --settings {params.settings:q} --cell {wildcards.cell}"
         " --student {input.student} --trained {input.trained} --tokens {input.tokens} --tokenizer {input.tokenizer}"
-        " --out {params.folder} --scale {params.scale} --threads {params.threads} 2>&1 | tee {log}"
+        " {params.statistics} --out {params.folder} --scale {params.scale} --threads {params.threads} 2>&1 | tee {log}"

@@ -66,7 +66,7 @@ rule make_figure:
     benchmark:
         f"{results}/benchmarks/make_figure/{{figure}}.tsv"
     wildcard_constraints:
-        figure="|".join(MAIN_FIGURES),
+        figure="|".join(graph.figures()),
     conda:
         "../../environment.yml"
     params:
@@ -114,8 +114,7 @@ rule make_contents:
         template=graph.report_templates(),
         published="config/published.csv",
         page=ancient(f"{reports}/index.html"),
-        tables=[f"{reports}/tables/{name}.csv" for name in graph.ablations()],
-        claims=f"{reports}/claims_all.csv",
+        files=lambda wildcards: graph.part_files(wildcards.part),
     output:
         f"{reports}/contents/{{part}}.json",
     log:
@@ -123,7 +122,7 @@ rule make_contents:
     benchmark:
         f"{results}/benchmarks/make_contents/{{part}}.tsv"
     wildcard_constraints:
-        part="all",
+        part="|".join(graph.page_parts()),
     conda:
         "../../environment.yml"
     params:
@@ -171,3 +170,8 @@ for _table in graph.report_tables():
             _table
         input:
             f"{reports}/tables/{_table}.csv",
+            branch(
+                _table in graph.page_parts(),
+                then=f"{reports}/contents/{_table}.json",
+                otherwise=[],
+            ),

@@ -18,6 +18,7 @@ rule train_cell:
         tokens=ancient(f"{results}/data/train.bin"),
         cache=lambda wildcards: graph.cache_files(wildcards.cell),
         calibration=ancient(graph.calibration()),
+        statistics=lambda wildcards: graph.statistics_files(wildcards.cell),
     output:
         model=directory(f"{results}/cells/{{cell}}/trained"),
         digest=f"{results}/cells/{{cell}}/trained.sha256",
@@ -36,6 +37,7 @@ rule train_cell:
     params:
         recipe=lambda wildcards: graph.recipe(wildcards.cell),
         cache=lambda wildcards: graph.cache_option(wildcards.cell),
+        statistics=lambda wildcards: graph.statistics_option(wildcards.cell),
         folder=f"{results}/cells/{{cell}}",
         state=f"{results}/state",
         log_every=settings.training.log_every,
@@ -46,6 +48,6 @@ rule train_cell:
         scale=scale,
     shell:
         "budgeted-lora stage train --values {params.recipe:q} --cell {wildcards.cell} --student {input.student}"
-        " --teacher {input.teacher} --tokens {input.tokens} {params.cache} --out {params.folder} --state {params.state}"
-        " --scale {params.scale} --threads {params.threads} --gpus {params.gpus} --device {params.device}"
+        " --teacher {input.teacher} --tokens {input.tokens} {params.cache} {params.statistics} --out {params.folder}"
+        " --state {params.state} --scale {params.scale} --threads {params.threads} --gpus {params.gpus} --device {params.device}"
         " --log-every {params.log_every} --checkpoint-every {params.checkpoint_every} 2>&1 | tee {log}"

@@ -10,15 +10,17 @@ ControllerKind = Literal["greedy", "uniform"]
 DIGITS = 12
 
 
-def greedy_targets(costs: Sequence[int], fraction: float) -> list[float]:
-    """Target coefficients that keep exactly `fraction` of the total cost, taken from the cheapest modules first.
+def greedy_targets(costs: Sequence[int], fraction: float, order: Sequence[int] | None = None) -> list[float]:
+    """Target coefficients that keep exactly `fraction` of the total cost, taken from one module after the other.
 
-    The walk starts from 1 everywhere; ties keep the order of `costs`, which is the order of `named_modules()`.
+    The walk starts from 1 everywhere. The paper's order is by ascending cost; ties keep the order of `costs`, which is
+    the order of `named_modules()`.
     Coefficients are rounded to 12 digits, so that one which equals a threshold on paper (0.05 at F = 0.6) does so here.
 
     Args:
         costs: MACs of each module.
         fraction: share of the total to keep, in [0, 1].
+        order: indices of the modules in the order of removal; the paper's when None.
 
     Returns:
         One coefficient in [0, 1] a module; at most one lies strictly between 0 and 1.
@@ -26,7 +28,7 @@ def greedy_targets(costs: Sequence[int], fraction: float) -> list[float]:
     total = sum(costs)
     excess = total - fraction * total
     targets = [1.0] * len(costs)
-    for index in sorted(range(len(costs)), key=costs.__getitem__):
+    for index in sorted(range(len(costs)), key=costs.__getitem__) if order is None else order:
         if excess <= 0.0:
             break
         cut = min(excess, float(costs[index]))
@@ -35,10 +37,12 @@ def greedy_targets(costs: Sequence[int], fraction: float) -> list[float]:
     return targets
 
 
-def module_targets(costs: Sequence[int], fraction: float, *, kind: ControllerKind) -> list[float]:
+def module_targets(
+    costs: Sequence[int], fraction: float, *, kind: ControllerKind, order: Sequence[int] | None = None
+) -> list[float]:
     """Target coefficients of either controller; the uniform one gives every module the fraction itself."""
     if kind == "greedy":
-        return greedy_targets(costs, fraction)
+        return greedy_targets(costs, fraction, order)
     return [fraction] * len(costs)
 
 
@@ -61,7 +65,8 @@ class Controller:
         start, end: share of training at which the schedule starts and ends.
         smoothing: beta of the moving average, in [0, 1).
         drop_threshold: tau_drop; a smoothed coefficient below it becomes exactly 0 and its matmul is skipped.
-        kind: greedy (cheapest modules first) or uniform (one coefficient for all).
+        kind: greedy (one module after the other) or uniform (one coefficient for all).
+        order: for greedy, the modules' indices in the order of removal; by ascending cost, as in the paper, when None.
 
     Raises:
         BadInput: a value is out of range.
@@ -77,6 +82,7 @@ class Controller:
         smoothing: float,
         drop_threshold: float,
         kind: ControllerKind = "greedy",
+        order: Sequence[int] | None = None,
     ) -> None:
         check_schedule(budget=budget, start=start, end=end)
         if not costs or min(costs) < 1:
@@ -87,9 +93,13 @@ class Controller:
             raise BadInput(f"controller: drop_threshold is {drop_threshold}; expected 0 <= drop_threshold < 1")
         if kind not in ("greedy", "uniform"):
             raise BadInput(f"controller: kind is {kind!r}; expected greedy or uniform")
+        if order is not None and sorted(order) != list(range(len(costs))):
+            raise BadInput(
+                f"controller: order has {len(order)} indices; expected each of the {len(costs)} modules once"
+            )
         self.costs = list(costs)
         self.budget, self.start, self.end = budget, start, end
-        self.smoothing, self.drop_threshold, self.kind = smoothing, drop_threshold, kind
+        self.smoothing, self.drop_threshold, self.kind, self.order = smoothing, drop_threshold, kind, order
         self.coefficients = [1.0] * len(self.costs)
         self.target = 1.0
 
@@ -100,7 +110,7 @@ class Controller:
             The coefficient d of every module, in the order of `costs`.
         """
         self.target = target_fraction(n / steps, budget=self.budget, start=self.start, end=self.end)
-        targets = module_targets(self.costs, self.target, kind=self.kind)
+        targets = module_targets(self.costs, self.target, kind=self.kind, order=self.order)
         self.coefficients = [
             smooth(value, target, smoothing=self.smoothing, drop_threshold=self.drop_threshold)
             for value, target in zip(self.coefficients, targets, strict=True)

@@ -20,11 +20,13 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, write_text
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
 from budgeted_lora.models.load import load_model, save_model
+from budgeted_lora.models.low_rank import InputStatistics, low_rank_factors
 from budgeted_lora.models.projections import model_shape
 from budgeted_lora.models.trained import TrainedStudent, load_trained
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.recipe import Recipe
 
+MODULE_SETTINGS = ("rank_threshold", "svd_threshold", "r_max", "gate_hardening")
 PARITY_WINDOWS = 4
 PARITY_TOLERANCE = 1e-3  # of the largest logit, float32; rounding alone stays far below
 
@@ -109,18 +111,18 @@ def compress_module(
 
 
 @torch.no_grad()
-def truncate_module(weight: Tensor, *, share: float) -> Compressed:
+def truncate_module(weight: Tensor, *, share: float, moment: Tensor | None = None) -> Compressed:
     """The truncated SVD of a dense W [d_out, d_in] whose two factors cost at most `share` of its MACs, rank 1 at least.
 
-    It is what one would do without the paper's method, and is not retrained.
+    It is what one would do without the paper's method, and is not retrained. With the second moment of the inputs
+    [d_in, d_in] it is the outputs that are kept as well as can be.
     """
     d_out, d_in = weight.shape
     rank = min(max(1, int(share * d_in * d_out / (d_in + d_out))), d_in, d_out)
-    left, values, right = torch.linalg.svd(
-        weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False
-    )
-    root = torch.sqrt(values[:rank])
-    error = torch.linalg.vector_norm(values[rank:]).item()
+    up, down = low_rank_factors(weight, rank=rank, moment=moment)
+    error = torch.linalg.matrix_norm(weight.double() - up @ down).item()
+    norm = torch.linalg.matrix_norm(weight.double()).item()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     record = {
         "d": 1.0,
         "decision": "svd",
@@ -129,10 +131,10 @@ def truncate_module(weight: Tensor, *, share: float) -> Compressed:
         "dense_macs": d_in * d_out,
         "macs": rank * (d_in + d_out),
         "reconstruction_error": error,
-        "relative_error": error / torch.linalg.vector_norm(values).item(),
+        "relative_error": error / norm if norm else 0.0,
         "exact": rank == min(d_in, d_out),
     }
-    return Compressed("svd", None, root[:, None] * right[:rank], left[:, :rank] * root, record)
+    return Compressed("svd", None, down.to(dtype), up.to(dtype), record)
 
 
 def _surviving(gates: Tensor | None, *, ranks: int, threshold: float) -> Tensor:
@@ -145,7 +147,12 @@ def _surviving(gates: Tensor | None, *, ranks: int, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def compress_student(
-    student: TrainedStudent, *, settings: Compression, drop_threshold: float, macs: int | None = None
+    student: TrainedStudent,
+    *,
+    settings: Compression,
+    drop_threshold: float,
+    macs: int | None = None,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """A model of plain linear layers in float32, and the record of every projection, in `named_modules()` order.
 
@@ -153,12 +160,15 @@ def compress_student(
 
     Args:
         macs: with settings.macs_of_budget, the MACs a KD Full student is truncated to, in equal shares.
+        moments: with settings.truncation "outputs", the second moment of each projection's inputs.
 
     Raises:
-        BadInput: macs_of_budget on a student with low-rank paths.
+        BadInput: macs_of_budget on a student with low-rank paths, or outputs to be kept and no moments.
     """
     if settings.macs_of_budget is not None and student.modules:
         raise BadInput(f"compression.macs_of_budget on a {student.method} student; only KD Full is truncated")
+    if settings.truncation == "outputs" and moments is None:
+        raise BadInput("compression.truncation: outputs needs input statistics, which only an undistilled student has")
     shape = model_shape(student.model)
     share = None if settings.macs_of_budget is None else macs / dense_macs(shape)
     state = {name: tensor.detach().float() for name, tensor in student.model.state_dict().items()}
@@ -169,7 +179,8 @@ def compress_student(
             records.append({"name": projection.name, **_untouched(projection.macs)})
             continue
         if module is None:
-            done = truncate_module(state[f"{projection.name}.weight"], share=share)
+            moment = moments[projection.name] if settings.truncation == "outputs" else None
+            done = truncate_module(state[f"{projection.name}.weight"], share=share, moment=moment)
         else:
             done = compress_module(
                 module.weight,
@@ -179,7 +190,7 @@ def compress_student(
                 d=module.dense,
                 scale=module.scale,
                 drop_threshold=drop_threshold,
-                **settings.model_dump(exclude={"macs_of_budget"}),
+                **settings.model_dump(include=set(MODULE_SETTINGS)),
             )
         records.append({"name": projection.name, **done.record})
         for leaf in ("weight", "lora_a", "lora_b", "gate_logits"):
@@ -280,6 +291,7 @@ def compress_cell(
     settings: Mapping[str, Any],
     out: Path,
     threads: int = 1,
+    statistics: Path | None = None,
 ) -> None:
     """Compresses one trained student: writes out/model/ and out/compression.json.
 
@@ -292,6 +304,7 @@ def compress_cell(
         tokenizer: folder whose files go into the model folder.
         settings: values of `config.Compression`; with macs_of_budget also `macs`, what that budget leaves.
         threads: CPU threads; the bytes of an SVD may depend on them.
+        statistics: folder of the untrained student's statistics, where the settings need one.
 
     Raises:
         BadInput: an input is missing, damaged or of another method, or the token file holds no window.
@@ -302,12 +315,19 @@ def compress_cell(
     macs = values.pop("macs", None)
     chosen = Compression.model_validate(values)
     with _cpu_threads(threads):
-        before = load_trained(student=student, trained=trained)
+        if chosen.undistilled:
+            before = TrainedStudent(load_model(student).float().eval(), {}, "kd_full")
+        else:
+            before = load_trained(student=student, trained=trained)
         if before.method != recipe.method:
             raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
         ids, mask = _parity_batch(tokens, recipe)
         model, records = compress_student(
-            before, settings=chosen, drop_threshold=recipe.drop_threshold or 0.0, macs=macs
+            before,
+            settings=chosen,
+            drop_threshold=recipe.drop_threshold or 0.0,
+            macs=macs,
+            moments=InputStatistics.open(statistics).moments if statistics and chosen.undistilled else None,
         )
         sums = summarize(model, records, method=recipe.method, rank=recipe.rank)
         with atomic_folder(out / "model") as folder:

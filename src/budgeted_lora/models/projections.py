@@ -142,6 +142,7 @@ def install(
     gate_logit: float = 2.0,
     seed: int,
     train_embeddings_head_norms: bool = False,
+    ranks: Mapping[str, int] | None = None,
 ) -> dict[str, BudgetedLinear]:
     """Puts a low-rank path beside all seven projections of every layer and freezes the dense weights.
 
@@ -149,6 +150,7 @@ def install(
         gates: whether ranks are gated (Budgeted LoRA) or not (KD LoRA).
         seed: seed of A; the global random state is not touched.
         train_embeddings_head_norms: whether what is no projection keeps training.
+        ranks: rank of each projection by name, where they differ; the scale alpha / rank stays the same for all.
 
     Returns:
         The new modules by name, in `named_modules()` order.
@@ -162,10 +164,11 @@ def install(
         parameter.requires_grad_(train_embeddings_head_norms)
     installed = {}
     for name, parent, attribute, linear in found:
+        own = rank if ranks is None else ranks[name]
         module = BudgetedLinear(
             linear.weight,
-            rank=rank,
-            alpha=alpha,
+            rank=own,
+            alpha=alpha * own / rank,
             dropout=dropout,
             gate_logit=gate_logit if gates else None,
             generator=generator,

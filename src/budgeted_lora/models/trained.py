@@ -1,7 +1,7 @@
 """A trained student in a folder, before compression: every weight, adapters included, and what the controller left.
 
 model.safetensors  the full state, adapters under `<projection>.lora_a`, `.lora_b`, `.gate_logits`
-adapter.json       method, rank, alpha, and of every projection its final d and its gate values (null without gates)
+adapter.json       method, rank, alpha, and of every projection final d, rank and gate values (null without gates)
 """
 
 from collections.abc import Mapping
@@ -31,14 +31,18 @@ class TrainedStudent:
 
 
 def adapter_record(method: str, modules: Mapping[str, BudgetedLinear]) -> dict[str, Any]:
-    """The content of adapter.json; rank and alpha are null for KD Full, which has no adapters."""
+    """The content of adapter.json; rank and alpha, the first module's, are null for KD Full, which has no adapters."""
     first = next(iter(modules.values()), None)
     return {
         "method": method,
         "rank": None if first is None else first.rank,
         "alpha": None if first is None else first.scale * first.rank,
         "modules": {
-            name: {"d": module.dense, "gates": None if module.gates() is None else module.gates().tolist()}
+            name: {
+                "d": module.dense,
+                "rank": module.rank,
+                "gates": None if module.gates() is None else module.gates().tolist(),
+            }
             for name, module in modules.items()
         },
     }
@@ -70,7 +74,10 @@ def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
     try:
         if record["modules"]:
             gated = any(entry["gates"] is not None for entry in record["modules"].values())
-            modules = install(model, rank=record["rank"], alpha=record["alpha"], dropout=0.0, gates=gated, seed=0)
+            ranks = {name: entry["rank"] for name, entry in record["modules"].items()}
+            modules = install(
+                model, rank=record["rank"], alpha=record["alpha"], dropout=0.0, gates=gated, seed=0, ranks=ranks
+            )
         for name, module in modules.items():
             module.dense = float(record["modules"][name]["d"])
         model.load_state_dict(load_file(trained / WEIGHTS), strict=True)
@@ -78,7 +85,7 @@ def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
         raise BadInput(f"{trained / WEIGHTS}: no such file; expected the weights of a trained student") from None
     except KeyError as error:
         raise BadInput(
-            f"{trained / ADAPTER}: no entry {error}; expected method, rank, alpha and the d of every projection"
+            f"{trained / ADAPTER}: no entry {error}; expected method, rank, alpha, and d and rank of every projection"
         ) from None
     except (RuntimeError, SafetensorError) as error:
         raise BadInput(f"{trained / WEIGHTS}: does not fit {student} ({' '.join(str(error).split())[:200]})") from None

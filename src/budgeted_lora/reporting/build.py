@@ -9,7 +9,7 @@ from budgeted_lora.config import Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_json, write_text
 from budgeted_lora.reporting.claims_report import build_claims, build_unknowns
-from budgeted_lora.reporting.figures import FIGURES
+from budgeted_lora.reporting.figures import FIGURES, figures_of
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.html import render
 from budgeted_lora.reporting.layout import Table, write_table
@@ -60,12 +60,13 @@ def build_figure(
     partial: bool = False,
     rows: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Writes out/figures/<name>.png, .svg and .pdf; arguments and errors as in `build_table`, `name` one of FIGURES."""
-    if name not in FIGURES:
-        raise BadInput(f"figure {name!r} is unknown; expected one of: {', '.join(FIGURES)}")
+    """Writes out/figures/<name>.png, .svg and .pdf; arguments, errors as in `build_table`, `name` of `figures_of`."""
     opened = Results.open(results, settings=settings, partial=partial, rows=rows)
+    known = figures_of(opened)
+    if name not in known:
+        raise BadInput(f"figure {name!r} is unknown; expected one of: {', '.join(known)}")
     with context():
-        figure = FIGURES[name].draw(opened)
+        figure = known[name].draw(opened)
         try:
             return save(figure, Path(out) / "figures", name)
         finally:
@@ -99,7 +100,7 @@ def build_index(
     tables, absent = present_tables(opened, numbers, how, out)
     figures = [
         {"name": name, "title": plot.title, "caption": plot.caption}
-        for name, plot in FIGURES.items()
+        for name, plot in figures_of(opened).items()
         if (out / "figures" / f"{name}.svg").is_file()
     ]
     page = render(opened, tables=tables, figures=figures, out=out, config=config, skipped=list(skipped), absent=absent)
@@ -156,8 +157,9 @@ def build_report(
     common = {"results": results, "settings": settings, "partial": partial}
     measured = {"published": published, "bootstrap": bootstrap, "confidence": confidence}
     skipped = []
-    tables = tables_of(Results.open(results))
-    for name in [*tables, *FIGURES]:
+    opened = Results.open(results)
+    tables = tables_of(opened)
+    for name in [*tables, *figures_of(opened)]:
         try:
             if name in tables:
                 build_table(name, out=out, **common, **measured)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.reporting.beyond import BEYOND, beyond_figure
 from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, sorted_teachers
 from budgeted_lora.reporting.load import Results, method_label, method_order
 from budgeted_lora.reporting.pareto import pareto
@@ -272,3 +273,17 @@ FIGURES: dict[str, Plot] = {
         "lowered.",
     ),
 }
+# Those of rows that only some configurations list.
+OWN_FIGURES: dict[str, Plot] = {
+    BEYOND: Plot(
+        beyond_figure,
+        "Beyond the paper: perplexity against MAC speedup",
+        "A line a rule, from large budgets to small; wide strokes span the seeds. Dotted: KD Full and KD LoRA of the "
+        "same tokens. Grey crosses: the untrained student cut by truncated SVD, without distillation.",
+    ),
+}
+
+
+def figures_of(results: Results) -> dict[str, Plot]:
+    """The figures that the cells of a folder allow, main ones first."""
+    return FIGURES | {name: plot for name, plot in OWN_FIGURES.items() if len(results.listed(name))}

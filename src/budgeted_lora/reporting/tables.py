@@ -15,6 +15,7 @@ from budgeted_lora.reporting.ablations import (
     table6,
     table7,
 )
+from budgeted_lora.reporting.beyond import BEYOND, beyond
 from budgeted_lora.reporting.controls import controls
 from budgeted_lora.reporting.grouping import (
     Settings,
@@ -366,6 +367,7 @@ ABLATIONS: dict[str, Maker] = {
     "table7": table7,
     "thresholds": thresholds,
     SENSITIVITY: sensitivity,
+    BEYOND: beyond,
 }
 NO_TABLES = frozenset({"pareto", "figure2"})  # rows that only figures show
 

@@ -1,7 +1,7 @@
 """The training loop, one for KD Full, KD LoRA and Budgeted LoRA (paper, section on training; method.md, section 4)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -29,6 +29,7 @@ def train(
     tokens: TokenFile,
     recipe: Recipe,
     *,
+    order: Sequence[int] | None = None,
     state: TrainingState,
     device: torch.device,
     precision: torch.dtype,
@@ -45,6 +46,7 @@ def train(
     Args:
         student: the causal language model; what requires a gradient is trained.
         modules: its budgeted projections by name; empty for KD Full.
+        order: indices of the projections in the order of removal; the paper's when None.
         precision: bfloat16 for autocast, or float32.
         log_every: steps between rows of history.csv and retention.csv, which lie in the state's folder. A row holds
             the means of loss, KL, CE and gradient norm since the last one, and the values of its own step else.
@@ -59,8 +61,8 @@ def train(
     available = tokens.len_windows(recipe.sequence_length, recipe.rows)
     if not available:
         raise BadInput(f"{tokens.path}: holds no window of {recipe.sequence_length} tokens; expected at least one")
-    order = window_order(recipe, available=available)
-    controller = new_controller(recipe, modules)
+    numbers = window_order(recipe, available=available)
+    controller = new_controller(recipe, modules, order)
     optimizer = new_optimizer(student, recipe)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.manual_seed(recipe.seed)
@@ -80,7 +82,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_multiplier"]
 
-            windows = order[n * recipe.batch_windows : (n + 1) * recipe.batch_windows]
+            windows = numbers[n * recipe.batch_windows : (n + 1) * recipe.batch_windows]
             losses = accumulate_gradients(
                 student, teacher, tokens, windows, recipe, device=device, precision=precision, ranks=ranks
             )
@@ -201,7 +203,9 @@ def learning_rate(n: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (1 + math.cos(math.pi * (n - warmup) / (recipe.steps - warmup))) / 2
 
 
-def new_controller(recipe: Recipe, modules: Mapping[str, BudgetedLinear]) -> Controller | None:
+def new_controller(
+    recipe: Recipe, modules: Mapping[str, BudgetedLinear], order: Sequence[int] | None = None
+) -> Controller | None:
     """The controller of a budgeted run; None for the methods whose dense paths stay."""
     if recipe.method != "budgeted_lora":
         return None
@@ -213,6 +217,7 @@ def new_controller(recipe: Recipe, modules: Mapping[str, BudgetedLinear]) -> Con
         smoothing=recipe.smoothing,
         drop_threshold=recipe.drop_threshold,
         kind=recipe.controller,
+        order=order,
     )
 
 

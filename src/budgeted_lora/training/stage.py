@@ -13,13 +13,15 @@ from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.files import sha256_file, short_hash, write_digest, write_with
 from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import check_vocabulary, load_model
-from budgeted_lora.models.projections import BudgetedLinear, install, model_shape
+from budgeted_lora.models.low_rank import InputStatistics
+from budgeted_lora.models.projections import BudgetedLinear, model_shape
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.recipe import Recipe, compute_values
 from budgeted_lora.state import TrainingState, code_digest, locked_folder
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, TeacherSource
 from budgeted_lora.training.distributed import Ranks
+from budgeted_lora.training.install import install_method
 from budgeted_lora.training.loop import train
 from budgeted_lora.training.progress import Progress
 from budgeted_lora.training.setup import compute_dtype, prepare
@@ -34,6 +36,7 @@ def train_cell(
     teacher: Path,
     tokens: Path,
     cache: Path | None,
+    statistics: Path | None = None,
     out: Path,
     state: Path,
     device: str,
@@ -49,6 +52,7 @@ def train_cell(
         teacher: model folder of the teacher; of a cached one only the output layer is read.
         tokens: train.bin, its .idx and .json beside it.
         cache: folder of the teacher's hidden states, or None to run the teacher beside the student.
+        statistics: folder of the untrained student's statistics, where the recipe needs one.
         out: the cell's folder; gets trained/ (model.safetensors, adapter.json), history.csv, retention.csv,
             train.json and, last, trained.sha256.
         state: folder under which the training state lies while the run is not done, named by cell and inputs.
@@ -70,10 +74,12 @@ def train_cell(
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
     source = teacher_source(teacher, cache, file, recipe, device=place, dtype=precision)
     model = load_model(student, dtype=torch.float32).to(place)
-    modules = install_method(model, recipe)
+    found = None if statistics is None else InputStatistics.open(statistics)
+    modules, low_rank = install_method(model, recipe, found)
 
     values = recipe.model_dump(mode="json")
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
+    inputs += [statistics] if statistics else []
     determined_by = [
         values,
         [sha256_file(path) for path in inputs],
@@ -92,6 +98,7 @@ def train_cell(
             source,
             file,
             recipe,
+            order=low_rank.order,
             state=run,
             device=place,
             precision=precision,
@@ -108,6 +115,7 @@ def train_cell(
         results = summary(model, recipe, progress, device=place, precision=precision) | {
             "ranks": ranks.count,
             "devices": devices,
+            "low_rank": vars(low_rank),
         }
         about = {
             "scale": scale,
@@ -136,24 +144,6 @@ def teacher_source(
         sequence_length=recipe.sequence_length,
         rows=recipe.rows,
         device=device,
-    )
-
-
-def install_method(model: Any, recipe: Recipe) -> dict[str, BudgetedLinear]:
-    """Makes the model trainable by the recipe's method; the budgeted projections by name, none for KD Full."""
-    if recipe.method == "kd_full":
-        model.requires_grad_(True)
-        return {}
-    gates = {} if recipe.gate_logit is None else {"gate_logit": recipe.gate_logit}
-    return install(
-        model,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
-        dropout=recipe.dropout,
-        gates=recipe.method == "budgeted_lora",
-        seed=recipe.seed,
-        train_embeddings_head_norms=recipe.train_embeddings_head_norms,
-        **gates,
     )
 
 

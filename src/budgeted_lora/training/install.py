@@ -1,0 +1,91 @@
+"""Makes an untrained student trainable by its recipe's method: adapters, their start, the order of removal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.models.low_rank import InputStatistics, allocate_ranks, removal_scores, spectrum, start_from
+from budgeted_lora.models.projections import BudgetedLinear, install, named_projections
+from budgeted_lora.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What was decided before the first step, for train.json; lists follow `named_modules()` order.
+
+    Attributes:
+        order: indices of the projections in the order of removal; None for the paper's, ascending MACs.
+        ranks: rank of each projection.
+        scores: estimated harm per MAC of removing each dense path, if that made the order.
+        kept_energy: share of each weight's squared singular values within its first r.
+        kept_output_energy: the same of the outputs, where there are input statistics.
+    """
+
+    order: list[int] | None = None
+    ranks: list[int] = field(default_factory=list)
+    scores: list[float] | None = None
+    kept_energy: list[float] = field(default_factory=list)
+    kept_output_energy: list[float] | None = None
+
+
+def install_method(
+    model: Any, recipe: Recipe, statistics: InputStatistics | None = None
+) -> tuple[dict[str, BudgetedLinear], LowRank]:
+    """Installs what trains, and what is known before training.
+
+    Args:
+        statistics: of this untrained student; needed where the recipe names `statistics_windows`.
+
+    Returns:
+        The budgeted projections by name, none for KD Full; and the decisions.
+
+    Raises:
+        BadInput: the recipe needs input statistics and there is none.
+    """
+    if recipe.method == "kd_full":
+        model.requires_grad_(True)
+        return {}, LowRank()
+    if recipe.statistics_windows and statistics is None:
+        raise BadInput(
+            f"{recipe.method}: its start, order or ranks need input statistics; expected --statistics FOLDER"
+        )
+    weights = {name: linear.weight.detach().cpu() for name, _, _, linear in named_projections(model)}
+    moments = {name: None for name in weights} if statistics is None else statistics.moments
+    ranks = dict.fromkeys(weights, recipe.rank)
+    outputs = {name: spectrum(weight, moments[name]) for name, weight in weights.items()} if statistics else {}
+    if recipe.rank_step:
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        ranks = allocate_ranks(outputs, shapes, rank=recipe.rank, step=recipe.rank_step)
+    scores = None
+    if recipe.order:
+        scores = list(removal_scores(weights, ranks, order=recipe.order, statistics=statistics).values())
+    gates = {} if recipe.gate_logit is None else {"gate_logit": recipe.gate_logit}
+    modules = install(
+        model,
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        dropout=recipe.dropout,
+        gates=recipe.method == "budgeted_lora",
+        seed=recipe.seed,
+        train_embeddings_head_norms=recipe.train_embeddings_head_norms,
+        ranks=ranks,
+        **gates,
+    )
+    if recipe.low_rank_init:
+        for name, module in modules.items():
+            start_from(module, moment=moments[name] if recipe.low_rank_init == "activation_svd" else None)
+    return modules, LowRank(
+        order=None if scores is None else sorted(range(len(scores)), key=scores.__getitem__),
+        ranks=list(ranks.values()),
+        scores=scores,
+        kept_energy=kept({name: spectrum(weight) for name, weight in weights.items()}, ranks),
+        kept_output_energy=kept(outputs, ranks) if outputs else None,
+    )
+
+
+def kept(spectra: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> list[float]:
+    """Share of each spectrum within its first r values."""
+    return [(values[: ranks[name]].sum() / values.sum()).item() for name, values in spectra.items()]

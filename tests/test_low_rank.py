@@ -1,0 +1,124 @@
+"""Starts from the SVD, orders of removal and allocated ranks: against float64 references and their invariants."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from budgeted_lora.models.low_rank import (
+    InputStatistics,
+    allocate_ranks,
+    low_rank_factors,
+    removal_scores,
+    spectrum,
+    square_root,
+    start_from,
+)
+from budgeted_lora.models.projections import BudgetedLinear
+
+
+def weight_of(d_out: int, d_in: int, seed: int) -> torch.Tensor:
+    return torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment_of(d_in: int, seed: int) -> torch.Tensor:
+    """A second moment with directions of very different strength."""
+    x = weight_of(3 * d_in, d_in, seed) * torch.logspace(0, -2, d_in, dtype=torch.float64)
+    return x.T @ x / len(x)
+
+
+def module_of(weight: torch.Tensor, *, rank: int, gate_logit: float | None = 2.0) -> BudgetedLinear:
+    return BudgetedLinear(
+        weight.clone(), rank=rank, alpha=2.0 * rank, dropout=0.0, gate_logit=gate_logit, generator=torch.Generator()
+    )
+
+
+SIZES = {"d_out": st.integers(3, 9), "d_in": st.integers(3, 9), "seed": st.integers(0, 999)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES, data=st.data())
+def test_factors_are_the_best_of_their_rank(d_out: int, d_in: int, seed: int, data: st.DataObject) -> None:
+    """The error in either metric is the tail of the spectrum, which no matrix of that rank beats (Eckart-Young)."""
+    weight, rank = weight_of(d_out, d_in, seed), data.draw(st.integers(1, min(d_out, d_in)))
+    for moment in (None, moment_of(d_in, seed + 1)):
+        up, down = low_rank_factors(weight, rank=rank, moment=moment)
+        root = torch.eye(d_in, dtype=torch.float64) if moment is None else square_root(moment)[0]
+        error = ((weight - up @ down) @ root).square().sum()
+        torch.testing.assert_close(error, spectrum(weight, moment)[rank:].sum(), rtol=1e-6, atol=1e-9)
+        other = weight_of(d_out, rank, seed + 2) @ weight_of(rank, d_in, seed + 3)
+        assert ((weight - other) @ root).square().sum() >= error - 1e-9
+
+
+def test_the_activation_metric_is_the_error_of_the_outputs() -> None:
+    x = weight_of(500, 6, 0) * torch.tensor([3.0, 1.0, 0.5, 0.1, 2.0, 0.2], dtype=torch.float64)
+    weight, moment = weight_of(8, 6, 1), x.T @ x / 500
+    errors = {}
+    for name, metric in (("weights", None), ("outputs", moment)):
+        up, down = low_rank_factors(weight, rank=3, moment=metric)
+        errors[name] = (x @ (weight - up @ down).T).square().sum(-1).mean()
+    torch.testing.assert_close(errors["outputs"], spectrum(weight, moment)[3:].sum(), rtol=1e-6, atol=1e-9)
+    assert errors["outputs"] < errors["weights"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(**SIZES, gated=st.booleans(), data=st.data())
+def test_a_start_changes_no_output(d_out: int, d_in: int, seed: int, gated: bool, data: st.DataObject) -> None:
+    """At d = 1 the first output is W x; at d = 0 it is that of the best approximation."""
+    weight, rank = weight_of(d_out, d_in, seed), data.draw(st.integers(1, min(d_out, d_in)))
+    moment = data.draw(st.sampled_from([None, moment_of(d_in, seed + 1)]))
+    module, x = module_of(weight, rank=rank, gate_logit=1.5 if gated else None), weight_of(4, d_in, seed + 2)
+    start_from(module, moment=moment)
+    torch.testing.assert_close(module(x), x @ weight.T, rtol=1e-9, atol=1e-9)
+    up, down = low_rank_factors(weight, rank=rank, moment=moment)
+    module.dense = 0.0
+    torch.testing.assert_close(module(x), x @ (up @ down).T, rtol=1e-9, atol=1e-9)
+    assert not module.weight.requires_grad
+    assert module.lora_a.requires_grad
+
+
+def test_scores_count_what_a_low_rank_path_cannot_take_over_per_mac() -> None:
+    low = weight_of(6, 2, 0) @ weight_of(2, 6, 1)
+    weights = {"low": low, "full": weight_of(6, 6, 2), "wide": torch.cat([weight_of(6, 6, 2)] * 2)}
+    moments = {name: torch.eye(6, dtype=torch.float64) for name in weights}
+    gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    up, down = low_rank_factors(weights["full"], rank=2)
+    gradients["full"] = weights["full"] - up @ down
+    ranks = dict.fromkeys(weights, 2)
+    statistics = InputStatistics(moments, gradients)
+    energy = removal_scores(weights, ranks, order="energy", statistics=None)
+    assert energy["low"] == pytest.approx(0.0, abs=1e-12)
+    assert energy["full"] == pytest.approx(spectrum(weights["full"])[2:].sum().item() / 36)
+    assert energy["wide"] == pytest.approx(energy["full"])  # twice the energy, twice the MACs
+    outputs = removal_scores(weights, ranks, order="activation", statistics=statistics)
+    assert outputs == pytest.approx(energy, abs=1e-9)
+    gradient = removal_scores(weights, ranks, order="gradient", statistics=statistics)
+    assert gradient["low"] == gradient["wide"] == 0.0
+    assert gradient["full"] == pytest.approx(energy["full"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(8, 40), st.integers(8, 40)), min_size=1, max_size=6),
+    st.integers(2, 6),
+    st.integers(0, 9),
+)
+def test_allocated_ranks_cost_no_more(shapes: list[tuple[int, int]], rank: int, seed: int) -> None:
+    named = {str(i): shape for i, shape in enumerate(shapes)}
+    spectra = {name: spectrum(weight_of(*shape, seed + i)) for i, (name, shape) in enumerate(named.items())}
+    ranks = allocate_ranks(spectra, named, rank=rank, step=2)
+    price = {name: sum(shape) for name, shape in named.items()}
+    spent = sum(price[name] * ranks[name] for name in ranks)
+    assert spent <= rank * sum(price.values())
+    for name, (a, b) in named.items():
+        assert ranks[name] % 2 == 0
+        assert ranks[name] * (a + b) < a * b
+    closed = [name for name, (a, b) in named.items() if (ranks[name] + 2) * (a + b) >= a * b]
+    left = rank * sum(price.values()) - spent
+    assert all(left < 2 * price[name] for name in named if name not in closed)
+
+
+def test_ranks_go_where_they_keep_most() -> None:
+    steep, flat = torch.tensor([100.0] + [0.01] * 29), torch.ones(30)
+    ranks = allocate_ranks({"steep": steep, "flat": flat}, {"steep": (30, 30), "flat": (30, 30)}, rank=6, step=2)
+    assert ranks == {"steep": 2, "flat": 10}
