@@ -26,7 +26,7 @@ from budgeted_lora.slots import VISIBLE, share_slots
 JOB = "job.json"
 PARENT = "BUDGETED_LORA_JOB"  # environment variable: process id of the job that started a rank
 REPORTED: dict[str, type[Exception]] = {"BadInput": BadInput, "TrainingDiverged": TrainingDiverged, "OSError": OSError}
-PATHS = ("student", "teacher", "tokens", "cache", "out", "state")
+PATHS = ("student", "teacher", "tokens", "cache", "statistics", "out", "state")
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")  # said by who outlives a peer
 
@@ -146,7 +146,7 @@ def _train(rank: int, count: int, job: dict[str, Any]) -> None:
     from budgeted_lora.training.distributed import join, leave
     from budgeted_lora.training.stage import train_cell
 
-    paths = {name: None if job[name] is None else Path(job[name]) for name in PATHS}
+    paths = {name: None if job.get(name) is None else Path(job[name]) for name in PATHS}
     ranks = join(rank, count, device=choose_device(job["device"]))
     train_cell(**(job | paths | {"recipe": Recipe.model_validate(job["recipe"]), "ranks": ranks}))
     leave()
