@@ -10,6 +10,7 @@ import pytest
 from fixtures.synthetic_ablations import INITS, SCHEDULES, write_all
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.graph import OWN_TARGETS
 from budgeted_lora.reporting import build
 from budgeted_lora.reporting.controls import SMALLER, TRUNCATED, control_runs
 from budgeted_lora.reporting.grouping import Settings
@@ -18,7 +19,6 @@ from budgeted_lora.reporting.load import Published, Results
 from budgeted_lora.reporting.main_table import table2, table2_differences
 from budgeted_lora.reporting.pareto import COSTS, pareto_points
 from budgeted_lora.reporting.seeds import Drawn, Run, draw, lines, runs, spread_text
-from budgeted_lora.reporting.sensitivity import SENSITIVITY
 from budgeted_lora.reporting.tables import ABLATIONS, tables_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def results(root: Path) -> Results:
 
 @pytest.fixture(scope="module")
 def tables(results: Results) -> dict[str, Table]:
-    names = [*(ABLATIONS.keys() - {SENSITIVITY}), "controls", "my_sweep"]
+    names = [*(ABLATIONS.keys() - OWN_TARGETS), "controls", "my_sweep"]
     return {name: tables_of(results)[name](results, PUBLISHED, FAST) for name in names}
 
 
