@@ -32,7 +32,7 @@ CELL_COLUMNS = (
 # Columns of numbers that are empty where a method has no use for them.
 OPTIONAL_NUMBERS = (
     "budget", "rank", "alpha", "student_ffn", "schedule_start", "schedule_end", "smoothing", "drop_threshold",
-    "gate_logit", "gate_lr_multiplier",
+    "gate_logit", "gate_lr_multiplier", "rank_step", "statistics_windows",
 )  # fmt: skip
 TOTALS = (
     "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
