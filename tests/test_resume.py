@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,17 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from tokenizers import Tokenizer, models
-from training_world import VOCABULARY, make_world
+from fixtures.tiny_checkout import STEPS, target, tiny_checkout
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json, write_digest, write_json
+from budgeted_lora.files import read_json
 from budgeted_lora.runs import VARIABLE, _living, begin_run, join_run, orphaned, remove_leftovers, resume_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600
-STEPS = 400
 
 
 def wait_until(there: Callable[[], object], what: str, *, patience: float = PATIENCE) -> None:
@@ -189,39 +185,15 @@ def test_make_resume_is_that_command() -> None:
 # --- Snakemake itself
 
 
-TARGET = "results/tiny/teachers/A/model.sha256"
-SPEC = {"layers": 2, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": STEPS * 2 * 64}
-TINY = {
-    "extends": "smoke", "scale": "tiny", "sequence_length": 64, "teacher_ladder": {"A": SPEC},
-    "pretraining": {"batch_windows": 2, "micro_batch_windows": 2, "compile": False, "matrix_learning_rate": None},
-    "tables": {"table2": [{"method": "kd_full"}]},
-}  # fmt: skip
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what Snakemake reads, with token files as if made before; only a teacher is missing."""
-    folder = tmp_path / "checkout"
-    for name in ("workflow", "config", "profiles", "src"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.egg-info")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copyfile(ROOT / name, folder / name)
-    (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    data = folder / "results" / "tiny" / "data"
-    (data / "tokenizer").mkdir(parents=True)
-    make_world(data, documents=1500)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
-    tokenizer.save(str(data / "tokenizer" / "tokenizer.json"))
-    write_json(data / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
-    write_digest(data / "tokenizer")
-    return folder
+    return tiny_checkout(tmp_path / "checkout", teachers="A")
 
 
 def test_snakemake_killed_twice(start: Start, checkout: Path) -> None:
     results = checkout / "results" / "tiny"
     source = {"PYTHONPATH": str(checkout / "src")}
-    arguments = [TARGET, "--cores", "1", "--config", "scale=tiny"]
+    arguments = [target("A"), "--cores", "1", "--config", "scale=tiny"]
 
     def snakemake(*words: str) -> subprocess.Popen:
         return start("-m", "snakemake", *words, *arguments, folder=checkout, **source)
@@ -288,7 +260,7 @@ def test_snakemake_killed_twice(start: Start, checkout: Path) -> None:
     output = again.communicate(timeout=PATIENCE)[0]
     assert again.returncode == 0, output
     assert f"snakemake {' '.join(arguments)}" in output
-    assert (checkout / TARGET).is_file()
+    assert (checkout / target("A")).is_file()
     log = (results / "logs" / "pretrain_teacher" / "A.log").read_text()
     began = re.findall(rf"\| (\d+)/{STEPS} \[00:00<\?", log)
     assert began[0] == str(STEPS)

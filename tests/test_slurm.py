@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fixtures.tiny_checkout import STEPS, copy_checkout, target, tiny_checkout
 
 from budgeted_lora import slurm
 from budgeted_lora.errors import BadInput
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOL = Path(os.environ.get("SLURM_TOOL", ROOT.parent / "shared" / "tools" / "slurm-single-node.sh"))
 PROFILE = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())
 NAME = "budgeted-lora_0b7e"
-PATIENCE = 1800
+PATIENCE = 3600  # seconds; some minutes are enough on an idle machine
 
 
 def killed_run(results: Path, name: str = NAME) -> None:
@@ -122,14 +123,7 @@ def test_the_name_of_a_runs_jobs() -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what Snakemake reads, without results."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("workflow", "config", "profiles", "src"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copyfile(ROOT / name, folder / name)
-    return folder
+    return copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 def own_environment(checkout: Path) -> dict[str, str]:
@@ -250,99 +244,133 @@ def wait_until(there: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-class Payloads:
-    """Trainings at work in Slurm jobs: finds one that has saved a state and stops it there."""
-
-    def __init__(self, results: Path) -> None:
-        self.results = results
-        self.seen: set[Path] = set()
-
-    def stop_one(self) -> tuple[int, str] | None:
-        """Process and Slurm job of a training that was not met before; None where there is none at this moment."""
-        for state in self.results.glob("state/*/state.safetensors"):
-            try:
-                process = int((state.parent / "lock").read_text())
-                os.kill(process, signal.SIGSTOP)
-                own = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
-            except (OSError, ValueError):  # it has just ended
-                continue
-            if state.parent in self.seen or not state.exists():
-                os.kill(process, signal.SIGCONT)
-                continue
-            self.seen.add(state.parent)
-            return process, next(word for word in own if word.startswith("SLURM_JOB_ID=")).partition("=")[2]
-        return None
+def stop_one(results: Path, seen: set[Path]) -> tuple[int, str] | None:
+    """Stops a training that has saved a state and was not met before: process and Slurm job; None if there is none."""
+    for state in results.glob("state/*/state.safetensors"):
+        try:
+            process = int((state.parent / "lock").read_text())
+            os.kill(process, signal.SIGSTOP)
+            own = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
+        except (OSError, ValueError):  # it has just ended
+            continue
+        if state.parent in seen or not state.exists():
+            os.kill(process, signal.SIGCONT)
+            continue
+        seen.add(state.parent)
+        return process, next(word for word in own if word.startswith("SLURM_JOB_ID=")).partition("=")[2]
+    return None
 
 
-@pytest.mark.slurm
-def test_smoke_on_slurm_whatever_dies(real_slurm: None, checkout: Path) -> None:
-    """Snakemake is killed and resumed; then a job is cancelled, a payload killed, a job runs out of time."""
-    pytest.importorskip("snakemake_executor_plugin_slurm")
-    results, log = checkout / "results" / "smoke", checkout / "snakemake.log"
-    arguments = ["main", "--workflow-profile", "profiles/slurm", "--config", "scale=smoke"]
-    arguments += ["--slurm-init-seconds-before-status-checks", "2"]
-    payloads = Payloads(results)
+PROFILE_OPTIONS = ["--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "2"]
 
-    def start(*command: str) -> subprocess.Popen:
-        with log.open("w") as stream:
-            return subprocess.Popen(
-                [sys.executable, *command], stdout=stream, stderr=subprocess.STDOUT, cwd=checkout,
-                env=own_environment(checkout),
+
+class Runs:
+    """Starts runs in a checkout, one after the other, each with a log; leaves none behind, and no job of one."""
+
+    def __init__(self, checkout: Path, results: Path) -> None:
+        self.checkout, self.results, self.log = checkout, results, checkout / "snakemake.log"
+        self.begun: list[subprocess.Popen] = []
+
+    def start(self, *words: str) -> subprocess.Popen:
+        with self.log.open("w") as stream:
+            run = subprocess.Popen(
+                [sys.executable, *words], stdout=stream, stderr=subprocess.STDOUT, cwd=self.checkout,
+                env=own_environment(self.checkout),
             )  # fmt: skip
+        self.begun.append(run)
+        return run
 
-    def meet(run: subprocess.Popen) -> tuple[int, str]:
+    def snakemake(self, *words: str) -> subprocess.Popen:
+        return self.start("-m", "snakemake", *words, *PROFILE_OPTIONS)
+
+    def resume(self, scale: str) -> subprocess.Popen:
+        command = "import sys; from budgeted_lora.cli import main; sys.argv[0] = 'budgeted-lora'; main()"
+        return self.start("-c", command, "resume", "--scale", scale)
+
+    def job_name(self) -> str:
+        return read_json(self.results / "run.lock")["slurm"]
+
+    def ends(self) -> Counter[str]:
+        """How the Slurm jobs of the last run ended."""
+        return Counter(words("squeue", "--noheader", "--states=all", "--format=%T", f"--name={self.job_name()}"))
+
+    def meet(self, run: subprocess.Popen, seen: set[Path]) -> tuple[int, str]:
         met: list[tuple[int, str]] = []
 
         def look() -> bool:
-            met.extend(filter(None, [payloads.stop_one()]))
+            met.extend(filter(None, [stop_one(self.results, seen)]))
             return bool(met) or run.poll() is not None
 
         wait_until(look, "a training with a state")
-        assert met, log.read_text()[-3000:]
+        assert met, self.log.read_text()[-3000:]
         return met[0]
 
-    first = start("-m", "snakemake", *arguments)
-    try:
-        wait_until(lambda: list(results.glob("cells/*")) or first.poll() is not None, "the first cell")
-        meet(first)  # stopped: so it cannot end by itself
-    finally:
-        first.kill()
-        first.wait()
-    name = read_json(results / "run.lock")["slurm"]
+    def clear(self) -> None:
+        for run in self.begun:
+            run.kill()
+            run.wait()
+        if (self.results / "run.lock").exists():
+            slurm.cancel_jobs(self.job_name())
+
+
+Begin = Callable[[Path, str], Runs]
+
+
+@pytest.fixture
+def begin(real_slurm: None) -> Iterator[Begin]:
+    """Runs of a checkout and a scale of it."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    made: list[Runs] = []
+
+    def go(checkout: Path, scale: str) -> Runs:
+        made.append(Runs(checkout, checkout / "results" / scale))
+        return made[-1]
+
+    yield go
+    for runs in made:
+        runs.clear()
+
+
+@pytest.mark.slurm
+def test_whatever_dies(begin: Begin, tmp_path: Path) -> None:
+    """Snakemake is killed and resumed; then a job is cancelled, a payload is killed, and a job runs out of time."""
+    runs = begin(tiny_checkout(tmp_path / "checkout", teachers="ABCD"), "tiny")
+    wanted = [*map(target, "ABCD"), "--config", "scale=tiny"]
+    first = runs.snakemake(*wanted)
+    runs.meet(first, set())  # two run, of which one is stopped; two wait
+    first.kill()
+    first.wait()
+    name = runs.job_name()
     assert name.startswith("budgeted-lora_")
-    assert slurm.queued_jobs(name)
-    finished = {path: path.stat().st_mtime_ns for path in results.glob("teachers/*/model/model.safetensors")}
-    assert finished
-
-    refused = start("-m", "snakemake", "--nolock", *arguments)
+    left = slurm.queued_jobs(name)
+    assert left
+    refused = runs.snakemake("--nolock", *wanted)
     assert refused.wait(PATIENCE) == 2
-    assert "left in Slurm's queue" in log.read_text()
+    assert "left in Slurm's queue" in runs.log.read_text()
+    assert slurm.queued_jobs(name)
 
-    command = "import sys; from budgeted_lora.cli import main; sys.argv[0] = 'budgeted-lora'; main()"
-    resumed = start("-c", command, "resume", "--scale", "smoke")
-    try:
-        cancelled = meet(resumed)[1]
-        words("scancel", cancelled)
-        os.kill(meet(resumed)[0], signal.SIGKILL)
-        late = meet(resumed)[1]
-        words("scontrol", "update", f"JobId={late}", "TimeLimit=1")
-        assert resumed.wait(PATIENCE) == 0, log.read_text()[-3000:]
-    finally:
-        if resumed.poll() is None:
-            resumed.send_signal(signal.SIGINT)  # cancels its jobs
-            resumed.wait(300)
+    resumed, seen = runs.resume("tiny"), set()
+    words("scancel", runs.meet(resumed, seen)[1])
+    os.kill(runs.meet(resumed, seen)[0], signal.SIGKILL)
+    words("scontrol", "update", f"JobId={runs.meet(resumed, seen)[1]}", "TimeLimit=1")
+    assert resumed.wait(PATIENCE) == 0, runs.log.read_text()[-3000:]
+
     assert slurm.queued_jobs(name) == []
-    assert all(path.stat().st_mtime_ns == time_made for path, time_made in finished.items())
+    assert runs.job_name() != name
+    assert runs.ends() == {"COMPLETED": 4, "CANCELLED": 1, "FAILED": 1, "TIMEOUT": 1}
+    assert all((runs.checkout / target(teacher)).is_file() for teacher in "ABCD")
+    assert not list(runs.results.glob("state/*"))
+    logs = [path.read_text() for path in runs.results.glob("logs/pretrain_teacher/*.log")]
+    begun = [int(re.findall(rf"\| *(\d+)/{STEPS} \[00:00<\?", text)[0]) for text in logs]
+    assert sum(step > 0 for step in begun) >= 3  # what died went on from its state
 
-    # What died was tried once more, from its state: the progress of that try begins where the state was taken.
-    last = read_json(results / "run.lock")["slurm"]
-    ends = Counter(words("squeue", "--noheader", "--states=all", "--format=%T", f"--name={last}"))
-    assert (ends["CANCELLED"], ends["FAILED"], ends["TIMEOUT"]) == (1, 1, 1)
-    logs = [path.read_text() for path in results.glob("logs/train_cell/*.log")]
-    begun = [int(re.findall(r"\| *(\d+)/\d+ \[00:00<\?", text)[0]) for text in logs]
-    assert sum(step > 0 for step in begun) >= 3
-    assert not list(results.glob("state/*"))
 
-    assert (checkout / "reports" / "smoke" / "index.html").is_file()
-    jobs = sum(1 for _ in results.rglob("benchmarks/**/*.tsv"))
-    assert ends["COMPLETED"] < 0.6 * jobs, f"{ends} Slurm jobs for {jobs} of Snakemake's"
+@pytest.mark.slurm
+def test_smoke(begin: Begin, tmp_path: Path) -> None:
+    runs = begin(copy_checkout(tmp_path / "checkout"), "smoke")
+    run = runs.snakemake("main", "--config", "scale=smoke")
+    assert run.wait(PATIENCE) == 0, runs.log.read_text()[-3000:]
+    assert (runs.checkout / "reports" / "smoke" / "index.html").is_file()
+    ends, made = runs.ends(), sum(1 for _ in runs.results.glob("benchmarks/**/*.tsv"))
+    assert ends.keys() == {"COMPLETED"}
+    assert ends["COMPLETED"] < 0.6 * made, f"{ends} Slurm jobs for {made} of Snakemake's"
