@@ -21,7 +21,7 @@ from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import GPUS, matching, named_device
 from budgeted_lora.planning.memory import KEPT, Network, evaluation_bytes, training_bytes
 from budgeted_lora.planning.show import as_json, render_costs, totals
-from budgeted_lora.planning.storage import disk
+from budgeted_lora.planning.storage import TEXT_BYTES_PER_TOKEN, disk
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -107,7 +107,8 @@ def test_disk_of_a_cell_and_of_the_scale() -> None:
     space = disk(costs, jobs_at_once=2)
     assert space.cells == sum(cell.disk_bytes for cell in costs.cells)
     assert space.tokens == pytest.approx(2 * (2.55e9 + 10.7e6), rel=0.05)
-    assert space.corpus == costs.config.corpus.characters
+    shards = costs.config.corpus.shards
+    assert space.corpus == pytest.approx(TEXT_BYTES_PER_TOKEN * 2.55e9 / shards.train * shards.read)
     assert space.total > space.results > space.corpus + space.cells
     assert space.states == 2 * max(cell.state_bytes for cell in costs.cells)
 
