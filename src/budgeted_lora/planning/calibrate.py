@@ -19,9 +19,9 @@ from budgeted_lora.models.projections import set_dense
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
 from budgeted_lora.recipe import Recipe
 from budgeted_lora.training.cache import OnlineTeacher
+from budgeted_lora.training.install import install_method
 from budgeted_lora.training.loop import accumulate_gradients, new_optimizer
 from budgeted_lora.training.setup import compute_dtype, prepare
-from budgeted_lora.training.install import install_method
 
 WARM_UP, STEPS = 1, 3
 MOST_SECONDS = 30.0  # a micro-batch that would take longer by the assumed rate is not measured
