@@ -317,7 +317,7 @@ def test_a_failed_shard_leaves_no_file(tmp_path: Path, tokenizer: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["train.bin", "held_out.bin", "digests.bin"])
+@pytest.mark.parametrize("name", ["train.bin", "train.idx", "held_out.bin", "digests.bin"])
 def test_a_flipped_bit_of_a_shard_is_found(copy: Path, name: str) -> None:
     path = copy / "00001" / name
     data = bytearray(path.read_bytes())

@@ -106,11 +106,14 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_changed_bytes_are_seen_by_the_digest(tmp_path: Path) -> None:
-    file = write(tmp_path, [[1, 2, 3]])
-    whole = bytearray((tmp_path / "x.bin").read_bytes())
-    whole[0] ^= 1
-    (tmp_path / "x.bin").write_bytes(whole)
-    with pytest.raises(BadInput, match=r"x\.bin: its SHA-256 differs"):
+    file = write(tmp_path, [[1, 2, 3], [4]])
+    for name in ("x.bin", "x.idx"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(bytes([*whole[:-9], whole[-9] ^ 1, *whole[-8:]]))
+        with pytest.raises(BadInput, match=rf"{name}: its SHA-256 differs"):
+            TokenFile.open(tmp_path / "x.bin")
+        TokenFile.open(tmp_path / "x.bin", verify=False)
+        (tmp_path / name).write_bytes(whole)
         file.check_digest()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from budgeted_lora.errors import BadInput
 
 SNAKEMAKE_MARK = ".snakemake_timestamp"
+CONTENT = "content_sha256"  # the key under which a JSON record holds the digest of all that it says besides
 
 
 def sha256_file(path: Path | str) -> str:
@@ -23,16 +24,63 @@ def sha256_file(path: Path | str) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != SNAKEMAKE_MARK]
-        lines = [f"{p.relative_to(path)} {sha256_file(p)}\n" for p in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(_lines(path)).encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _lines(folder: Path) -> list[str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SNAKEMAKE_MARK]
+    return [f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in files]
+
+
 def write_digest(path: Path) -> None:
-    """Writes `<path>.sha256`: the small file that later stages name as their input."""
-    write_text(path.with_name(f"{path.name}.sha256"), sha256_file(path) + "\n")
+    """Writes `<path>.sha256`: the small file that later stages name as their input.
+
+    Its first line is `sha256_file(path)`; those of a folder's files follow, so that damage can be traced to one.
+    """
+    lines = _lines(path) if path.is_dir() else []
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else sha256_file(path)
+    write_text(_beside(path), "".join([f"{digest}\n", *lines]))
+
+
+def check_digest(path: Path | str) -> None:
+    """Compares a file or folder with the digest that `write_digest` left beside it, where it did.
+
+    Reads every byte: about a second for 1 to 2 GB on a core with SHA instructions, four times that without. So whoever
+    reads something in a job calls it once, before the work.
+
+    Raises:
+        BadInput: they differ; it names the file of a folder.
+    """
+    path = Path(path)
+    beside = _beside(path)
+    if not path.exists() or not beside.is_file():
+        return
+    digest, *lines = beside.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+    if digest.strip() == sha256_file(path):
+        return
+    named = sorted(set(_lines(path)) ^ set(lines)) if path.is_dir() and lines else []
+    damaged = path / named[0].rpartition(" ")[0] if named else path
+    raise BadInput(
+        f"{damaged}: its SHA-256 differs from the one in {beside}; damaged since it was written, remove {path} and run "
+        "again"
+    )
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_listed(path: Path, digests: Any) -> None:
+    """Compares a file with its entry in what a record says of the files beside it, where it has one.
+
+    Raises:
+        BadInput: they differ.
+    """
+    expected = digests.get(path.name) if isinstance(digests, dict) else None
+    if expected is not None and sha256_file(path) != expected:
+        raise BadInput(f"{path}: its SHA-256 differs from the one in the record beside it; damaged, make it anew")
 
 
 def canonical_json(value: Any) -> str:
@@ -107,6 +155,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
             _swap(temporary, path)
+            _beside(path).unlink(missing_ok=True)  # it told of the folder that is gone
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -136,12 +185,35 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
 
 
+def write_record(path: Path | str, value: dict[str, Any]) -> None:
+    """Writes a JSON object with a digest of its content, which `read_json` compares."""
+    value = {key: entry for key, entry in value.items() if key != CONTENT}
+    write_json(path, value | {CONTENT: _content_digest(json.loads(json.dumps(value, allow_nan=False)))})
+
+
+def _content_digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def read_json(path: Path | str, *, expected: str = "JSON written by an earlier stage") -> Any:
     """Reads JSON.
 
     Raises:
-        BadInput: the file is missing or is not JSON.
+        BadInput: the file is missing, is not JSON, or holds a digest of its content that is another.
     """
+    value = _read_json(path, expected)
+    if isinstance(value, dict) and CONTENT in value:
+        rest = {key: entry for key, entry in value.items() if key != CONTENT}
+        try:
+            whole = _content_digest(rest) == value[CONTENT]
+        except ValueError:  # NaN, which no record holds
+            whole = False
+        if not whole:
+            raise BadInput(f"{path}: does not match its own {CONTENT}; damaged or edited, expected {expected}")
+    return value
+
+
+def _read_json(path: Path | str, expected: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import budgeted_lora
-from budgeted_lora.files import sha256_file, write_json
+from budgeted_lora.files import sha256_file, write_record
 
 SCHEMA_VERSION = 1
 LIBRARIES = (
@@ -30,7 +30,10 @@ LIBRARIES = (
 
 
 class Clock:
-    """Start of a stage: `provenance` derives the start time and the duration from it."""
+    """Start of a stage: `provenance` derives the start time and the duration from it.
+
+    The duration comes from a clock that is never set, so it is right however the time of day jumps.
+    """
 
     def __init__(self) -> None:
         self.started_at = datetime.now(UTC)
@@ -42,13 +45,20 @@ class Clock:
 
 
 def provenance(
-    *, scale: str, cell: str | None, values: Mapping[str, Any], inputs: Iterable[Path | str], clock: Clock
+    *,
+    scale: str,
+    cell: str | None,
+    values: Mapping[str, Any],
+    inputs: Iterable[Path | str],
+    clock: Clock,
+    files: Iterable[Path] = (),
 ) -> dict[str, Any]:
     """The provenance fields of one result.
 
     Args:
         values: the settings the stage used.
         inputs: files or folders the result depends on; their SHA-256 are recorded under their own names.
+        files: what was written beside the result; their SHA-256 are recorded for whoever reads them.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -56,6 +66,7 @@ def provenance(
         "cell": cell,
         "values": dict(values),
         "inputs": {str(path): sha256_file(path) for path in inputs},
+        "files": {path.name: sha256_file(path) for path in files},
         "package_version": budgeted_lora.__version__,
         **git_state(),
         "libraries": library_versions(),
@@ -68,8 +79,8 @@ def provenance(
 
 
 def write_result(path: Path | str, payload: Mapping[str, Any], **about: Any) -> None:
-    """Writes `payload` with its provenance (keywords of `provenance`) under the key "provenance"."""
-    write_json(path, {**payload, "provenance": provenance(**about)})
+    """Writes `payload` with its provenance (keywords of `provenance`) under the key "provenance", and its digest."""
+    write_record(path, {**payload, "provenance": provenance(**about)})
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import sha256_file
+from budgeted_lora.files import read_json, sha256_file
 from budgeted_lora.graph import ICL_CELLS, Graph
 from budgeted_lora.grid import DEFAULT_SETTINGS
 from budgeted_lora.recipe import compute_values
@@ -131,7 +131,11 @@ class Inspector:
         for path, expected in stage.records.items():
             if not path.is_file():
                 continue
-            about = recorded(path)
+            try:
+                about = recorded(path)
+            except BadInput as error:
+                reasons.append(str(error))
+                continue
             if about is None:
                 reasons.append(f"{path.name} records nothing about itself")
                 continue
@@ -173,11 +177,16 @@ def folder_digest(parts: Mapping[Path, str]) -> str:
 
 
 def recorded(path: Path) -> dict[str, Any] | None:
-    """The provenance of a JSON result; None where it has none or cannot be read."""
+    """The provenance of a JSON result; None where it has none.
+
+    Raises:
+        BadInput: it is not JSON, or its content does not match its digest.
+    """
+    about = read_json(path)
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        about = about["provenance"]
         return about if isinstance(about["values"], dict) and isinstance(about["inputs"], dict) else None
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

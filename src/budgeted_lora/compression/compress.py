@@ -17,7 +17,7 @@ from budgeted_lora.compression.card import copy_tokenizer, model_card
 from budgeted_lora.config import Compression
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, write_text
+from budgeted_lora.files import atomic_folder, check_digest, write_text
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.low_rank import InputStatistics, low_rank_factors
@@ -321,6 +321,7 @@ def compress_cell(
             before = load_trained(student=student, trained=trained)
         if before.method != recipe.method:
             raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
+        check_digest(tokenizer)
         ids, mask = _parity_batch(tokens, recipe)
         model, records = compress_student(
             before,

@@ -17,11 +17,12 @@ from budgeted_lora.data.shard_reader import read_shard
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_path, read_json, sha256_file, write_json
+from budgeted_lora.files import atomic_path, read_json, sha256_file, write_record
 from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.provenance import Clock, write_result
 
 SIDES = ("train", "held_out")
+FILES = (*(f"{side}.{ending}" for side in SIDES for ending in ("bin", "idx")), "digests.bin")
 
 
 @dataclass
@@ -52,8 +53,10 @@ def packing(path: Path, *, dtype: np.dtype, vocab_size: int, eos_id: int) -> Ite
         digest = sha256_file(temporary)
     with atomic_path(path.with_suffix(".idx")) as temporary:
         np.asarray(packer.ends, "<u8").tofile(temporary)
+        offsets_digest = sha256_file(temporary)
     record = {"dtype": dtype.name, "tokens": packer.tokens, "documents": len(packer.ends) - 1, "sha256": digest}
-    write_json(path.with_suffix(".json"), record | {"vocab_size": vocab_size, "eos_id": eos_id})
+    record |= {"offsets_sha256": offsets_digest, "vocab_size": vocab_size, "eos_id": eos_id}
+    write_record(path.with_suffix(".json"), record)
 
 
 @dataclass
@@ -167,7 +170,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
         "source": origin,
         "tokenizer": {"vocab_size": form["vocab_size"], "end_id": end, "sha256": sha256_file(tokenizer)},
         "encoded": "whole documents" if encoder.words is None else "word by word",
-        "files": {name: sha256_file(out / name) for name in ("train.bin", "held_out.bin", "digests.bin")},
+        "files": {name: sha256_file(out / name) for name in FILES},
         "peak_memory_bytes": peak_resident_bytes(),
     }
     write_result(out / "shard.json", payload, scale=scale, cell=None, values=values, inputs=[tokenizer], clock=clock)

@@ -11,7 +11,7 @@ from budgeted_lora.data.probes import PROBES
 from budgeted_lora.data.tokenizer import encode_batches, open_tokenizer
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json, sha256_file
+from budgeted_lora.files import check_digest, read_json, sha256_file
 from budgeted_lora.provenance import Clock, write_result
 
 FUNCTION_VALIDATION_TOKENS = 20_000
@@ -70,9 +70,10 @@ def tokenize(
         validation_tokens: least number of held-out prose tokens.
 
     Raises:
-        BadInput: the slice holds too few tokens, or a document is on both sides.
+        BadInput: the documents are damaged, the slice holds too few tokens, or a document is on both sides.
     """
     clock = Clock()
+    check_digest(documents)
     encoder, end = open_tokenizer(tokenizer)
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
 

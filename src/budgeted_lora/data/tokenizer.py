@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from budgeted_lora.data.collect import train_texts
 from budgeted_lora.data.functions import function_documents
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, read_json, write_json
+from budgeted_lora.files import atomic_folder, check_digest, read_json, write_json
 
 END = "<|end|>"
 TRAINING_CHARACTERS = 8_000_000
@@ -59,8 +59,9 @@ def make_tokenizer(
     """Trains a tokenizer on the mix and writes it in the form that `transformers` loads.
 
     Raises:
-        BadInput: the vocabulary came out smaller than asked for.
+        BadInput: the documents are damaged, or the vocabulary came out smaller than asked for.
     """
+    check_digest(documents)
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
     texts = mix(documents, function_share=function_share, **rule)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
@@ -97,8 +98,9 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     """The tokenizer of a folder and the id of its end-of-document token.
 
     Raises:
-        BadInput: a file is missing or names no end token.
+        BadInput: a file is missing or damaged, or names no end token.
     """
+    check_digest(folder)
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise BadInput(f"{path}: no such file; expected a tokenizer")

@@ -72,7 +72,8 @@ def evaluate_model(
             "conditions": _conditions(validation, functions, settings, where=where, threads=threads),
         }
         inputs = [path for path in (model, uncompressed, validation.path, functions.path) if path is not None]
-        write_result(out / "perplexity.json", payload, inputs=inputs, clock=clock, **about)
+        files = [out / "perplexity_windows.parquet"]
+        write_result(out / "perplexity.json", payload, inputs=inputs, files=files, clock=clock, **about)
         if icl:
             _write_icl(network, tokenizer, settings, out=out, model=model, about=about)
 
@@ -148,7 +149,8 @@ def _write_icl(
         "prefix_breaks": encoded.prefix_breaks,
         "dtype": "float32",
     }
-    write_result(out / "icl.json", payload, inputs=[model, Path(tokenizer)], clock=clock, **about)
+    files = [out / "icl_examples.parquet"]
+    write_result(out / "icl.json", payload, inputs=[model, Path(tokenizer)], files=files, clock=clock, **about)
 
 
 def probe_set(settings: EvaluationSettings) -> list[probes.Probe]:

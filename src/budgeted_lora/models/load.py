@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, 
 from transformers.utils import logging
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json
+from budgeted_lora.files import check_digest, read_json
 
 CLASSES = ("mistral", "llama", "budgeted_mistral")
 
@@ -59,14 +59,17 @@ def new_model(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
 
-def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
+def load_model(
+    folder: Path | str, *, dtype: torch.dtype | None = torch.float32, verify: bool = True
+) -> PreTrainedModel:
     """A model from a local folder, in evaluation mode; never from the network, never by running code from the folder.
 
     Args:
         dtype: of the weights in memory; None keeps the file's.
+        verify: whether to compare the digest beside the folder, where there is one; for one process of several.
 
     Raises:
-        BadInput: no config, another model class, no safetensors, a truncated file, or weights that are not those the
+        BadInput: no config, another model class, no safetensors, a damaged file, or weights that are not those the
             configuration asks for (transformers would make up the missing ones at random).
     """
     import budgeted_lora.models.compressed  # noqa: F401  (registers the compressed class)
@@ -78,6 +81,8 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = torch.float32)
         raise BadInput(f"{folder}: model_type is {kind!r}, expected one of {', '.join(CLASSES)}")
     if not list(folder.glob("*.safetensors")):
         raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
+    if verify:
+        check_digest(folder)
     try:
         with quietly():
             model, found = AutoModelForCausalLM.from_pretrained(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import check_digest
 from budgeted_lora.models.projections import BudgetedLinear
 
 STATISTICS = "statistics.safetensors"
@@ -43,6 +44,7 @@ class InputStatistics:
             BadInput: the file is missing or damaged.
         """
         path = Path(folder) / STATISTICS
+        check_digest(folder)
         try:
             tensors = load_file(path)
         except FileNotFoundError:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json, write_json, write_with
+from budgeted_lora.files import check_digest, read_json, write_record, write_with
 from budgeted_lora.models.load import load_model
 from budgeted_lora.models.projections import BudgetedLinear, install
 
@@ -54,7 +54,7 @@ def save_trained(
     """Writes the two files of a trained student, each whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_with(Path(folder) / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    write_json(Path(folder) / ADAPTER, adapter_record(method, modules))
+    write_record(Path(folder) / ADAPTER, adapter_record(method, modules))
 
 
 def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
@@ -68,6 +68,7 @@ def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
         BadInput: a file is missing or damaged, or the weights do not fit the student.
     """
     trained = Path(trained)
+    check_digest(trained)
     record = read_json(trained / ADAPTER, expected="the adapter record of a trained student")
     model = load_model(student)
     modules: dict[str, BudgetedLinear] = {}

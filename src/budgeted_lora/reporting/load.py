@@ -1,6 +1,5 @@
 """Result files as pandas frames; a missing file is an error, or, in a partial report, a name on a list."""
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from io import StringIO
@@ -11,7 +10,7 @@ import pandas as pd
 
 from budgeted_lora.config import MAIN_CELLS
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json
+from budgeted_lora.files import check_listed, read_json
 
 METHODS = ("kd_full", "kd_lora", "budgeted_lora")
 CELL_COLUMNS = (
@@ -189,7 +188,12 @@ class Results:
         path = f"{folder}/perplexity_windows.parquet"
         if not self.exists(path):
             return None
-        frame = pd.read_parquet(self.root / path)
+        self._check(path, record="perplexity.json")
+        try:
+            frame = pd.read_parquet(self.root / path)
+        except (OSError, ValueError) as error:  # Arrow's own kinds are among them
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{self.root / path}: not a whole Parquet file ({reason}); evaluate it anew") from None
         for name in ("nll", "tokens"):
             if name not in frame.columns:
                 raise BadInput(f"{self.root / path}: no column {name}; expected nll and tokens, one row a window")
@@ -251,7 +255,20 @@ class Results:
         return pd.DataFrame(rows)
 
     def _csv(self, path: str) -> pd.DataFrame | None:
-        return pd.read_csv(self.root / path) if self.exists(path) else None
+        if not self.exists(path):
+            return None
+        self._check(path, record="train.json")
+        return pd.read_csv(self.root / path)
+
+    def _check(self, path: str, *, record: str) -> None:
+        """Compares a result with the digest that the record beside it holds, where there is one.
+
+        Raises:
+            BadInput: one of the two is damaged.
+        """
+        beside = (self.root / path).with_name(record)
+        about = read_json(beside) if beside.is_file() else {}
+        check_listed(self.root / path, about.get("provenance", {}).get("files"))
 
 
 def as_csv(listed: dict[str, Any]) -> str:
@@ -352,4 +369,4 @@ def method_order(frame: pd.DataFrame) -> pd.DataFrame:
 
 def provenance_of(path: Path) -> dict[str, Any]:
     """The provenance a JSON result carries, empty if it has none."""
-    return json.loads(path.read_text(encoding="utf-8")).get("provenance") or {}
+    return read_json(path).get("provenance") or {}

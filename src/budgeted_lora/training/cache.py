@@ -4,11 +4,12 @@ The hidden states after the final norm are what the output layer sees, so hidden
 exactly, at hidden/vocabulary of their size. A cache is indexed by window number: every cell and seed reads the same.
 """
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, naming, read_json, sha256_file, short_hash, write_json
+from budgeted_lora.files import atomic_folder, check_digest, naming, read_json, sha256_file, short_hash, write_record
 from budgeted_lora.state import code_digest, discard, locked_folder
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
@@ -66,12 +67,19 @@ class HiddenCache:
         sequence_length: int,
         rows: str,
         device: torch.device,
+        verify: bool = True,
     ) -> "HiddenCache":
         """Opens a cache for training from `teacher` on the first `windows` windows of `tokens`.
 
+        Args:
+            verify: whether to compare digests, which reads the whole file: 1 to 2 s a GB once it is in memory, else at
+                the disk's speed; batches find it in the page cache then. For one process of several.
+
         Raises:
-            BadInput: the cache was made from another teacher or token file, is too short, or has been cut.
+            BadInput: the cache was made from another teacher or token file, is too short, or is damaged.
         """
+        if verify:
+            check_digest(teacher)
         about = read_json(folder / "cache.json", expected="the record of a teacher cache")
         for key, found in {"teacher": weights_digest(teacher), "tokens": tokens.sha256}.items():
             if about[key] != found:
@@ -88,6 +96,8 @@ class HiddenCache:
         size = file.stat().st_size if file.exists() else 0
         if size != expected:
             raise BadInput(f"{file}: {size} bytes, expected {expected}; truncated or damaged, make it anew")
+        if verify and sha256_file(file) != about["sha256"]:
+            raise BadInput(f"{file}: its SHA-256 differs from the one in cache.json; damaged, remove {folder}")
         stored = np.memmap(file, dtype=STORED[dtype], mode="r", shape=tuple(about["shape"]))
         return cls(folder, read_head(teacher).to(device, dtype), dtype, stored)
 
@@ -120,7 +130,7 @@ def cache_hidden(
     """Writes `out/hidden.bin` and `out/cache.json`, whole or not at all.
 
     A run that was killed goes on after the last whole batch: the unfinished file waits in a folder under `state`,
-    keyed by all that determines its bytes, code and thread count too.
+    keyed by all that determines its bytes, code and thread count too, with a digest of every batch beside it.
 
     Args:
         windows: how many of the first windows of `tokens`; cut to those it has.
@@ -150,24 +160,71 @@ def cache_hidden(
     computed_by = [code_digest("cache"), torch.__version__, str(device), torch.get_num_threads()]
     with locked_folder(state / f"cache-{short_hash([about, computed_by], digits=12)}") as folder:
         partial = folder / "hidden.bin"
-        with naming(partial), partial.open("ab") as stream:
-            whole = stream.tell() // window_bytes
-            done = whole if whole == windows else whole // batch_windows * batch_windows
-            stream.truncate(done * window_bytes)
+        lines = folder / "batches.sha256"
+        with naming(partial), partial.open("a+b", buffering=0) as stream, lines.open("a+b", buffering=0) as digests:
+            done, all_of_it = verified(stream, digests, size=batch_windows * window_bytes, total=windows * window_bytes)
+            done //= window_bytes
             for start in tqdm(range(done, windows, batch_windows), desc="teacher cache", unit="batch", mininterval=10):
                 indices = np.arange(start, min(start + batch_windows, windows))
                 ids, _ = tokens.windows(indices, sequence_length=sequence_length, rows=rows)
                 states = final_hidden(model, torch.from_numpy(ids).to(device))
                 integers = torch.int32 if dtype.itemsize == 4 else torch.int16  # numpy has no bfloat16
-                stream.write(states.cpu().contiguous().view(integers).numpy().astype(STORED[dtype]).tobytes())
-            stream.flush()
+                batch = states.cpu().contiguous().view(integers).numpy().astype(STORED[dtype]).tobytes()
+                all_of_it.update(batch)
+                write_all(digests, f"{hashlib.sha256(batch).hexdigest()}\n".encode())
+                write_all(stream, batch)
             os.fsync(stream.fileno())
-        about["sha256"] = sha256_file(partial)
+        about["sha256"] = all_of_it.hexdigest()  # of what was computed, so that what the disk made of it is noticed
         with atomic_folder(out) as temporary:
             _link(partial, temporary / "hidden.bin")
-            write_json(temporary / "cache.json", about)
+            write_record(temporary / "cache.json", about)
         discard(folder)
     return about
+
+
+def verified(stream: BinaryIO, digests: BinaryIO, *, size: int, total: int) -> tuple[int, Any]:
+    """Cuts a file back to its last batch before the first that is not whole, and the lines of digests with it.
+
+    A kill leaves part of a batch; a power failure may leave pages of zeros, since nothing is synced before the end.
+
+    Args:
+        stream: the file of batches, unbuffered; it is left at its new end.
+        digests: SHA-256 of each batch, a line each.
+        size: bytes of a batch, of which the last may have fewer.
+        total: bytes of them all.
+
+    Returns:
+        bytes kept, and the SHA-256 object that has seen them.
+    """
+    stream.seek(0)
+    digests.seek(0)
+    done, seen = 0, hashlib.sha256()
+    lines = digests.read().decode(errors="replace").splitlines()
+    for line in lines:
+        batch = read_all(stream, min(size, total - done))
+        if not batch or hashlib.sha256(batch).hexdigest() != line:
+            break
+        seen.update(batch)
+        done += len(batch)
+    stream.truncate(done)
+    digests.truncate(-(-done // size) * (hashlib.sha256().digest_size * 2 + 1))
+    return done, seen
+
+
+def read_all(stream: BinaryIO, count: int) -> bytes:
+    """So many bytes of an unbuffered file, which may give fewer at a time; fewer at its end."""
+    parts = []
+    while count and (part := stream.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def write_all(stream: BinaryIO, data: bytes) -> None:
+    """Writes all of it to an unbuffered file, which may take less at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -67,6 +67,8 @@ def train(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.manual_seed(recipe.seed)
     progress = Progress(**(state.restore(student, optimizer) or {}))
+    if len(steps := set(ranks.gather(progress.step))) > 1:
+        raise BadInput(f"{state.file}: the ranks read states of steps {sorted(steps)}; expected one, run again")
     if controller is not None and progress.coefficients is not None:
         controller.load(progress.coefficients)
         set_dense(modules, controller.coefficients)  # a run killed after its last step takes no other

@@ -69,11 +69,11 @@ def train_cell(
     ranks = ranks or Ranks()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
-    file = TokenFile.open(tokens)
+    file = TokenFile.open(tokens, verify=ranks.first)
     for folder, what in ((student, "student"), (teacher, "teacher")):
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
-    source = teacher_source(teacher, cache, file, recipe, device=place, dtype=precision)
-    model = load_model(student, dtype=torch.float32).to(place)
+    source = teacher_source(teacher, cache, file, recipe, device=place, dtype=precision, verify=ranks.first)
+    model = load_model(student, dtype=torch.float32, verify=ranks.first).to(place)
     found = None if statistics is None else InputStatistics.open(statistics)
     modules, low_rank = install_method(model, recipe, found)
 
@@ -124,17 +124,24 @@ def train_cell(
             "inputs": inputs,
             "clock": clock,
         }
-        write_result(out / "train.json", results, **about)
+        write_result(out / "train.json", results, files=[out / "history.csv", out / "retention.csv"], **about)
         write_digest(out / "trained")
         run.discard()
 
 
 def teacher_source(
-    teacher: Path, cache: Path | None, tokens: TokenFile, recipe: Recipe, *, device: torch.device, dtype: torch.dtype
+    teacher: Path,
+    cache: Path | None,
+    tokens: TokenFile,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    verify: bool,
 ) -> TeacherSource:
     """The teacher as the loop sees it, cached or online."""
     if cache is None:
-        return OnlineTeacher(load_model(teacher, dtype=dtype).to(device))
+        return OnlineTeacher(load_model(teacher, dtype=dtype, verify=verify).to(device))
     available = tokens.len_windows(recipe.sequence_length, recipe.rows)
     return HiddenCache.open(
         cache,
@@ -144,6 +151,7 @@ def teacher_source(
         sequence_length=recipe.sequence_length,
         rows=recipe.rows,
         device=device,
+        verify=verify,
     )
 
 

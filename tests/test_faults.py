@@ -1,0 +1,487 @@
+"""Damage between stages: a flipped bit or a cut in anything that one stage writes and another reads.
+
+Every one is refused in a line that names the file, or set aside and made anew: nothing wrong comes out. The other
+faults are injected elsewhere; docs/faults.md lists them all.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from training_world import LENGTH, VOCABULARY, make_recipe, make_world
+
+from budgeted_lora import cli, provenance
+from budgeted_lora.data.tokens import write_tokens
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import (
+    CONTENT,
+    canonical_json,
+    check_digest,
+    read_json,
+    sha256_file,
+    write_digest,
+    write_json,
+    write_record,
+)
+from budgeted_lora.models import pretrain
+from budgeted_lora.reporting.load import Results
+from budgeted_lora.training import cache, loop
+
+TINY = ["--scale", "tiny", "--threads", "1"]
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    err: str
+
+    def refusal(self) -> str:
+        """The one line of a refusal."""
+        assert self.status == 2, self
+        [line] = self.err.splitlines()
+        return line.removeprefix("budgeted-lora: ")
+
+
+Run = Callable[[list[object]], Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line in this process; mappings become JSON."""
+
+    def go(words: list[object]) -> Outcome:
+        text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["budgeted-lora", *text])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return Outcome(status, capsys.readouterr().err)
+
+    return go
+
+
+# --- a scale's folder, and the commands that read it
+
+
+def training(root: Path, out: Path, *, cached: bool = False) -> list[object]:
+    recipe = make_recipe("budgeted_lora", steps=STEPS).model_dump(mode="json")
+    return [
+        "stage", "train", "--values", recipe, "--cell", "c", "--student", root / "student", "--teacher",
+        root / "teacher", "--tokens", root / "train.bin", "--out", out / "cell", "--state", out / "state",
+        "--log-every", 2, "--checkpoint-every", 4, "--device", "cpu", *TINY,
+        *(["--cache", root / "cache"] if cached else []),
+    ]  # fmt: skip
+
+
+def training_from_cache(root: Path, out: Path) -> list[object]:
+    return training(root, out, cached=True)
+
+
+def making_a_teacher(root: Path, out: Path) -> list[object]:
+    spec = {"layers": 2, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1, "tokens": 6 * 2 * LENGTH}
+    recipe = {"batch_windows": 2, "micro_batch_windows": 2, "matrix_learning_rate": None, "compile": False}
+    return [
+        "stage", "pretrain-teacher", "--name", "A", "--spec", spec, "--values", recipe, "--sequence-length", LENGTH,
+        "--rows", "packed", "--tokens", root / "train.bin", "--tokenizer", root / "tokenizer", "--out", out / "model",
+        "--record", out / "teacher.json", "--history", out / "history.csv", "--state", out / "state",
+        "--device", "cpu", *TINY,
+    ]  # fmt: skip
+
+
+def caching(root: Path, out: Path) -> list[object]:
+    return [
+        "stage", "cache-teacher", "--teacher", root / "teacher", "--tokens", root / "train.bin", "--windows", 48,
+        "--sequence-length", LENGTH, "--rows", "packed", "--batch-windows", 5, "--precision", "float32",
+        "--out", out / "cache", "--state", out / "state", "--device", "cpu", *TINY,
+    ]  # fmt: skip
+
+
+def cutting(root: Path, out: Path) -> list[object]:
+    return [
+        "stage", "cut-student", "--teacher", root / "teacher", "--values", {"init": "last", "depth": 2}, "--out",
+        out / "model", "--record", out / "student.json", "--scale", "tiny",
+    ]  # fmt: skip
+
+
+def measuring(root: Path, out: Path) -> list[object]:
+    values = {"windows": 4, "batch_windows": 2, "sequence_length": LENGTH, "rows": "packed"}
+    return [
+        "stage", "measure-statistics", "--values", values, "--student", root / "student", "--tokens",
+        root / "train.bin", "--out", out / "statistics", "--record", out / "statistics.json", "--device", "cpu", *TINY,
+    ]  # fmt: skip
+
+
+def compressing(root: Path, out: Path) -> list[object]:
+    recipe = make_recipe("budgeted_lora", steps=STEPS).model_dump(mode="json")
+    return [
+        "stage", "compress", "--values", recipe, "--settings", {"r_max": 4}, "--cell", "c", "--student",
+        root / "student", "--trained", root / "cell" / "trained", "--tokens", root / "train.bin", "--tokenizer",
+        root / "tokenizer", "--out", out / "compressed", *TINY,
+    ]  # fmt: skip
+
+
+def scoring(root: Path, out: Path) -> list[object]:
+    values = {"sequence_length": LENGTH, "rows": "packed", "validation_tokens": 320, "batch_windows": 4}
+    return [
+        "stage", "evaluate", "--values", values, "--model", root / "compressed" / "model", "--student",
+        root / "student", "--uncompressed", root / "cell" / "trained", "--tokens", root, "--tokenizer",
+        root / "tokenizer", "--out", out / "compressed", "--no-icl", "--device", "cpu", *TINY,
+    ]  # fmt: skip
+
+
+def command(words: list[object]) -> None:
+    """Runs a command that must succeed."""
+    text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["budgeted-lora", *text])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert not end.value.code
+
+
+@pytest.fixture(scope="module")
+def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage's results, made one from the other in one folder."""
+    torch.set_num_threads(1)
+    root = make_world(tmp_path_factory.mktemp("scale"), documents=200).root
+    for name in ("validation", "functions"):
+        documents = torch.randint(1, VOCABULARY, (40, 20), generator=torch.Generator().manual_seed(1)).tolist()
+        write_tokens(root / f"{name}.bin", iter(documents), vocab_size=VOCABULARY, eos_id=0)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
+    (root / "tokenizer").mkdir()
+    tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
+    write_json(root / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
+    for name in ("teacher", "student", "tokenizer"):
+        write_digest(root / name)
+    for make in (caching, training_from_cache, making_a_teacher, compressing, scoring):
+        command(make(root, root))
+    return root
+
+
+@pytest.fixture
+def copy(scale: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(scale, tmp_path / "scale"))
+
+
+def flip(path: Path, *, at: float = 0.9) -> None:
+    """Flips one bit at a share of a file; after nine tenths are weights, not a header."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Leaves half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+# --- what a stage reads
+
+READERS: dict[Callable[[Path, Path], list[object]], tuple[str, ...]] = {
+    training: (
+        "train.bin", "train.idx", "train.json", "student/model.safetensors", "student/config.json",
+        "teacher/model.safetensors",
+    ),
+    training_from_cache: ("teacher/model.safetensors", "cache/hidden.bin", "cache/cache.json"),
+    making_a_teacher: ("train.bin", "train.idx", "train.json", "tokenizer/tokenizer.json"),
+    caching: ("train.bin", "train.idx", "teacher/model.safetensors"),
+    cutting: ("teacher/model.safetensors",),
+    measuring: ("train.bin", "student/model.safetensors"),
+    compressing: (
+        "cell/trained/model.safetensors", "cell/trained/adapter.json", "student/model.safetensors", "train.bin",
+        "tokenizer/tokenizer.json",
+    ),
+    scoring: (
+        "compressed/model/model.safetensors", "compressed/model/config.json", "cell/trained/model.safetensors",
+        "validation.bin", "validation.idx", "functions.bin",
+    ),
+}  # fmt: skip
+CASES = [(reader, name) for reader, names in READERS.items() for name in names]
+IDS = [f"{reader.__name__}-{name}" for reader, name in CASES]
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize(("reader", "name"), CASES, ids=IDS)
+def test_damage_is_refused_by_name(
+    run: Run, copy: Path, tmp_path: Path, reader: Callable[[Path, Path], list[object]], name: str,
+    damage: Callable[[Path], None],
+) -> None:  # fmt: skip
+    damage(copy / name)
+    line = run(reader(copy, tmp_path / "out")).refusal()
+    named = (copy / name, (copy / name).parent) if damage is cut else (copy / name,)  # a library tells of the folder
+    assert line.startswith(tuple(f"{path}: " for path in named)), line
+    made = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not made
+
+
+def test_the_digest_of_a_folder_names_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a b.json", "c"):
+        (folder / name).write_text(name)
+    check_digest(folder)  # none beside it: nothing to compare with
+    write_digest(folder)
+    assert (tmp_path / "model.sha256").read_text().splitlines()[0] == sha256_file(folder)
+    (folder / ".snakemake_timestamp").touch()
+    check_digest(folder)
+    for name, change in {
+        "a b.json": lambda path: path.write_text("other"),
+        "c": lambda path: path.unlink(),
+        "d": lambda path: path.write_text("new"),
+    }.items():
+        before = {path: path.read_text() for path in folder.iterdir()}
+        change(folder / name)
+        with pytest.raises(BadInput, match=rf"^{folder / name}: its SHA-256 differs from the one in {folder}.sha256"):
+            check_digest(folder)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for path, text in before.items():
+            path.write_text(text)
+        check_digest(folder)
+
+
+# --- results
+
+
+def test_every_flipped_bit_of_a_result_is_refused_or_harmless(scale: Path, tmp_path: Path) -> None:
+    """Harmless is a flip in white space, or in the name of the digest, which leaves all else as it was."""
+    path, told = tmp_path / "perplexity.json", read_json(scale / "compressed" / "perplexity.json")
+    whole = (scale / "compressed" / "perplexity.json").read_bytes()
+    refused = 0
+    for bit in range(0, 8 * len(whole), 7):  # every bit of a byte in turn
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        value, line = refused_or_read(path)
+        refused += value is None
+        assert (
+            line.startswith(f"{path}: ")
+            if value is None
+            else [value[key] for key in told if key != CONTENT] == [told[key] for key in told if key != CONTENT]
+        )
+    assert refused > len(whole)
+
+
+def refused_or_read(path: Path) -> tuple[dict | None, str]:
+    """A JSON file's content, or none and the refusal."""
+    try:
+        return read_json(path), ""
+    except BadInput as error:
+        return None, str(error)
+
+
+def test_every_cut_of_a_result_is_refused(scale: Path, tmp_path: Path) -> None:
+    path, whole = tmp_path / "train.json", (scale / "cell" / "train.json").read_bytes()
+    for size in range(0, len(whole) - 2, 17):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadInput, match=rf"^{path}: not JSON"):
+            read_json(path)
+
+
+def test_a_record_may_hold_what_json_changes(tmp_path: Path) -> None:
+    write_record(tmp_path / "x.json", {"numbers": {10: 1e-7, 9: 0.1 + 0.2}, "pair": (1, None), "text": "ü\ud800"})
+    assert read_json(tmp_path / "x.json")["pair"] == [1, None]
+    write_record(tmp_path / "y.json", read_json(tmp_path / "x.json"))
+    assert (tmp_path / "x.json").read_bytes() == (tmp_path / "y.json").read_bytes()
+    (tmp_path / "x.json").write_text('{"value": NaN, "content_sha256": "0"}')
+    with pytest.raises(BadInput, match="does not match its own content_sha256"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("name", ["history.csv", "retention.csv", "perplexity_windows.parquet", "perplexity.json"])
+def test_a_report_refuses_damaged_results(
+    scale: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "cells" / "c"
+    shutil.copytree(scale / "cell", folder)
+    shutil.copytree(scale / "compressed", folder / "compressed" / "default")
+    results = Results(tmp_path, pd.DataFrame())
+    read = {
+        "history.csv": lambda: results.history("c"),
+        "retention.csv": lambda: results.retention("c"),
+        "perplexity_windows.parquet": lambda: results.windows(results.compressed("c")),
+        "perplexity.json": lambda: results.json(f"{results.compressed('c')}/perplexity.json"),
+    }[name]
+    assert len(read())
+    path = next(folder.rglob(name))
+    damage(path)
+    with pytest.raises(BadInput, match=rf"^{path}: "):
+        read()
+
+
+# --- states
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where the point must be exact: nothing catches it."""
+
+
+def killed_in(module: object, name: str, words: list[object], *, after: int) -> None:
+    """Runs a command until the `after`-th call of a function of a module, and stops in the next."""
+    real, calls = getattr(module, name), []
+
+    def dying(*arguments: object, **keywords: object) -> object:
+        calls.append(1)
+        if len(calls) > after:
+            raise Killed
+        return real(*arguments, **keywords)
+
+    text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["budgeted-lora", *text])
+        patch.setattr(module, name, dying)
+        with pytest.raises(Killed):
+            cli.main()
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], list[int]]:
+    """Grows by one with every call of a function of a module."""
+
+    def count(module: object, name: str) -> list[int]:
+        real, calls = getattr(module, name), []
+        monkeypatch.setattr(module, name, lambda *a, **k: calls.append(1) or real(*a, **k))
+        return calls
+
+    return count
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_header(path: Path) -> None:
+    flip(path, at=0.02)
+
+
+STATES = [("state.safetensors", damage) for damage in (flip, flip_header, cut, empty)]
+STATES += [("history.csv", cut), ("history.csv", flip), ("retention.csv", Path.unlink)]
+
+
+@pytest.mark.parametrize(("name", "damage"), STATES, ids=[f"{name}-{how.__name__}" for name, how in STATES])
+def test_a_damaged_state_is_set_aside(
+    run: Run, scale: Path, tmp_path: Path, steps: Callable, name: str, damage: Callable[[Path], None]
+) -> None:
+    words = training_from_cache(scale, tmp_path)
+    killed_in(loop, "accumulate_gradients", words, after=9)
+    [folder] = (tmp_path / "state").iterdir()
+    damage(folder / name)
+    counted = steps(loop, "accumulate_gradients")
+    outcome = run(words)
+    assert outcome.status == 0, outcome.err
+    [line] = [line for line in outcome.err.splitlines() if line.startswith("budgeted-lora: ")]
+    assert line.startswith(f"budgeted-lora: {folder / name}: ")
+    assert line.endswith("; set aside as state.safetensors.damaged, this run starts over")
+    assert len(counted) == STEPS
+    assert sha256_file(tmp_path / "cell" / "trained") == sha256_file(scale / "cell" / "trained")
+    for table in ("history.csv", "retention.csv"):
+        frames = [pd.read_csv(root / "cell" / table) for root in (scale, tmp_path)]
+        pd.testing.assert_frame_equal(*(frame.drop(columns="tokens_per_second", errors="ignore") for frame in frames))
+    assert not any((tmp_path / "state").iterdir())
+
+
+def test_a_teachers_damaged_state_is_set_aside(
+    run: Run, scale: Path, tmp_path: Path, steps: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keywords = pretrain.pretrain.__kwdefaults__ | {"checkpoint_every": 2}
+    monkeypatch.setattr(pretrain.pretrain, "__kwdefaults__", keywords)
+    words = making_a_teacher(scale, tmp_path)
+    killed_in(pretrain, "next_token_loss", words, after=5)
+    [file] = (tmp_path / "state").glob("*/state.safetensors")
+    flip(file)
+    counted = steps(pretrain, "next_token_loss")
+    outcome = run(words)
+    assert outcome.status == 0, outcome.err
+    assert f"budgeted-lora: {file}: its content does not match the digest it was saved with; set aside" in outcome.err
+    assert len(counted) == 6
+    assert sha256_file(tmp_path / "model") == sha256_file(scale / "model")
+
+
+def zero_pages(path: Path) -> None:
+    """What a power failure may leave of a file that was not synced: its length, and nothing in it."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "kept"),
+    [
+        ("hidden.bin", lambda path: flip(path, at=0.6), 3), ("hidden.bin", cut, 3), ("hidden.bin", zero_pages, 0),
+        ("batches.sha256", lambda path: flip(path, at=0.5), 3), ("batches.sha256", cut, 3),
+        ("batches.sha256", Path.unlink, 0),
+    ],
+)  # fmt: skip
+def test_a_cache_goes_on_from_its_last_whole_batch(
+    run: Run, scale: Path, tmp_path: Path, steps: Callable, name: str, damage: Callable[[Path], None], kept: int
+) -> None:
+    words = caching(scale, tmp_path)  # 48 windows: nine batches of five, and one of three
+    killed_in(cache, "final_hidden", words, after=6)
+    [folder] = (tmp_path / "state").iterdir()
+    damage(folder / name)
+    counted = steps(cache, "final_hidden")
+    assert run(words).status == 0
+    assert len(counted) == 10 - kept
+    for file in ("hidden.bin", "cache.json"):
+        assert (tmp_path / "cache" / file).read_bytes() == (scale / "cache" / file).read_bytes()
+
+
+def test_a_whole_cache_without_its_name_is_not_computed_again(
+    run: Run, scale: Path, tmp_path: Path, steps: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = caching(scale, tmp_path)
+    killed_in(cache, "write_record", words, after=0)
+    counted = steps(cache, "final_hidden")
+    assert run(words).status == 0
+    assert not counted
+    assert (tmp_path / "cache" / "cache.json").read_bytes() == (scale / "cache" / "cache.json").read_bytes()
+
+
+# --- the clock
+
+
+@pytest.fixture
+def _clock_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day falls by an hour with every look at it."""
+    import datetime
+    import time
+
+    now = [time.time()]
+
+    def earlier() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    class Backwards(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.fromtimestamp(earlier(), tz)
+
+    monkeypatch.setattr(time, "time", earlier)
+    monkeypatch.setattr(provenance, "datetime", Backwards)
+
+
+@pytest.mark.usefixtures("_clock_that_goes_back")
+def test_a_clock_that_goes_back_changes_no_result(run: Run, scale: Path, tmp_path: Path) -> None:
+    words = training_from_cache(scale, tmp_path)
+    killed_in(loop, "accumulate_gradients", words, after=9)
+    assert run(words).status == 0
+    about = read_json(tmp_path / "cell" / "train.json")
+    assert about["provenance"]["seconds"] > 0
+    assert about["train_seconds"] > 0
+    assert about["tokens_per_second"] > 0
+    assert (pd.read_csv(tmp_path / "cell" / "history.csv")["tokens_per_second"] > 0).all()
+    assert sha256_file(tmp_path / "cell" / "trained") == sha256_file(scale / "cell" / "trained")
