@@ -213,8 +213,9 @@ class Graph:
         return {self.structure_of(cell): self.planned[cell] for cell in timed if cell in self.planned}
 
     def own_structures(self) -> list[str]:
-        """Cells whose structure is known once they are compressed, and timed then: those of `beyond`."""
-        return [cell for cell in self.listed({BEYOND}) if (self.structure_of(cell) or "").startswith(OWN_STRUCTURE)]
+        """Cells whose structure is known once they are compressed, and that are timed then."""
+        timed = self.listed({*MAIN_CELLS, BEYOND})
+        return [cell for cell in timed if (self.structure_of(cell) or "").startswith(OWN_STRUCTURE)]
 
     def timed(self) -> list[str]:
         """Every structure that is timed, by the name of its file."""
@@ -290,7 +291,7 @@ class Graph:
     def statistics_files(self, cell: str) -> list[str]:
         """The statistics of the student that a cell starts from, if its recipe needs one."""
         needed = self.cells[cell].recipe.statistics_windows
-        return [f"{self.statistics_of(cell)}.sha256"] if needed else []
+        return [self.statistics_of(cell)] if needed else []
 
     def statistics_option(self, cell: str) -> str:
         """The command-line option that names it."""

@@ -137,10 +137,27 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
         values["order"] = None if order == "mac" else order
     elif pick["budget"] is not None:
         raise BadInput(f"budget {pick['budget']} on a {method} row; only budgeted_lora takes one")
+    refuse_idle_keys(pick, values)
     measured = {values.get("low_rank_init"), values.get("order")} & {"activation_svd", "activation", "gradient"}
     if measured or values.get("rank_step"):
         values["statistics_windows"] = lora.statistics_windows
     return Recipe.model_validate(values)
+
+
+def refuse_idle_keys(pick: dict[str, Any], values: dict[str, Any]) -> None:
+    """Refuses keys of a row that its method or controller has no use for, and ranks below one step.
+
+    Raises:
+        BadInput: see above.
+    """
+    method = values["method"]
+    for name in ("low_rank_init", "ranks") if method == "kd_full" else ():
+        if pick[name] is not None:
+            raise BadInput(f"{name} on a kd_full row; only kd_lora and budgeted_lora have low-rank paths")
+    if pick["order"] is not None and (method != "budgeted_lora" or values["controller"] != "greedy"):
+        raise BadInput(f"order {pick['order']!r} on a row without the greedy controller, which alone removes in order")
+    if values.get("rank_step") and values["rank_step"] > values["rank"]:
+        raise BadInput(f"lora.rank_step {values['rank_step']} exceeds rank {values['rank']}; expected at most the rank")
 
 
 def control_shape(config: Config, budget: float) -> tuple[int, int]:

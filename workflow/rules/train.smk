@@ -8,6 +8,7 @@ rule train_cell:
             f"{results}/students/{graph.student_of(wildcards.cell)}/model.sha256",
             f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model.sha256",
             f"{results}/data/train.json",
+            *[f"{path}.sha256" for path in graph.statistics_files(wildcards.cell)],
         ],
         student=lambda wildcards: ancient(
             f"{results}/students/{graph.student_of(wildcards.cell)}/model"
@@ -18,7 +19,7 @@ rule train_cell:
         tokens=ancient(f"{results}/data/train.bin"),
         cache=lambda wildcards: graph.cache_files(wildcards.cell),
         calibration=ancient(graph.calibration()),
-        statistics=lambda wildcards: graph.statistics_files(wildcards.cell),
+        statistics=lambda wildcards: ancient(graph.statistics_files(wildcards.cell)),
     output:
         model=directory(f"{results}/cells/{{cell}}/trained"),
         digest=f"{results}/cells/{{cell}}/trained.sha256",

@@ -347,7 +347,7 @@ def compress_cell(
             "settings": dict(settings),
             "threads": threads,
         },
-        inputs=[student, trained, tokens, tokenizer],
+        inputs=[student, trained, tokens, tokenizer, *([statistics] if statistics else [])],
         clock=clock,
     )
 

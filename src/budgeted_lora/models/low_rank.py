@@ -96,10 +96,11 @@ def start_from(module: BudgetedLinear, *, moment: Tensor | None = None) -> None:
 
     B is divided by the scale and the gates' first values, so that the module's output at d = 1 does not change.
     """
-    up, down = low_rank_factors(module.weight, rank=module.rank, moment=moment)
+    weight = module.weight.detach().cpu()  # where moments lie, and where a resumed run finds the same bytes again
+    up, down = low_rank_factors(weight, rank=module.rank, moment=moment)
     gates = module.gates()
-    strength = module.scale * (torch.ones(module.rank) if gates is None else gates).double().to(up.device)
-    module.weight.copy_(module.weight.double() - up @ down)
+    strength = module.scale * (torch.ones(module.rank) if gates is None else gates.cpu()).double()
+    module.weight.copy_(weight.double() - up @ down)
     module.lora_a.copy_(down)
     module.lora_b.copy_(up / strength)
 

@@ -188,6 +188,9 @@ def devices(check: Check) -> Iterator[Finding]:
             "run where nvidia-smi -L lists one, or take a scale with device: auto or cpu",
         )  # fmt: skip
         return
+    if len(machine.gpus) < config.gpus_per_run:
+        said = f"{len(machine.gpus)} visible, each student trains on {config.gpus_per_run}"
+        yield Finding("GPU", "short", said, "lower gpus_per_run, or run where there are as many")
     if "+cpu" in _version("torch"):
         yield Finding("torch", "short", f"{_version('torch')} is a build without CUDA", "make setup with a CUDA index")
     need, job = check.costs.largest_device_bytes()

@@ -25,7 +25,9 @@ HEADINGS = {
     "student_layers": "Layers", "student_ffn": "FFN", "setting": "Compression",
 }  # fmt: skip
 # What follows from another column, or only says how a run was cut into jobs.
-FOLLOWS = frozenset({"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows"})
+FOLLOWS = frozenset(
+    {"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows"}
+)
 NOTE_PUBLISHED = "Published distances and orders are worked out from the perplexities the paper prints."
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")

@@ -1,10 +1,13 @@
 """Beyond the paper: other starts, orders and ranks at the paper's MACs, beside its rule, the controls and KD LoRA."""
 
+import re
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from budgeted_lora.grid import SETTING_SLUG
 from budgeted_lora.reporting.controls import SMALLER, control_runs
 from budgeted_lora.reporting.grouping import Settings, caveats
 from budgeted_lora.reporting.layout import ABSENT, Table, number
@@ -59,11 +62,21 @@ def scored(results: Results) -> pd.DataFrame:
     scores = runs(results, BEYOND, parts=PARTS)
     whole = [not (row.method == "kd_full" and row.setting == "default") for row in scores.itertuples()]
     scores = scores[whole].reset_index(drop=True)
+    cut = (scores["setting"] != "default").to_numpy()  # nobody trains or times what is cut without distillation
+    for name in ("train_seconds", "tokens", *(name for name in scores if name.startswith("measured_"))):
+        scores[name] = scores[name].astype(float).mask(cut)
+    scores["budget"] = scores["budget"].where(~cut, [budget_cut_to(name) for name in scores["setting"]])
     composites = []
     for row in scores.itertuples():
         found = results.json(f"{results.compressed(row.cell)}/icl.json") if row.setting == "default" else None
         composites.append(float("nan") if found is None else found["composite"])
     return scores.assign(icl=composites)
+
+
+def budget_cut_to(setting: str) -> float:
+    """The budget whose MACs a compression setting brings a student to; NaN where it names none."""
+    found = re.search(rf"{SETTING_SLUG['macs_of_budget']}([0-9.]+)", setting)
+    return float(found[1]) if found else float("nan")
 
 
 def beyond(results: Results, published: Published, settings: Settings) -> Table:

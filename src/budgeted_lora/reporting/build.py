@@ -1,5 +1,7 @@
 """Stages of the report, one a workflow rule: a table, a figure, the page; and all of them at once for a partial one."""
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,27 @@ def build_index(
     out = Path(out)
     opened = Results.open(results, settings=settings, partial=partial)
     numbers, how = Published.open(published), Settings(bootstrap, confidence)
+    out.mkdir(parents=True, exist_ok=True)
+    # Parts of the page may be added side by side, each by writing it whole: the last one must have seen the others.
+    lock = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _write_index(opened, numbers, how, out=out, config=config, skipped=skipped, contents=contents)
+    finally:
+        os.close(lock)
+
+
+def _write_index(
+    opened: Results,
+    numbers: Published,
+    how: Settings,
+    *,
+    out: Path,
+    config: Config | None,
+    skipped: tuple[str, ...],
+    contents: Path | None,
+) -> Path:
+    """The page from what lies in `out` now."""
     tables, absent = present_tables(opened, numbers, how, out)
     figures = [
         {"name": name, "title": plot.title, "caption": plot.caption}

@@ -121,7 +121,7 @@ def judged_here(claim: Statement, config: Config) -> bool:
     return {
         "paper": config.scale == "paper",
         "proportions": paper_proportions(config),
-        "trends": config.scale != "smoke",
+        "trends": config.scale not in ("smoke", "gpu-hour"),
         "everywhere": True,
     }[claim.judged]
 

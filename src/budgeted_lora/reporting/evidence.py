@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from budgeted_lora.config import Config
+from budgeted_lora.config import CLAIM_TABLES, Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.recipe import Recipe
 from budgeted_lora.reporting.claims_file import Metric, Selection
@@ -143,7 +143,7 @@ class Evidence:
         return self._spreads[metric]
 
     def _pool(self, metric: Metric) -> Spread:
-        cells = self.results.cells
+        cells = self.results.listed(*CLAIM_TABLES)  # not those of targets that may or may not have been run
         recipe = [name for name in cells.columns if name in RECIPE]
         squares, degrees, runs = 0.0, 0, 0
         for _, group in cells.groupby(recipe, dropna=False, sort=False):

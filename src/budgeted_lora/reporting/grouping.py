@@ -7,7 +7,7 @@ import pandas as pd
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.load import Results, method_label, method_order
 
-VARIANTS = ("init", "schedule", "controller", "rank")
+VARIANTS = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step")
 MISSING_NOTE = "Partial: {} result files are missing; a dash stands where they are needed."
 
 
@@ -47,7 +47,7 @@ def one_variant(scores: pd.DataFrame, table: str) -> None:
     """
     for key, group in groups(scores):
         for name in VARIANTS:
-            if group[name].nunique(dropna=False) > 1:
+            if name in group and group[name].nunique(dropna=False) > 1:
                 raise BadInput(
                     f"{table}: {method_label(*key)} lists cells with several values of {name} "
                     f"({', '.join(map(str, group[name].unique()))}); expected one"
