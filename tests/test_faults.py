@@ -6,6 +6,7 @@ faults are injected elsewhere; docs/faults.md lists them all.
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from test_workflow import checkout, snakemake
 from tokenizers import Tokenizer, models
 from training_world import LENGTH, VOCABULARY, make_recipe, make_world
 
@@ -32,6 +34,7 @@ from budgeted_lora.files import (
 )
 from budgeted_lora.models import pretrain
 from budgeted_lora.reporting.load import Results
+from budgeted_lora.runs import VARIABLE, refuse_a_clock_set_back
 from budgeted_lora.training import cache, loop
 
 TINY = ["--scale", "tiny", "--threads", "1"]
@@ -134,11 +137,34 @@ def compressing(root: Path, out: Path) -> list[object]:
 
 
 def scoring(root: Path, out: Path) -> list[object]:
-    values = {"sequence_length": LENGTH, "rows": "packed", "validation_tokens": 320, "batch_windows": 4}
+    values = {
+        "sequence_length": LENGTH, "rows": "packed", "validation_tokens": 320, "batch_windows": 4,
+        "slice_per_mille": 40, "hold_out_words": False, "prompt_space": False,
+    }  # fmt: skip
     return [
         "stage", "evaluate", "--values", values, "--model", root / "compressed" / "model", "--student",
         root / "student", "--uncompressed", root / "cell" / "trained", "--tokens", root, "--tokenizer",
         root / "tokenizer", "--out", out / "compressed", "--no-icl", "--device", "cpu", *TINY,
+    ]  # fmt: skip
+
+
+def tokenizing(root: Path, out: Path) -> list[object]:
+    values = {
+        "train_tokens": 100, "validation_tokens": 10, "function_share": 0.0, "slice_per_mille": 40,
+        "hold_out_words": False, "prompt_space": False,
+    }  # fmt: skip
+    return [
+        "stage", "tokenize", "--values", values, "--documents", root / "documents.parquet", "--record",
+        root / "corpus.json", "--tokenizer", root / "tokenizer", "--out", out, "--scale", "tiny",
+    ]  # fmt: skip
+
+
+def training_a_tokenizer(root: Path, out: Path) -> list[object]:
+    values = {
+        "vocab_size": 300, "function_share": 0.0, "slice_per_mille": 40, "hold_out_words": False, "prompt_space": False,
+    }  # fmt: skip
+    return [
+        "stage", "train-tokenizer", "--values", values, "--documents", root / "documents.parquet", "--out", out / "t",
     ]  # fmt: skip
 
 
@@ -164,7 +190,8 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tokenizer").mkdir()
     tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
     write_json(root / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
-    for name in ("teacher", "student", "tokenizer"):
+    (root / "documents.parquet").write_text("its bytes matter here, not what they say")
+    for name in ("teacher", "student", "tokenizer", "documents.parquet"):
         write_digest(root / name)
     for make in (caching, training_from_cache, making_a_teacher, compressing, scoring):
         command(make(root, root))
@@ -192,6 +219,8 @@ def cut(path: Path) -> None:
 # --- what a stage reads
 
 READERS: dict[Callable[[Path, Path], list[object]], tuple[str, ...]] = {
+    training_a_tokenizer: ("documents.parquet",),
+    tokenizing: ("documents.parquet", "tokenizer/tokenizer.json"),
     training: (
         "train.bin", "train.idx", "train.json", "student/model.safetensors", "student/config.json",
         "teacher/model.safetensors",
@@ -485,3 +514,39 @@ def test_a_clock_that_goes_back_changes_no_result(run: Run, scale: Path, tmp_pat
     assert about["tokens_per_second"] > 0
     assert (pd.read_csv(tmp_path / "cell" / "history.csv")["tokens_per_second"] > 0).all()
     assert sha256_file(tmp_path / "cell" / "trained") == sha256_file(scale / "cell" / "trained")
+
+
+@pytest.mark.parametrize("name", ["run.lock", "jobs.lock", "benchmarks/train_cell/c.tsv"])
+def test_no_run_begins_while_the_clock_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    refuse_a_clock_set_back(tmp_path / "none")
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    refuse_a_clock_set_back(tmp_path)
+    ahead = path.stat().st_mtime + 3600
+    os.utime(path, (ahead, ahead))
+    with pytest.raises(BadInput, match=rf"^{tmp_path}: its last job ended 3[56]\d\d s in the future") as refused:
+        refuse_a_clock_set_back(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, f"x {tmp_path}")
+        refuse_a_clock_set_back(tmp_path)  # in a job, perhaps on another machine
+    subprocess.run(str(refused.value).partition("anew: ")[2], shell=True, check=True)
+    refuse_a_clock_set_back(tmp_path)
+
+
+def test_the_workflow_asks_the_clock_first(tmp_path: Path) -> None:
+    (checkout(tmp_path) / "results" / "smoke").mkdir(parents=True)
+    lock = tmp_path / "results" / "smoke" / "run.lock"
+    lock.touch()
+    os.utime(lock, (lock.stat().st_mtime + 3600,) * 2)
+    planned = snakemake(tmp_path, "--dry-run", "all", "--config", "scale=smoke")
+    assert planned.returncode == 2
+    assert planned.stderr.startswith("budgeted-lora: results/smoke: its last job ended ")
+
+
+@pytest.mark.parametrize("source", sorted(Path(cli.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_duration_is_told_by_the_time_of_day(source: Path) -> None:
+    """The one place that asks for it compares dates of files; another notes when a stage began."""
+    text = source.read_text(encoding="utf-8")
+    assert ("time.time(" in text) == (source.name == "runs.py")
+    assert ("datetime.now(" in text) == (source.name == "provenance.py")

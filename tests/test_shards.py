@@ -143,7 +143,7 @@ def test_the_token_file_is_that_of_the_other_path(world: Path, tmp_path: Path, t
     joined(world, tmp_path, train=sum(map(len, train)))
     about = json.loads((tmp_path / "train.json").read_text())
     same = {"vocab_size": about["vocab_size"], "eos_id": about["eos_id"]}
-    assert write_tokens(tmp_path / "one.bin", (ids[:-1] for ids in train), **same) == about
+    assert write_tokens(tmp_path / "one.bin", (ids[:-1] for ids in train), **same).items() <= about.items()
     for ending in ("bin", "idx", "json"):
         assert (tmp_path / f"train.{ending}").read_bytes() == (tmp_path / f"one.{ending}").read_bytes()
 

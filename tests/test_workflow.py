@@ -363,6 +363,13 @@ def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
         assert pending(done) == {}
 
 
+def test_results_made_after_the_clock_went_back_rerun_nothing(done: Path) -> None:
+    """What a cell's stages wrote is dated an hour before what it was made from; contents tell that nothing changed."""
+    for path in (done / "results" / "smoke" / "cells").rglob("*"):
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 3600 * 10**9))
+    assert pending(done) == {}
+
+
 def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> None:
     with edited(done / "src/budgeted_lora/training/loss.py", lambda text: text + "\n# a remark\n"):
         found = pending(done)

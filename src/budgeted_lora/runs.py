@@ -29,7 +29,31 @@ from budgeted_lora.slurm import cancel_jobs, queued_jobs
 RUN, JOBS = "run.lock", "jobs.lock"
 VARIABLE = "BUDGETED_LORA_RUN"  # tells a job its run: "<id> <folder of the locks>"
 POLL_SECONDS = 0.5
+AHEAD = 60.0  # seconds that the clocks of machines that share a folder may differ
 TRIES, PAUSE = 5, 0.1  # a job that asks whether its run is alive holds run.lock for a moment
+
+
+def refuse_a_clock_set_back(results: Path | str) -> None:
+    """What the Snakefile does first: compares the clock with what earlier runs dated by it.
+
+    Snakemake takes a file that is edited or made for older than all that came before, for as long as the clock is
+    behind, and would not use it. In a job of a run nothing is compared: other machines have other clocks.
+
+    Raises:
+        BadInput: a lock, or a benchmark, which a job writes when it ends, is dated in the future.
+    """
+    if VARIABLE in os.environ:
+        return
+    folder = Path(results)
+    dated = [
+        path.stat().st_mtime for path in (folder / RUN, folder / JOBS, *folder.glob("benchmarks/*/*")) if path.exists()
+    ]
+    ahead = max(dated, default=0.0) - time.time()
+    if ahead > AHEAD:
+        raise BadInput(
+            f"{folder}: its last job ended {ahead:.0f} s in the future, the clock has been set back; expected one that "
+            f"goes forward; if it is right now, date the results anew: find {folder} -newermt now -exec touch {{}} +"
+        )
 
 
 def begin_run(results: Path | str, *, slurm: str | None = None) -> None:

@@ -83,8 +83,9 @@ def copy_tokenizer(*, source: Path, out: Path) -> None:
     """Copies the tokenizer files of a checkpoint folder.
 
     Raises:
-        BadInput: the folder has no tokenizer.json.
+        BadInput: the folder has no tokenizer.json, or is damaged.
     """
+    check_digest(source)
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
     if not (Path(source) / "tokenizer.json").is_file():
         raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer beside the checkpoint")

@@ -7,7 +7,7 @@ from typing import Any
 
 from budgeted_lora.config import Teacher
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, read_json, sha256_file
+from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file
 from budgeted_lora.models.checkpoint import (
     INDEX,
     WEIGHTS,
@@ -131,6 +131,7 @@ def fetch_teacher(
             raise BadInput(f"{folder}: no such checkpoint folder")
     about = check_checkpoint(folder, name=name, spec=spec)
     if first is not None:
+        check_digest(first)
         check_same_vocabulary(folder, first)
     copy_checkpoint(folder, out)
     values = {"name": name, "source": source, **spec.model_dump()}
