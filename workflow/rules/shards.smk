@@ -82,7 +82,7 @@ rule join_shards:
         "../../environment.yml"
     params:
         values=shards.join_values(),
-        shards=shards.folder,
+        shards=lambda wildcards, input: dirname(dirname(input.records[0])),
         folder=lambda wildcards, output: dirname(output.manifest),
         scale=scale,
     shell:
