@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +34,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
         server.terminate()
 
 
-def fetch(address: str, out: Path, *, shard: int = 1, name: str = "some/dataset") -> subprocess.CompletedProcess[str]:
+def fetch(address: str, out: Path, **asked: object) -> subprocess.CompletedProcess[str]:
     """One call of the command, since the libraries read the Hub's address when they are loaded."""
-    values = {"hub": {"name": name, "revision": COMMIT}, "pattern": PATTERN.format(shard)}
+    with start(address, out, **asked) as process:
+        said = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+def start(
+    address: str, out: Path, *, shard: int = 1, name: str = "some/dataset", pattern: str = PATTERN
+) -> subprocess.Popen[str]:
+    """As `fetch`; does not wait for it."""
+    values = {"hub": {"name": name, "revision": COMMIT}, "pattern": pattern.format(shard)}
     command = [
         sys.executable, "-c", "from budgeted_lora.cli import main; main()", "stage", "fetch-shard", "--values",
         json.dumps(values), "--out", str(out / "source.parquet"), "--record", str(out / "source.json"), "--downloads",
@@ -43,7 +53,8 @@ def fetch(address: str, out: Path, *, shard: int = 1, name: str = "some/dataset"
     ]  # fmt: skip
     own = os.environ | {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(out / "home")}
     own.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=own, cwd=out)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, env=own, cwd=out)
 
 
 def test_a_shard_is_found_by_its_number_and_compared_with_the_hubs_digest(
@@ -82,6 +93,32 @@ def test_what_is_not_there_is_named(
     assert done.returncode == 2
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_killed_download_goes_on_where_it_was(hub: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = hub
+    large = folder / "large" / "train-00000-of-00001.parquet"
+    large.parent.mkdir()
+    large.write_bytes(bytes(range(256)) * (1 << 17))  # 32 MiB: the library writes ten megabytes at a time
+    (folder / ".stall").touch()
+    with start(address, tmp_path, pattern="large/*.parquet") as process:
+        end = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < end and not begun(tmp_path):
+            time.sleep(0.01)
+        process.kill()
+    (folder / ".stall").unlink()
+    assert begun(tmp_path)
+    assert not (tmp_path / "source.parquet").exists()
+    (folder / ".asked").write_text("")
+    done = fetch(address, tmp_path, pattern="large/*.parquet")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int((folder / ".asked").read_text()) >= 10_000_000
+    assert (tmp_path / "source.parquet").read_bytes() == large.read_bytes()
+
+
+def begun(out: Path) -> bool:
+    """Whether some of a download lies on the disk."""
+    return any(path.stat().st_size for path in out.glob("downloads/**/*.incomplete"))
 
 
 @pytest.mark.parametrize("revision", [None, "main", "0123"])
