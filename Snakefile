@@ -34,8 +34,9 @@ except BadInput as error:
     print(f"budgeted-lora: {error}", file=sys.stderr)
     sys.exit(2)
 
-# So that jobs find the command when Snakemake was started without activating its environment.
-shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
+# So that jobs find the command when Snakemake was started without activating its environment. A prefix takes the place
+# of Snakemake's own, without which a stage that fails before a pipe would count as done.
+shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')
 
 settings = graph.config
 results, reports = graph.results, graph.reports
@@ -81,5 +82,6 @@ include: "workflow/rules/students.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/compress.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/speed.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/report.smk"

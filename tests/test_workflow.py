@@ -436,6 +436,20 @@ def test_another_threshold_compresses_again_and_trains_nothing(done: Path) -> No
     assert made_tables(found) == {"thresholds"}
 
 
+def test_a_stage_that_fails_before_a_pipe_is_a_failed_job(tmp_path: Path) -> None:
+    """Else it would count as done once its outputs are there, and its message would be lost behind a missing file."""
+    folder = checkout(tmp_path / "failing")
+    scale = "extends: smoke\nscale: failing\ncorpus: {packages: [no_such_package]}\nfit: warn\n"
+    (folder / "config" / "failing.yaml").write_text(scale)
+    words = ("collect_corpus", "--cores", "1", "--config", "scale=failing")
+    ran = snakemake(folder, *words)
+    assert ran.returncode == 1
+    said = ran.stdout + ran.stderr
+    assert "Error in rule collect_corpus" in said
+    assert "latency" not in said
+    assert "'no_such_package' is not an installed package" in said
+
+
 # --- the rule files themselves
 
 

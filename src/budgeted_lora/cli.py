@@ -341,6 +341,8 @@ def graph_of(scale: str, config_folder: Path, config: list[str] | None) -> "Grap
         key, equals, text = word.partition("=")
         if not equals:
             raise BadInput(f"--config {word!r}: expected KEY=VALUE")
+        if key == "scale":
+            raise BadInput(f"--config {word}: this command takes the scale as --scale {text}")
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -23,6 +23,8 @@ from budgeted_lora.errors import BadInput
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "scratch"]
+# Targets that are no table.
+TARGETS = frozenset({"all", "main", "report", "ablations", "claims", "calibration"})
 # Tables whose cells `snakemake main` trains and scores in full; cells of other tables are scored by perplexity only.
 MAIN_CELLS = frozenset({"table2", "table8", "pareto"})
 # Tables whose students the paper's claims speak of (config/claims.yaml).
@@ -506,6 +508,12 @@ class Config(Strict):
                 f"training.batch_windows {self.training.batch_windows} is not a multiple of micro_batch_windows "
                 f"{self.training.micro_batch_windows}"
             )
+        for name in self.tables:
+            if name in TARGETS or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"tables.{name}: a table is a target, its name is made of a-z, 0-9 and _ and none of "
+                    f"{', '.join(sorted(TARGETS))}"
+                )
         if self.training.batch_windows % self.gpus_per_run:
             raise ValueError(
                 f"training.batch_windows {self.training.batch_windows} is not a multiple of gpus_per_run "

@@ -1,6 +1,7 @@
 """Whether a machine can run a scale: what is there beside what the plan needs."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -296,6 +297,11 @@ def local_inputs(check: Check) -> Iterator[Finding]:
         yield Finding("probes", "missing", said, remedy)
     if config.corpus.source == "files" and not graph.corpus_files():
         yield Finding("corpus", "missing", f"no file matches {', '.join(config.corpus.files)}", "correct corpus.files")
+    read = config.corpus.packages if config.corpus.source == "docstrings" else []
+    for name in read:
+        if importlib.util.find_spec(name) is None:
+            remedy = "install it, or take it off corpus.packages"
+            yield Finding("corpus", "missing", f"package {name!r} is not installed", remedy)
     for name in graph.teachers if config.teachers == "folder" else []:
         if not graph.teacher_files(name):
             said = f"teacher {name}: {config.teacher_ladder[name].folder} holds no checkpoint"
