@@ -11,7 +11,7 @@ from training_world import LENGTH, make_recipe, make_world
 
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import sha256_file
+from budgeted_lora.files import sha256_file, write_record
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.training import cache as cache_module
 from budgeted_lora.training import stage
@@ -147,7 +147,7 @@ def test_a_cache_that_does_not_belong_is_refused(world, tmp_path):
         open_cache(world, tmp_path, sequence_length=8)
     record = tmp_path / "cache" / "cache.json"
     about = json.loads(record.read_text())
-    record.write_text(json.dumps(about | {"tokens": "0" * 64}))
+    write_record(record, about | {"tokens": "0" * 64})
     with pytest.raises(BadInput, match="made from tokens"):
         open_cache(world, tmp_path)
 

@@ -105,7 +105,7 @@ def fetch_shard(
     values: Values,
     out: Out,
     record: Annotated[Path, typer.Option()],
-    downloads: Annotated[Path, typer.Option(help="Folder of interrupted downloads.")],
+    downloads: Annotated[Path, typer.Option(help="Folder of the download while it is made.")],
     scale: Scale,
 ) -> None:
     """Download one shard of a Hub dataset."""

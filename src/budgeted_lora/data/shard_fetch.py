@@ -17,7 +17,7 @@ def fetch_shard(*, hub: HubDataset, pattern: str, out: Path, record: Path, downl
     """Downloads the one file that matches `pattern` to `out` and writes where it came from.
 
     Args:
-        downloads: folder that keeps an interrupted download, which a later call goes on with.
+        downloads: folder of this shard's download while it is made, on the file system of `out`.
 
     Raises:
         BadInput: no commit is pinned, no file or several match, the Hub cannot be reached or asks for a login, or
@@ -72,7 +72,12 @@ def find_file(hub: HubDataset, pattern: str) -> Any:
 
 
 def download(hub: HubDataset, name: str, folder: Path) -> Path:
-    """The downloaded file, under its own name in `folder`."""
+    """The downloaded file, under its own name in `folder`.
+
+    What a killed download left goes first: the library begins anew, under another name each time.
+    """
     from huggingface_hub import hf_hub_download
 
+    for left in folder.rglob("*.incomplete"):
+        left.unlink()
     return Path(hf_hub_download(hub.name, name, repo_type="dataset", revision=hub.revision, local_dir=folder))
