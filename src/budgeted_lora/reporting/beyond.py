@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from budgeted_lora.grid import SETTING_SLUG
 from budgeted_lora.reporting.controls import SMALLER, control_runs
 from budgeted_lora.reporting.grouping import Settings, caveats
 from budgeted_lora.reporting.layout import ABSENT, Table, number
@@ -75,7 +74,7 @@ def scored(results: Results) -> pd.DataFrame:
 
 def budget_cut_to(setting: str) -> float:
     """The budget whose MACs a compression setting brings a student to; NaN where it names none."""
-    found = re.search(rf"{SETTING_SLUG['macs_of_budget']}([0-9.]+)", setting)
+    found = re.search(r"macsF([0-9.]+)", setting)
     return float(found[1]) if found else float("nan")
 
 
