@@ -309,10 +309,10 @@ def test_probes_corpus_and_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     [probes, validation] = local_inputs(check())
     assert (probes.name, probes.state) == ("probes", "missing")
     assert validation.state == "ok"
-    short = Check(graph_of("paper", corpus={"characters": 12 * 10**9}), LARGE)
+    short = Check(graph_of("paper", corpus={"shards": {"held_out": 22}}), LARGE)
     finding = list(local_inputs(short))[-1]
     assert (finding.name, finding.state) == ("validation", "short")
-    assert "raise corpus.characters" in finding.remedy
+    assert "raise corpus.shards.held_out" in finding.remedy
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     [finding] = local_inputs(Check(graph_of("mini", teachers="pretrain"), LARGE))
     assert finding.name == "compiler"

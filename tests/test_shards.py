@@ -387,7 +387,7 @@ def paper(**corpus: object) -> Config:
 
 def test_teachers_made_here_need_a_corpus_in_one_piece() -> None:
     with pytest.raises(BadInput, match=r"corpus.shards needs teachers that have a tokenizer"):
-        load_config(ROOT / "config" / "paper.yaml", {"teachers": "pretrain"})
+        load_config(ROOT / "config" / "paper.yaml", {"teachers": "pretrain", "calibration": {"teachers": False}})
 
 
 def test_shards_that_are_only_scored_on_leave_the_cells_as_they_are() -> None:
