@@ -245,19 +245,22 @@ def wait_until(there: Callable[[], object], what: str) -> None:
 
 
 def stop_one(results: Path, seen: set[Path]) -> tuple[int, str] | None:
-    """Stops a training that has saved a state and was not met before: process and Slurm job; None if there is none."""
-    for state in results.glob("state/*/state.safetensors"):
+    """Stops a training of the run that is alive, if it has saved a state and was not met: its process and Slurm job."""
+    run = f"{read_json(results / 'run.lock')['id']} {results}" if (results / "run.lock").exists() else None
+    for state in set(results.glob("state/*/state.safetensors")) - seen:
         try:
             process = int((state.parent / "lock").read_text())
+            environment = Path(f"/proc/{process}/environ").read_bytes().decode()
+            own = dict(word.partition("=")[::2] for word in environment.split("\0"))
+            if own.get(VARIABLE) != run:
+                continue
             os.kill(process, signal.SIGSTOP)
-            own = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
         except (OSError, ValueError):  # it has just ended
             continue
-        if state.parent in seen or not state.exists():
-            os.kill(process, signal.SIGCONT)
-            continue
-        seen.add(state.parent)
-        return process, next(word for word in own if word.startswith("SLURM_JOB_ID=")).partition("=")[2]
+        if state.exists():
+            seen.add(state)
+            return process, own["SLURM_JOB_ID"]
+        os.kill(process, signal.SIGCONT)
     return None
 
 
@@ -337,7 +340,9 @@ def test_whatever_dies(begin: Begin, tmp_path: Path) -> None:
     runs = begin(tiny_checkout(tmp_path / "checkout", teachers="ABCD"), "tiny")
     wanted = [*map(target, "ABCD"), "--config", "scale=tiny"]
     first = runs.snakemake(*wanted)
-    runs.meet(first, set())  # two run, of which one is stopped; two wait
+    seen = set()
+    for _ in range(2):  # on a node with two GPUs two run, both now stopped, and two wait
+        runs.meet(first, seen)
     first.kill()
     first.wait()
     name = runs.job_name()
