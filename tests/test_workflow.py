@@ -108,7 +108,8 @@ def graph_of(scale: str) -> Graph:
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
-    graph, found = graph_of(scale), rules(plan("all", "--config", f"scale={scale}"))
+    graph, jobs = graph_of(scale), plan("all", "--config", f"scale={scale}")
+    found = rules(jobs)
     wanted = {*MAIN_CELLS, CONTROLS, *graph.ablations()}
     cells, references = graph.listed(wanted), len(graph.references()) // 2
     assert found["train_cell"] == len(cells)
@@ -121,9 +122,7 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     assert found["cache_teacher"] == (len({graph.cache_name(cell) for cell in cells}) if graph.cached else 0)
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
     assert found["calibrate_teachers"] == len(graph.calibration())
-    judged = [
-        job for job in plan("all", "--config", f"scale={scale}") if "calibration.json" in job.fields.get("input", "")
-    ]
+    judged = [job for job in jobs if "calibration.json" in job.fields.get("input", "")]
     assert len(judged) == (len(cells) if graph.calibration() else 0), "said before any student trains"
     assert found["make_table"] == len(graph.main_tables()) + len(graph.ablations())
     assert found["make_figure"] == len(MAIN_FIGURES)
