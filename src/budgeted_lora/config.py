@@ -398,9 +398,7 @@ class Row(Strict):
     temperature: float | None = Field(None, gt=0, description="Instead of `training.temperature`. [S]")
     kd_weight: Fraction | None = Field(None, description="Instead of `training.kd_weight`. [S]")
     rank: Positive | list[Positive] | None = Field(None, description="Instead of `lora.rank`. [S]")
-    alpha: float | None = Field(
-        None, gt=0, description="Instead of `lora.alpha`, which otherwise grows with the row's rank. [U]"
-    )
+    alpha: float | None = Field(None, gt=0, description="If empty, alpha / rank stays that of the scale. [U]")
     macs_of_budget: Fraction | list[Fraction] | None = Field(
         None,
         description="kd_full only: a shallower student with narrower feed-forwards, of the MACs this F leaves. [ours]",

@@ -67,7 +67,7 @@ belongs, or so few tokens that the schedule cannot reach the planned structure; 
 
 Rows of one table that differ in nothing but `seed` are one line of it: mean and standard deviation over the seeds. A
 table of a new name needs no code: the report shows it with one line for each recipe and whatever its rows differ in.
-`snakemake <name>` makes one table, `ablations` those beside the main ones, `all` everything; `controls` belongs to
+`snakemake <name>` makes one table, `ablations` those beside the main ones, `all` all of these; `controls` belongs to
 `main`, and `sensitivity` and `beyond` to no target but their own.
 
 """
