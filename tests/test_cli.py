@@ -291,7 +291,9 @@ def test_the_installed_command_ends_like_that_too(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("budgeted-lora")), "plan", "--scale", "huge"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("budgeted-lora: config/huge.yaml: no such scale file; expected one of: mini, ")
+    assert done.stderr.startswith(
+        "budgeted-lora: config/huge.yaml: no such scale file; expected one of: gpu-hour, mini, "
+    )
     assert done.stderr.count("\n") == 1
 
 
