@@ -284,7 +284,10 @@ class ScaleCosts:
 
 
 def dense_fraction(recipe: Recipe) -> float:
-    """The share of the dense paths that runs, averaged over training: 1 but for a budgeted student."""
+    """The scheduled share of the dense paths, averaged over training: 1 but for a budgeted student.
+
+    The greedy controller runs hardly more than that; the uniform one runs every path whole until all are dropped.
+    """
     if recipe.method != "budgeted_lora":
         return 1.0
     return mean_fraction(budget=recipe.budget, start=recipe.schedule_start, end=recipe.schedule_end)
