@@ -136,8 +136,11 @@ def compressing(world: World, trained: Path, out: Path) -> list[object]:
 def saved(out: Path, key: str) -> int:
     """Steps in the state of a run: a number, or the length of a list."""
     for file in out.glob("state/*/state.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            value = json.loads(tensors.metadata()["values"])[key]
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                value = json.loads(tensors.metadata()["values"])[key]
+        except (OSError, RuntimeError):  # opened while another took its place
+            return 0
         return value if isinstance(value, int) else len(value)
     return 0
 
