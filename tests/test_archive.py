@@ -167,14 +167,27 @@ def test_every_truncation_is_refused(packed: Path, target: Path, monkeypatch: py
 
 
 def test_every_flipped_bit_is_refused_or_harmless(packed: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the headers a few bits (a date, a larger window) mean nothing, nor do those that fill up the last byte of
-    gzip's data; anything else is refused."""
-    whole = packed.read_bytes()
-    harmless = {*range(4, 10), len(whole) - 9} if packed.name.endswith(".gz") else range(4, 6)
-    for place in [*range(12), *range(12, len(whole), max(1, len(whole) // 60)), *range(len(whole) - 8, len(whole))]:
-        if place not in harmless:
-            packed.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-            assert refused(packed, target, monkeypatch).startswith(f"{packed}: "), place
+    """A few bits mean nothing: a date, a larger window, what fills up a byte, a second way to write one match. Which
+    ones depends on the compressor; with them the same files come out. Anything else is refused."""
+    before, whole = tree(target), packed.read_bytes()
+    monkeypatch.chdir(target)
+    import_archive(packed)
+    expected = tree(target)
+    places = {*range(12, len(whole), max(1, len(whole) // 60)), *range(12), *range(len(whole) - 8, len(whole))}
+    refusals = 0
+    for place in places:
+        for folder in ("results", "reports", ".snakemake"):
+            shutil.rmtree(folder, ignore_errors=True)
+        packed.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        error = ""
+        try:
+            import_archive(packed)
+        except BadInput as found:
+            error = str(found)
+        assert tree(target) == (before if error else expected), place
+        assert not error or error.startswith(f"{packed}: "), place
+        refusals += bool(error)
+    assert refusals > 0.8 * len(places)
 
 
 def test_bytes_after_the_end_are_refused(packed: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
