@@ -65,8 +65,8 @@ resume: $(STAMP) ## go on with a run that was killed, once none of its jobs is l
 smoke: $(STAMP) ## the three-minute tour: every stage end to end, numbers without meaning
 	$(BIN)/snakemake main --cores $(CORES) --config scale=smoke
 
-test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the test suite, by files on up to four cores
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
 	$(BIN)/ruff check .
