@@ -186,7 +186,7 @@ def test_coefficients_fall_and_stay_at_zero(costs, budget, schedule, kind, smoot
         now = run.step(n, steps=50)
         assert all(0.0 <= d <= previous for d, previous in zip(now, before, strict=True))
         assert all(d == 0.0 or d >= 0.05 for d in now)
-        assert run.retained_fraction <= run.executed_fraction <= 1.0
+        assert 0.0 <= run.retained_fraction <= max(now) + 1e-12
         before = now
 
 

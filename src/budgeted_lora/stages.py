@@ -383,18 +383,15 @@ def speed(
 ) -> None:
     """Time a compressed structure against the dense student."""
     about, vocabulary = parse(values), read_json(tokens)["vocab_size"]
-    if compressed is not None:
-        found = read_json(compressed)
-        modules = [module | {"rank": module["lora_rank"]} for module in found["modules"]]
-        about["structure"] = found["totals"] | {"modules": modules}
     with gpu_slots(1, device=device):
         from budgeted_lora.budget.cost import ModelShape
-        from budgeted_lora.evaluation.speed import SpeedShape, measure_speed
+        from budgeted_lora.evaluation.speed import SpeedShape, compressed_structure, measure_speed
 
+        structure = about["structure"] if compressed is None else compressed_structure(compressed)
         student = about["student"] | {"shape": ModelShape(**about["student"]["shape"]), "vocab_size": vocabulary}
         measure_speed(
-            student=SpeedShape(**student), structure=about["structure"], out=out, scale=scale, threads=threads,
-            device=device, **parse(settings),
+            student=SpeedShape(**student), structure=structure, out=out, scale=scale, threads=threads, device=device,
+            **parse(settings),
         )  # fmt: skip
 
 

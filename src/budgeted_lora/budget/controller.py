@@ -122,11 +122,6 @@ class Controller:
         """Share of the dense MACs weighted by the coefficients: what the schedule steers."""
         return sum(c * d for c, d in zip(self.costs, self.coefficients, strict=True)) / sum(self.costs)
 
-    @property
-    def executed_fraction(self) -> float:
-        """Share of the dense MACs whose matmul runs: a module with 0 < d < 1 costs as much as one with d = 1."""
-        return sum(c for c, d in zip(self.costs, self.coefficients, strict=True) if d > 0.0) / sum(self.costs)
-
     def state(self) -> list[float]:
         """The coefficients, for a checkpoint; JSON carries them exactly."""
         return list(self.coefficients)

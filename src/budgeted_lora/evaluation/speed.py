@@ -19,7 +19,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from budgeted_lora.budget.cost import ModelShape, dense_macs, lora_macs, projections
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation.device import on_device
-from budgeted_lora.files import short_hash
+from budgeted_lora.files import read_json, short_hash
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
 from budgeted_lora.models.projections import install
 from budgeted_lora.provenance import Clock, write_result
@@ -39,6 +39,13 @@ class SpeedShape:
     kv_heads: int
     vocab_size: int
     rank: int
+
+
+def compressed_structure(path: Path) -> dict[str, Any]:
+    """The structure that a student was compressed to, from its compression.json."""
+    found = read_json(path)
+    modules = [module | {"rank": module["lora_rank"]} for module in found["modules"]]
+    return found["totals"] | {"modules": modules}
 
 
 def factor_ranks(shape: ModelShape, modules: Sequence[Mapping[str, Any]]) -> dict[str, int]:

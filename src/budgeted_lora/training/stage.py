@@ -1,6 +1,7 @@
 """Stage: one student, from its untrained model to the files of its cell."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,9 @@ def train_cell(
     found = None if statistics is None else InputStatistics.open(statistics)
     modules, low_rank = install_method(model, recipe, found)
 
-    values = recipe.model_dump(mode="json")
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
     inputs += [statistics] if statistics else []
-    determined_by = [
-        values,
-        [sha256_file(path) for path in inputs],
-        code_digest("train"),
-        torch.__version__,
-        str(place),
-        threads,
-        ranks.count,
-    ]
-    own_state = state / f"{cell}-{short_hash(determined_by, digits=12)}"
+    own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, ranks=ranks)}"
     with locked_folder(own_state) if ranks.first else nullcontext(own_state) as folder:
         run = TrainingState(folder)
         progress = train(
@@ -120,13 +111,20 @@ def train_cell(
         about = {
             "scale": scale,
             "cell": cell,
-            "values": values | compute_values(threads=threads, gpus_per_run=ranks.count),
+            "values": recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=ranks.count),
             "inputs": inputs,
             "clock": clock,
         }
         write_result(out / "train.json", results, files=[out / "history.csv", out / "retention.csv"], **about)
         write_digest(out / "trained")
         run.discard()
+
+
+def state_key(recipe: Recipe, inputs: Sequence[Path], device: torch.device, *, threads: int, ranks: Ranks) -> str:
+    """Digest of all that determines the bytes of a run: a state under another key is not gone on from."""
+    digests = [sha256_file(path) for path in inputs]
+    values = [recipe.model_dump(mode="json"), digests, code_digest("train"), torch.__version__, str(device)]
+    return short_hash([*values, threads, ranks.count], digits=12)
 
 
 def teacher_source(
