@@ -208,6 +208,13 @@ class Teacher(Strict):
 
 
 class Pretraining(Strict):
+    function_share: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="Share of function documents in what teachers made here read, and their tokenizer is trained on; "
+        "corpus.function_share when empty. [ours]",
+    )
     batch_windows: Positive = Field(16, description="Windows in one optimiser step. [ours]")
     micro_batch_windows: Positive = Field(
         4, description="Windows in one forward pass; the rest is gradient accumulation. [ours]"

@@ -90,17 +90,30 @@ class Graph:
         later = {"train_tokens", "validation_tokens", "function_share", "hold_out_words", "prompt_space"}
         return canonical_json(self.config.corpus.model_dump(mode="json", exclude=later))
 
-    def mix(self) -> str:
+    def mix(self, *, for_teachers: bool = False) -> str:
         """What decides the token files besides documents and tokenizer."""
         names = ("validation_tokens", "function_share", "slice_per_mille", "hold_out_words", "prompt_space")
-        return canonical_json(
-            {name: getattr(self.config.corpus, name) for name in names} | {"train_tokens": self.train_tokens()}
-        )
+        values = {name: getattr(self.config.corpus, name) for name in names} | {"train_tokens": self.train_tokens()}
+        return canonical_json(values | ({"function_share": self.teachers_share} if for_teachers else {}))
+
+    @property
+    def teachers_share(self) -> float:
+        """Share of function documents in what teachers made here read."""
+        own = self.config.pretraining.function_share
+        return self.config.corpus.function_share if own is None else own
+
+    @property
+    def pretraining_data(self) -> str:
+        """Folder of the token files for teachers made here: a mix of their own, or the students'."""
+        own = self.config.teachers == "pretrain" and self.teachers_share != self.config.corpus.function_share
+        return f"{self.results}/data/teachers" if own else f"{self.results}/data"
 
     def tokenizer_values(self) -> str:
-        names = ("function_share", "slice_per_mille", "hold_out_words", "prompt_space")
+        names = ("slice_per_mille", "hold_out_words", "prompt_space")
         return canonical_json(
-            {name: getattr(self.config.corpus, name) for name in names} | self.config.tokenizer.model_dump()
+            {name: getattr(self.config.corpus, name) for name in names}
+            | {"function_share": self.teachers_share}
+            | self.config.tokenizer.model_dump()
         )
 
     def held_out_rule(self) -> str:

@@ -52,3 +52,25 @@ rule tokenize_corpus:
     shell:
         "budgeted-lora stage tokenize --values {params.values:q} --documents {input.documents} --record {input.record}"
         " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} 2>&1 | tee {log}"
+
+
+if graph.pretraining_data != f"{results}/data":
+
+    use rule tokenize_corpus as tokenize_for_teachers with:
+        output:
+            tokens=multiext(f"{graph.pretraining_data}/train", ".bin", ".idx", ".json"),
+            held_out=multiext(
+                f"{graph.pretraining_data}/validation", ".bin", ".idx", ".json"
+            ),
+            functions=multiext(
+                f"{graph.pretraining_data}/functions", ".bin", ".idx", ".json"
+            ),
+            manifest=f"{graph.pretraining_data}/manifest.json",
+        log:
+            f"{results}/logs/tokenize_for_teachers.log",
+        benchmark:
+            f"{results}/benchmarks/tokenize_for_teachers.tsv"
+        params:
+            values=graph.mix(for_teachers=True),
+            folder=lambda wildcards, output: dirname(output.manifest),
+            scale=scale,

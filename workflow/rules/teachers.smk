@@ -5,8 +5,11 @@ if settings.teachers == "pretrain":
     rule pretrain_teacher:
         input:
             code=source_files("pretrain"),
-            digests=[f"{results}/data/train.json", f"{results}/data/tokenizer.sha256"],
-            tokens=ancient(f"{results}/data/train.bin"),
+            digests=[
+                f"{graph.pretraining_data}/train.json",
+                f"{results}/data/tokenizer.sha256",
+            ],
+            tokens=ancient(f"{graph.pretraining_data}/train.bin"),
             tokenizer=ancient(f"{results}/data/tokenizer"),
         output:
             model=directory(f"{results}/teachers/{{teacher}}/model"),

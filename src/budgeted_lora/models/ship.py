@@ -64,7 +64,8 @@ It knows docstrings and small puzzles, nothing else; it is of use only as a teac
 
 def ship(results: Path, assets: Path) -> None:
     """Copies every teacher of a results folder into `assets/teachers` and their tokenizer into `assets/tokenizer`."""
-    manifest = read_json(results / "data" / "manifest.json")
+    own = results / "data" / "teachers" / "manifest.json"  # where the teachers read another mix than the students
+    manifest = read_json(own if own.is_file() else results / "data" / "manifest.json")
     shutil.rmtree(assets / "teachers", ignore_errors=True)
     shutil.rmtree(assets / "tokenizer", ignore_errors=True)
     shutil.copytree(results / "data" / "tokenizer", assets / "tokenizer")
