@@ -33,6 +33,8 @@ PARTS = ("perplexity", "train", "structure", "speed")
 
 def rule_of(row: pd.Series) -> str:
     """What a student does otherwise than the paper's, in words."""
+    if row["method"] == "kd_lora":
+        return "KD LoRA"
     if str(row.get("undistilled")) == "True":
         return UNDISTILLED
     words = [STARTS.get(row.get("low_rank_init")), ORDERS.get(row.get("order"))]
