@@ -1,15 +1,18 @@
 """The table and figure of other rules than the paper's, on made-up results."""
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from fixtures.synthetic_ablations import add_cell
-from fixtures.synthetic_results import write_results
+from fixtures.synthetic_results import MODULES, write_results
 
 from budgeted_lora.reporting import build
 from budgeted_lora.reporting.beyond import BEYOND, PAPER, beyond_figure, beyond_lines
+from budgeted_lora.reporting.beyond_page import beyond_why, findings
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.layout import Table
 from budgeted_lora.reporting.load import Published, Results
@@ -34,11 +37,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         add_cell(builder, "outputs", BEYOND, ppl, budget=0.4, seed=seed, **OUTPUTS, **budgeted)
     cut = {"macsF0.4_undistilled-True": 500.0, "macsF0.4_by-outputs_undistilled-True": 200.0}
     add_cell(builder, "full", BEYOND, 25.0, settings=cut)
+    decide(root, "cells/outputs_s0-5e6f7a8b/train.json")
     for row in builder.rows:
         for name in ("low_rank_init", "order", "rank_step"):
             row.setdefault(name, None)
     builder.write_cells()
     return Results.open(root, partial=True)
+
+
+def decide(root: Path, path: str) -> None:
+    """Adds what a training job records of starts and orders: energies that fall from layer to layer."""
+    record = json.loads((root / path).read_text())
+    kept = np.linspace(0.6, 0.2, len(MODULES)).tolist()
+    record["low_rank"] = {
+        "order": list(range(len(MODULES))), "ranks": [16] * len(MODULES), "scores": kept, "kept_energy": kept,
+        "kept_output_energy": [1.0 - 0.1 * value for value in kept],
+    }  # fmt: skip
+    (root / path).write_text(json.dumps(record))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +95,42 @@ def test_the_figure_has_a_line_a_rule_and_says_what_is_dashed(results: Results, 
     assert [text.get_text() for text in axes.texts] == ["dashed: 4 times the tokens"]
     written = build.build_figure(BEYOND, results=results.root, out=tmp_path, partial=True)
     assert {path.suffix for path in written} == {".png", ".svg", ".pdf"}
+
+
+def test_findings_name_the_lowest_rule_of_each_budget_and_what_more_tokens_do(results: Results, table: Table) -> None:
+    found = findings(results, table.frame)
+    first = next(text for text in found if text.startswith("F = 0.4: "))
+    assert first.startswith("F = 0.4: SVD of outputs + order by outputs is lowest, 31.")
+    assert "(2 seeds)" in first
+    assert next(text for text in found if text.startswith("F = 0.0: ")).startswith("F = 0.0: SVD of W is lowest, 4")
+    (cut,) = [text for text in found if text.startswith("Without distillation, cut to the MACs of F = 0.4: ")]
+    assert "by outputs and 5" in cut
+    assert any("holds 40 % of the energy" in text and "96 % of that of its outputs" in text for text in found)
+    assert found[-1].startswith("Not tested")
+    assert findings(results, table.frame[table.frame["method"] == "kd_full"]) == []
+
+
+def test_findings_say_it_when_nothing_beats_the_paper(results: Results, table: Table) -> None:
+    papers = table.frame[table.frame["rule"] == PAPER]
+    assert any("no rule that was tried is below the paper's" in text for text in findings(results, papers))
+
+
+def test_ratios_of_longer_runs_are_those_of_the_table(results: Results, table: Table) -> None:
+    extra = table.frame[(table.frame["rule"] == "SVD of W") & (table.frame["budget"] == 0.4)].assign(tokens=4 * 153600)
+    longer = pd.concat([table.frame, extra.assign(ppl=50.0)])
+    paper = table.frame[(table.frame["rule"] == PAPER) & (table.frame["budget"] == 0.4)].set_index("tokens")["ppl"]
+    (text,) = [text for text in findings(results, longer) if "4 times the tokens" in text]
+    before = paper[153600] / extra["ppl"].iloc[0]
+    assert text.endswith(f"was {before:.2f} and is then {paper[4 * 153600] / 50.0:.2f}.")
+
+
+def test_the_reasons_are_drawn_with_what_stays_dense(results: Results) -> None:
+    with context():
+        figure = beyond_why(results)
+        titles = [axes.get_title(loc="left") for axes in figure.axes]
+        plt.close(figure)
+    assert titles[0] == "Training loss at F = 0.4; grey: dense paths fade"
+    assert {"Energy of weights outside rank r", "Energy of outputs outside rank r"} <= set(titles)
 
 
 def test_notes_say_what_differs(table: Table) -> None:

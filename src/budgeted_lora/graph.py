@@ -41,6 +41,7 @@ MAIN_TABLES = (
 )
 CONTROLS = "controls"  # table of what a reader would do instead; drawn by the Pareto plots of `main`
 BEYOND = "beyond"
+BEYOND_FIGURES = (BEYOND, "beyond_why")
 ICL_CELLS = MAIN_CELLS | {BEYOND}  # tables whose students are scored in context
 OWN_STRUCTURE = "cell_"  # begins the name of a structure that one cell alone has
 OWN_TARGETS = frozenset({"sensitivity", BEYOND})  # tables that no other target asks for
@@ -389,7 +390,7 @@ class Graph:
 
     def figures(self) -> list[str]:
         """Every figure that is drawn."""
-        return [*MAIN_FIGURES, *({BEYOND} & set(self.config.tables))]
+        return [*MAIN_FIGURES, *(BEYOND_FIGURES if BEYOND in self.config.tables else ())]
 
     def page_parts(self) -> list[str]:
         """What joins the page after the main tables: all ablations, or a table with a target of its own."""
@@ -400,12 +401,15 @@ class Graph:
         tables = self.ablations() if part == "all" else [part]
         files = [f"{self.reports}/tables/{name}.csv" for name in tables]
         files += [f"{self.reports}/claims_all.csv"] if part == "all" else []
-        return files + [f"{self.reports}/figures/{name}.svg" for name in {part} & set(self.figures())]
+        figures = BEYOND_FIGURES if part == BEYOND else ()
+        return files + [f"{self.reports}/figures/{name}.svg" for name in figures]
 
     def tables_read(self, name: str) -> set[str]:
         """Tables of the configuration whose cells a table or figure of the report shows."""
         if name == CONTROLS:
             return {CONTROLS, "table2"}
+        if name == "beyond_why":
+            return {BEYOND}
         if name == BEYOND:  # the figure shows controls and KD LoRA too
             return {BEYOND, "table2"} | ({CONTROLS} & set(self.config.tables))
         if name in OWN_TARGETS:  # beside the scale's own values
@@ -433,7 +437,7 @@ class Graph:
         """Result files that a figure is made from, besides its `rows`."""
         tables = self.tables_read(figure)
         files = [f"{self.results}/data/manifest.json", *self.references(), *self.scores(tables), *self.speeds(tables)]
-        if figure in ("retention", "loss_curves", "gates"):
+        if figure in ("retention", "loss_curves", "gates", "beyond_why"):
             files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
         return files
 

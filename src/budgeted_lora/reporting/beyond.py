@@ -131,7 +131,7 @@ def beyond_figure(results: Results) -> Figure:
     longest, shortest = frame["tokens"].max(), frame["tokens"].min()
     budgeted = frame[frame["method"] == "budgeted_lora"]
     for position, (rule, group) in enumerate(by_rule(budgeted)):
-        ink = BLACK if rule == PAPER else INKS[(position - 1) % len(INKS)]
+        ink = rule_ink(rule, position)
         for tokens, mine in group.groupby("tokens"):
             marker, longer = MARKERS[position % len(MARKERS)], tokens != shortest
             draw_line(axes, mine, ink=ink, marker=marker, dashed=longer, label=rule)
@@ -159,6 +159,11 @@ def by_rule(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     count = frame["rule"].value_counts()
     names = sorted(count.index, key=lambda rule: (rule != PAPER, -count[rule], rule))
     return [(rule, frame[frame["rule"] == rule].sort_values("speedup_vs_dense")) for rule in names]
+
+
+def rule_ink(rule: str, position: int) -> str:
+    """The colour of a rule that stands at a position of `by_rule`."""
+    return BLACK if rule == PAPER else INKS[(position - 1) % len(INKS)]
 
 
 def draw_line(axes: Axes, group: pd.DataFrame, *, ink: str, marker: str, dashed: bool, label: str) -> None:

@@ -11,21 +11,20 @@ from matplotlib.figure import Figure
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.beyond import BEYOND, beyond_figure
+from budgeted_lora.reporting.beyond_page import BEYOND_WHY, beyond_why
 from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, sorted_teachers
 from budgeted_lora.reporting.load import Results, method_label, method_order
 from budgeted_lora.reporting.pareto import pareto
-from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, METHOD_DASHES, colour
-
-SHORT = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-}
-TOLERANCE = 1e-9
+from budgeted_lora.reporting.style import (
+    BLACK,
+    GREY,
+    MARKERS,
+    METHOD_DASHES,
+    SHORT,
+    clip_start,
+    colour,
+    shade_decay,
+)
 
 
 def figure2(results: Results) -> Figure:
@@ -197,21 +196,6 @@ def loss_curves(results: Results) -> Figure:
     return figure
 
 
-def shade_decay(axes: Axes, history: pd.DataFrame, tokens: pd.Series) -> None:
-    """Shades, once a panel, the stretch in which the target fraction falls."""
-    falling = tokens[history["target_fraction"].diff().shift(-1) < -TOLERANCE]
-    if len(falling) and not axes.patches:
-        axes.axvspan(falling.min(), falling.max(), color=GREY, alpha=0.13, linewidth=0)
-
-
-def clip_start(axes: Axes) -> None:
-    """Cuts the first steps' high losses off, so that the methods can be told apart."""
-    tails = [line.get_ydata()[len(line.get_ydata()) // 20 :] for line in axes.get_lines()]
-    if tails:
-        low, high = min(tail.min() for tail in tails), max(np.quantile(tail, 0.985) for tail in tails)
-        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-
-
 @dataclass(frozen=True)
 class Plot:
     """A figure of the report: how it is drawn, and its caption."""
@@ -281,9 +265,16 @@ OWN_FIGURES: dict[str, Plot] = {
         "A line a rule, from large budgets to small; wide strokes span the seeds. Dotted: KD Full and KD LoRA of the "
         "same tokens. Grey crosses: the untrained student cut by truncated SVD, without distillation.",
     ),
+    BEYOND_WHY: Plot(
+        beyond_why,
+        "Beyond the paper: why",
+        "Above: training loss of every rule at one budget, first seed. Below: the share of each projection's energy "
+        "that its best approximation of rank r leaves out, of the weights and of the outputs on calibration windows. "
+        "Marks: which projections keep their dense path to the end, by the paper's order and by that of the outputs.",
+    ),
 }
 
 
 def figures_of(results: Results) -> dict[str, Plot]:
     """The figures that the cells of a folder allow, main ones first."""
-    return FIGURES | {name: plot for name, plot in OWN_FIGURES.items() if len(results.listed(name))}
+    return FIGURES | {name: plot for name, plot in OWN_FIGURES.items() if len(results.listed(BEYOND))}

@@ -10,7 +10,10 @@ import jinja2
 
 from budgeted_lora.config import Config
 from budgeted_lora.reporting import facts
+from budgeted_lora.reporting.beyond import BEYOND
+from budgeted_lora.reporting.beyond_page import findings
 from budgeted_lora.reporting.claims_report import claims_section
+from budgeted_lora.reporting.figures import OWN_FIGURES
 from budgeted_lora.reporting.layout import Table
 from budgeted_lora.reporting.load import Results
 from budgeted_lora.reporting.tables import CONTROLS, TABLES
@@ -40,6 +43,7 @@ def render(
     """
     relative = Path(os.path.relpath(results.root.resolve(), out.resolve())).as_posix()
     summary, can, cannot = facts.can_say(results.scale)
+    drawn = [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures]
     context: dict[str, Any] = {
         "scale": results.scale,
         "facts": facts.run_facts(results),
@@ -48,9 +52,9 @@ def render(
         "cannot": cannot,
         "main": next((table for table in tables if table.name == "table2"), None),
         "tables": [table for table in tables if table.name in TABLES and table.name not in ("table2", CONTROLS)],
-        "folded": [folded(results, title, found, relative) for title, found in sections(tables)],
+        "folded": [folded(results, title, found, drawn, relative) for title, found in sections(tables)],
         "absent": absent,
-        "figures": [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures],
+        "figures": [figure for figure in drawn if figure["name"] not in OWN_FIGURES],
         "claims": claims_section(out, relative),
         "slips": facts.SLIPS,
         "unknowns": (out / "tables" / "unknowns.csv").is_file(),
@@ -77,14 +81,23 @@ def render(
 def sections(tables: list[Table]) -> list[tuple[str, list[Table]]]:
     """The tables that stand in sections of their own, by heading; those without a table are left out."""
     controls = [table for table in tables if table.name == CONTROLS]
-    others = [table for table in tables if table.name not in TABLES]
-    return [(title, found) for title, found in (("Controls", controls), ("Ablations", others)) if found]
+    beyond = [table for table in tables if table.name == BEYOND]
+    others = [table for table in tables if table.name not in (*TABLES, BEYOND)]
+    found = {"Controls": controls, "Ablations": others, "Beyond the paper": beyond}
+    return [(title, tables) for title, tables in found.items() if tables]
 
 
-def folded(results: Results, title: str, tables: list[Table], relative: str) -> dict[str, Any]:
-    """A section of the page: its heading, and every table with the files of its cells."""
+def folded(
+    results: Results, title: str, tables: list[Table], figures: list[dict[str, str]], relative: str
+) -> dict[str, Any]:
+    """A section of the page: its heading, findings, figures, and every table with the files of its cells."""
     entries = [(table, facts.cell_links(results, relative, table.name)) for table in tables]
-    return {"id": title.lower(), "title": title, "entries": entries}
+    section = {"id": title.lower().split()[0], "title": title, "entries": entries, "figures": [], "findings": []}
+    for table in tables:
+        if table.name == BEYOND:
+            own = [figure for figure in figures if figure["name"] in OWN_FIGURES]
+            section |= {"figures": own, "findings": findings(results, table.frame)}
+    return section
 
 
 def inline(path: Path) -> str:

@@ -51,8 +51,16 @@ METADATA = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
-
-
+SHORT = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
+TOLERANCE = 1e-9
 THIN = {"linewidth": 0.6, "alpha": 0.7, "zorder": 1}
 
 
@@ -170,3 +178,18 @@ def overlap(first: Bbox, second: Bbox) -> float:
 def nearest(point: np.ndarray, box: Bbox) -> np.ndarray:
     """Vector from a point to the nearest place of a box, zero inside it."""
     return np.clip(point, box.min, box.max) - point
+
+
+def shade_decay(axes: Axes, history: pd.DataFrame, tokens: pd.Series) -> None:
+    """Shades, once a panel, the stretch in which the target fraction falls."""
+    falling = tokens[history["target_fraction"].diff().shift(-1) < -TOLERANCE]
+    if len(falling) and not axes.patches:
+        axes.axvspan(falling.min(), falling.max(), color=GREY, alpha=0.13, linewidth=0)
+
+
+def clip_start(axes: Axes) -> None:
+    """Cuts the first steps' high losses off, so that the methods can be told apart."""
+    tails = [line.get_ydata()[len(line.get_ydata()) // 20 :] for line in axes.get_lines()]
+    if tails:
+        low, high = min(tail.min() for tail in tails), max(np.quantile(tail, 0.985) for tail in tails)
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
