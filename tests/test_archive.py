@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from fixtures.checkout import checkout
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_workflow import FOLDERS, checkout, pending, snakemake
+from test_workflow import FOLDERS, pending, snakemake
 
 from budgeted_lora import archive_format, metadata
 from budgeted_lora.archive import export_archive, import_archive

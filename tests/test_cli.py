@@ -4,16 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from command_line import ON_CPU, Outcome
 from training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
 
-from budgeted_lora import cli
-from budgeted_lora.files import canonical_json, read_json, write_json
+from budgeted_lora.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1}
@@ -23,45 +22,7 @@ SCALE = {
     "training": {"tokens": 64 * 4 * 100, "batch_windows": 4, "micro_batch_windows": 4},
     "tables": {"table2": [{"method": "budgeted_lora", "budget": [0.4, 0.0]}]},
 }  # fmt: skip
-TINY = ["--scale", "tiny", "--threads", "1", "--device", "cpu"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-    def refusal(self) -> str:
-        """The line of a refusal, which is all there is."""
-        assert (self.status, self.out) == (2, ""), self
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("budgeted-lora: ")
-        return lines[0].removeprefix("budgeted-lora: ")
-
-
 Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command line in this process; mappings become JSON."""
-
-    def go(*arguments: object) -> Outcome:
-        words = [canonical_json(word) if isinstance(word, dict) else str(word) for word in arguments]
-        monkeypatch.setattr(sys, "argv", ["budgeted-lora", *words])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return Outcome(status, *capsys.readouterr())
-
-    return go
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +87,7 @@ def train(run: Run, world: World, out: Path, **changed: object) -> Outcome:
     options = [word for name, path in paths.items() for word in (f"--{name}", path)]
     return run(
         "stage", "train", "--values", recipe, "--cell", "c", *options, "--out", out / "cell", "--state", out / "state",
-        "--log-every", 4, "--checkpoint-every", 100, *TINY,
+        "--log-every", 4, "--checkpoint-every", 100, *ON_CPU,
     )  # fmt: skip
 
 
@@ -134,7 +95,7 @@ def cache(run: Run, teacher: Path, tokens: Path, out: Path, *, length: int = LEN
     return run(
         "stage", "cache-teacher", "--teacher", teacher, "--tokens", tokens, "--windows", 4, "--sequence-length", length,
         "--rows", "packed", "--batch-windows", 2, "--precision", "float32", "--out", out / "cache",
-        "--state", out / "state", *TINY,
+        "--state", out / "state", *ON_CPU,
     )  # fmt: skip
 
 

@@ -9,15 +9,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from test_workflow import checkout, snakemake
-from tokenizers import Tokenizer, models
-from training_world import LENGTH, VOCABULARY, make_recipe, make_world
+from command_line import (
+    ON_CPU,
+    Outcome,
+    Words,
+    cache_words,
+    compress_words,
+    pretrain_words,
+    status_of,
+    train_words,
+)
+from fixtures.checkout import checkout
+from test_workflow import snakemake
+from training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
 
 from budgeted_lora import cli, provenance
 from budgeted_lora.data.tokens import write_tokens
@@ -29,7 +38,6 @@ from budgeted_lora.files import (
     read_json,
     sha256_file,
     write_digest,
-    write_json,
     write_record,
 )
 from budgeted_lora.models import pretrain
@@ -37,106 +45,49 @@ from budgeted_lora.reporting.load import Results
 from budgeted_lora.runs import VARIABLE, refuse_a_clock_set_back
 from budgeted_lora.training import cache, loop
 
-TINY = ["--scale", "tiny", "--threads", "1"]
+Run = Callable[..., Outcome]
 STEPS = 12
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    err: str
-
-    def refusal(self) -> str:
-        """The one line of a refusal."""
-        assert self.status == 2, self
-        [line] = self.err.splitlines()
-        return line.removeprefix("budgeted-lora: ")
-
-
-Run = Callable[[list[object]], Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command line in this process; mappings become JSON."""
-
-    def go(words: list[object]) -> Outcome:
-        text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
-        monkeypatch.setattr(sys, "argv", ["budgeted-lora", *text])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return Outcome(status, capsys.readouterr().err)
-
-    return go
 
 
 # --- a scale's folder, and the commands that read it
 
 
-def training(root: Path, out: Path, *, cached: bool = False) -> list[object]:
-    recipe = make_recipe("budgeted_lora", steps=STEPS).model_dump(mode="json")
-    return [
-        "stage", "train", "--values", recipe, "--cell", "c", "--student", root / "student", "--teacher",
-        root / "teacher", "--tokens", root / "train.bin", "--out", out / "cell", "--state", out / "state",
-        "--log-every", 2, "--checkpoint-every", 4, "--device", "cpu", *TINY,
-        *(["--cache", root / "cache"] if cached else []),
-    ]  # fmt: skip
+def training(root: Path, out: Path) -> Words:
+    return train_words(World(root), out, make_recipe("budgeted_lora", steps=STEPS))
 
 
-def training_from_cache(root: Path, out: Path) -> list[object]:
-    return training(root, out, cached=True)
+def training_from_cache(root: Path, out: Path) -> Words:
+    return train_words(World(root), out, make_recipe("budgeted_lora", steps=STEPS), cache=root / "cache")
 
 
-def making_a_teacher(root: Path, out: Path) -> list[object]:
-    spec = {"layers": 2, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1, "tokens": 6 * 2 * LENGTH}
-    recipe = {"batch_windows": 2, "micro_batch_windows": 2, "matrix_learning_rate": None, "compile": False}
-    return [
-        "stage", "pretrain-teacher", "--name", "A", "--spec", spec, "--values", recipe, "--sequence-length", LENGTH,
-        "--rows", "packed", "--tokens", root / "train.bin", "--tokenizer", root / "tokenizer", "--out", out / "model",
-        "--record", out / "teacher.json", "--history", out / "history.csv", "--state", out / "state",
-        "--device", "cpu", *TINY,
-    ]  # fmt: skip
+def making_a_teacher(root: Path, out: Path) -> Words:
+    return pretrain_words(World(root), out, steps=6)
 
 
-def caching(root: Path, out: Path) -> list[object]:
-    return [
-        "stage", "cache-teacher", "--teacher", root / "teacher", "--tokens", root / "train.bin", "--windows", 48,
-        "--sequence-length", LENGTH, "--rows", "packed", "--batch-windows", 5, "--precision", "float32",
-        "--out", out / "cache", "--state", out / "state", "--device", "cpu", *TINY,
-    ]  # fmt: skip
+def caching(root: Path, out: Path) -> Words:
+    return cache_words(World(root), out, windows=48, batch_windows=5)
 
 
-def cutting(root: Path, out: Path) -> list[object]:
+def cutting(root: Path, out: Path) -> Words:
     return [
         "stage", "cut-student", "--teacher", root / "teacher", "--values", {"init": "last", "depth": 2}, "--out",
         out / "model", "--record", out / "student.json", "--scale", "tiny",
     ]  # fmt: skip
 
 
-def measuring(root: Path, out: Path) -> list[object]:
+def measuring(root: Path, out: Path) -> Words:
     values = {"windows": 4, "batch_windows": 2, "sequence_length": LENGTH, "rows": "packed"}
     return [
         "stage", "measure-statistics", "--values", values, "--student", root / "student", "--tokens",
-        root / "train.bin", "--out", out / "statistics", "--record", out / "statistics.json", "--device", "cpu", *TINY,
+        root / "train.bin", "--out", out / "statistics", "--record", out / "statistics.json", *ON_CPU,
     ]  # fmt: skip
 
 
-def compressing(root: Path, out: Path) -> list[object]:
-    recipe = make_recipe("budgeted_lora", steps=STEPS).model_dump(mode="json")
-    return [
-        "stage", "compress", "--values", recipe, "--settings", {"r_max": 4}, "--cell", "c", "--student",
-        root / "student", "--trained", root / "cell" / "trained", "--tokens", root / "train.bin", "--tokenizer",
-        root / "tokenizer", "--out", out / "compressed", *TINY,
-    ]  # fmt: skip
+def compressing(root: Path, out: Path) -> Words:
+    return compress_words(World(root), root / "cell" / "trained", out, make_recipe("budgeted_lora", steps=STEPS))
 
 
-def scoring(root: Path, out: Path) -> list[object]:
+def scoring(root: Path, out: Path) -> Words:
     values = {
         "sequence_length": LENGTH, "rows": "packed", "validation_tokens": 320, "batch_windows": 4,
         "slice_per_mille": 40, "hold_out_words": False, "prompt_space": False,
@@ -144,11 +95,11 @@ def scoring(root: Path, out: Path) -> list[object]:
     return [
         "stage", "evaluate", "--values", values, "--model", root / "compressed" / "model", "--student",
         root / "student", "--uncompressed", root / "cell" / "trained", "--tokens", root, "--tokenizer",
-        root / "tokenizer", "--out", out / "compressed", "--no-icl", "--device", "cpu", *TINY,
+        root / "tokenizer", "--out", out / "compressed", "--no-icl", *ON_CPU,
     ]  # fmt: skip
 
 
-def tokenizing(root: Path, out: Path) -> list[object]:
+def tokenizing(root: Path, out: Path) -> Words:
     values = {
         "train_tokens": 100, "validation_tokens": 10, "function_share": 0.0, "slice_per_mille": 40,
         "hold_out_words": False, "prompt_space": False,
@@ -159,23 +110,13 @@ def tokenizing(root: Path, out: Path) -> list[object]:
     ]  # fmt: skip
 
 
-def training_a_tokenizer(root: Path, out: Path) -> list[object]:
+def training_a_tokenizer(root: Path, out: Path) -> Words:
     values = {
         "vocab_size": 300, "function_share": 0.0, "slice_per_mille": 40, "hold_out_words": False, "prompt_space": False,
     }  # fmt: skip
     return [
         "stage", "train-tokenizer", "--values", values, "--documents", root / "documents.parquet", "--out", out / "t",
     ]  # fmt: skip
-
-
-def command(words: list[object]) -> None:
-    """Runs a command that must succeed."""
-    text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["budgeted-lora", *text])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert not end.value.code
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +127,11 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("validation", "functions"):
         documents = torch.randint(1, VOCABULARY, (40, 20), generator=torch.Generator().manual_seed(1)).tolist()
         write_tokens(root / f"{name}.bin", iter(documents), vocab_size=VOCABULARY, eos_id=0)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
-    (root / "tokenizer").mkdir()
-    tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
-    write_json(root / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
     (root / "documents.parquet").write_text("its bytes matter here, not what they say")
     for name in ("teacher", "student", "tokenizer", "documents.parquet"):
         write_digest(root / name)
     for make in (caching, training_from_cache, making_a_teacher, compressing, scoring):
-        command(make(root, root))
+        assert status_of(make(root, root)) == 0
     return root
 
 
@@ -218,7 +155,7 @@ def cut(path: Path) -> None:
 
 # --- what a stage reads
 
-READERS: dict[Callable[[Path, Path], list[object]], tuple[str, ...]] = {
+READERS: dict[Callable[[Path, Path], Words], tuple[str, ...]] = {
     training_a_tokenizer: ("documents.parquet",),
     tokenizing: ("documents.parquet", "tokenizer/tokenizer.json"),
     training: (
@@ -246,7 +183,7 @@ IDS = [f"{reader.__name__}-{name}" for reader, name in CASES]
 @pytest.mark.parametrize("damage", [flip, cut])
 @pytest.mark.parametrize(("reader", "name"), CASES, ids=IDS)
 def test_damage_is_refused_by_name(
-    run: Run, copy: Path, tmp_path: Path, reader: Callable[[Path, Path], list[object]], name: str,
+    run: Run, copy: Path, tmp_path: Path, reader: Callable[[Path, Path], Words], name: str,
     damage: Callable[[Path], None],
 ) -> None:  # fmt: skip
     damage(copy / name)
@@ -360,7 +297,7 @@ class Killed(BaseException):
     """Stands for SIGKILL where the point must be exact: nothing catches it."""
 
 
-def killed_in(module: object, name: str, words: list[object], *, after: int) -> None:
+def killed_in(module: object, name: str, words: Words, *, after: int) -> None:
     """Runs a command until the `after`-th call of a function of a module, and stops in the next."""
     real, calls = getattr(module, name), []
 

@@ -3,112 +3,46 @@
 import errno
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import Outcome, Words, cache_words, compress_words, pretrain_words, status_of, train_words
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, models
-from training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
+from training_world import World, make_recipe, make_world
 
-from budgeted_lora import cli, state
-from budgeted_lora.files import atomic_folder, canonical_json, naming, sha256_file, write_json, write_text
+from budgeted_lora import state
+from budgeted_lora.files import atomic_folder, naming, sha256_file, write_text
 from budgeted_lora.models import pretrain
 from budgeted_lora.training import cache, loop
 
-TINY = ["--scale", "tiny", "--threads", "1", "--device", "cpu"]
 FULL = "No space left on device"
 REASONS = {errno.ENOSPC: FULL, errno.EROFS: "Read-only file system", errno.EACCES: "Permission denied"}
 STEPS = 12
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    err: str
-
-    def refusal(self) -> str:
-        """The line that says why it stopped; nothing but progress bars stands before it."""
-        assert self.status == 1, self
-        assert "Traceback" not in self.err
-        assert "Exception ignored" not in self.err
-        last = self.err.splitlines()[-1]
-        assert last.startswith("budgeted-lora: ")
-        assert self.err.count("budgeted-lora: ") == 1
-        return last.removeprefix("budgeted-lora: ")
-
-
-Run = Callable[[list[object]], Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command line in this process; mappings become JSON."""
-
-    def go(words: list[object]) -> Outcome:
-        text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
-        monkeypatch.setattr(sys, "argv", ["budgeted-lora", *text])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return Outcome(status, capsys.readouterr().err)
-
-    return go
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
-    made = make_world(tmp_path_factory.mktemp("world"), documents=200)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
-    (made.root / "tokenizer").mkdir()
-    tokenizer.save(str(made.root / "tokenizer" / "tokenizer.json"))
-    write_json(made.root / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
-    return made
+    return make_world(tmp_path_factory.mktemp("world"), documents=200)
 
 
-def training(world: World, out: Path, method: str = "kd_full") -> list[object]:
-    recipe = make_recipe(method, steps=STEPS).model_dump(mode="json")
-    return [
-        "stage", "train", "--values", recipe, "--cell", "c", "--student", world.student, "--teacher", world.teacher,
-        "--tokens", world.tokens, "--out", out / "cell", "--state", out / "state", "--log-every", 2,
-        "--checkpoint-every", 4, *TINY,
-    ]  # fmt: skip
+def training(world: World, out: Path, method: str = "kd_full") -> Words:
+    return train_words(world, out, make_recipe(method, steps=STEPS))
 
 
-def making_a_teacher(world: World, out: Path) -> list[object]:
-    spec = {"layers": 2, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1, "tokens": 6 * 2 * LENGTH}
-    recipe = {"batch_windows": 2, "micro_batch_windows": 2, "matrix_learning_rate": None, "compile": False}
-    return [
-        "stage", "pretrain-teacher", "--name", "A", "--spec", spec, "--values", recipe, "--sequence-length", LENGTH,
-        "--rows", "packed", "--tokens", world.tokens, "--tokenizer", world.root / "tokenizer", "--out", out / "model",
-        "--record", out / "teacher.json", "--history", out / "history.csv", "--state", out / "state", *TINY,
-    ]  # fmt: skip
+def making_a_teacher(world: World, out: Path) -> Words:
+    return pretrain_words(world, out, steps=6)
 
 
-def caching_a_teacher(world: World, out: Path) -> list[object]:
-    return [
-        "stage", "cache-teacher", "--teacher", world.teacher, "--tokens", world.tokens, "--windows", 80,
-        "--sequence-length", LENGTH, "--rows", "packed", "--batch-windows", 2, "--precision", "float32",
-        "--out", out / "cache", "--state", out / "state", *TINY,
-    ]  # fmt: skip
+def caching_a_teacher(world: World, out: Path) -> Words:
+    return cache_words(world, out, windows=80)
 
 
-def compressing(world: World, trained: Path, out: Path) -> list[object]:
-    recipe = make_recipe("kd_full", steps=STEPS).model_dump(mode="json")
-    return [
-        "stage", "compress", "--values", recipe, "--settings", {"r_max": 4}, "--cell", "c", "--student", world.student,
-        "--trained", trained, "--tokens", world.tokens, "--tokenizer", world.root / "tokenizer",
-        "--out", out / "compressed", "--scale", "tiny", "--threads", "1",
-    ]  # fmt: skip
+def compressing(world: World, trained: Path, out: Path) -> Words:
+    return compress_words(world, trained, out, make_recipe("kd_full", steps=STEPS))
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +50,10 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of every stage's results, made without trouble."""
     out = tmp_path_factory.mktemp("whole")
     commands = training(world, out), making_a_teacher(world, out), caching_a_teacher(world, out)
-    for words in (*commands, compressing(world, out / "cell" / "trained", out)):
-        text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["budgeted-lora", *text])
-            patch.setattr(
-                pretrain.pretrain, "__kwdefaults__", pretrain.pretrain.__kwdefaults__ | {"checkpoint_every": 2}
-            )
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-        assert not end.value.code
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.pretrain, "__kwdefaults__", pretrain.pretrain.__kwdefaults__ | {"checkpoint_every": 2})
+        for words in (*commands, compressing(world, out / "cell" / "trained", out)):
+            assert status_of(words) == 0
     return out
 
 
@@ -216,7 +144,7 @@ def test_training_goes_on_from_the_state_before(
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
         fail(patch)
-        line = run(training(world, tmp_path)).refusal()
+        line = run(training(world, tmp_path)).refusal(status=1)
     [folder] = (tmp_path / "state").iterdir()
     assert line == f"{FULL}: {folder / file}"
     assert not leftovers(tmp_path)
@@ -230,12 +158,18 @@ def test_training_goes_on_from_the_state_before(
 @pytest.mark.parametrize("file", ["trained/model.safetensors", "trained/adapter.json", "history.csv", "retention.csv",
                                   "train.json", "trained.sha256"])  # fmt: skip
 def test_results_of_training_that_cannot_be_written(
-    run: Run, world: World, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, code: int
+    run: Run,
+    world: World,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    code: int,
 ) -> None:
     """The last state waits until every result is in place, so nothing is trained twice."""
     with monkeypatch.context() as patch:
         no_rename(patch, Path(file).name, code=code)
-        line = run(training(world, tmp_path)).refusal()
+        line = run(training(world, tmp_path)).refusal(status=1)
     assert line == f"{REASONS[code]}: {tmp_path / 'cell' / file}"
     assert not leftovers(tmp_path)
     assert not (tmp_path / "cell" / file).exists()
@@ -255,7 +189,7 @@ def test_a_teacher(
             no_fsync(patch, "/model.safetensors")
         else:
             no_rename(patch, file, code=errno.ENOSPC, after=file == "state.safetensors")
-        line = run(words).refusal()
+        line = run(words).refusal(status=1)
     [folder] = (tmp_path / "state").iterdir()
     assert line == f"{FULL}: {(folder if file == 'state.safetensors' else tmp_path) / file}"
     assert not leftovers(tmp_path)
@@ -277,7 +211,7 @@ def test_a_compressed_model(
             no_fsync(patch, "/model.safetensors")
         else:
             no_rename(patch, file, code=errno.ENOSPC)
-        line = run(words).refusal()
+        line = run(words).refusal(status=1)
     assert line == f"{FULL}: {tmp_path / 'compressed' / file}"
     assert not leftovers(tmp_path)
     assert not (tmp_path / "compressed" / file).exists()
@@ -332,7 +266,7 @@ def fill(disk: Path, *, free: int) -> Path:
 def test_a_disk_that_fills_up_on_training(run: Run, world: World, whole: Path, small_disk: Path, pages: int) -> None:
     """From no room for the lock's process id to room for all but the last results."""
     filler = fill(small_disk, free=4096 * pages)
-    line = run(training(world, small_disk)).refusal()
+    line = run(training(world, small_disk)).refusal(status=1)
     assert line.startswith(f"{FULL}: {small_disk}/")
     filler.unlink()
     assert not leftovers(small_disk)
@@ -344,7 +278,7 @@ def test_a_disk_that_fills_up_on_caching(
     run: Run, world: World, whole: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filler = fill(small_disk, free=4096 * 12)
-    line = run(caching_a_teacher(world, small_disk)).refusal()
+    line = run(caching_a_teacher(world, small_disk)).refusal(status=1)
     [folder] = (small_disk / "state").iterdir()
     assert line == f"{FULL}: {folder / 'hidden.bin'}"
     filler.unlink()
@@ -359,7 +293,7 @@ def test_a_disk_that_fills_up_on_caching(
 def test_a_disk_that_fills_up_on_compression(run: Run, world: World, whole: Path, small_disk: Path, pages: int) -> None:
     words = compressing(world, whole / "cell" / "trained", small_disk)
     filler = fill(small_disk, free=4096 * pages)
-    line = run(words).refusal()
+    line = run(words).refusal(status=1)
     assert line.startswith(f"{FULL}: {small_disk}/compressed/")
     filler.unlink()
     assert not leftovers(small_disk)
@@ -377,7 +311,7 @@ def test_results_that_become_read_only(
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     commands = training(world, small_disk), making_a_teacher(world, small_disk), caching_a_teacher(world, small_disk)
     for words in (*commands, compressing(world, whole / "cell" / "trained", small_disk)):
-        line = run(words).refusal()
+        line = run(words).refusal(status=1)
         assert line.startswith(f"Read-only file system: {small_disk}/")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert sha256_file(small_disk) == before
@@ -390,7 +324,7 @@ def test_results_that_become_read_only(
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_folder_that_may_not_be_written(run: Run, world: World, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir(mode=0o500)
-    line = run(training(world, tmp_path / "results")).refusal()
+    line = run(training(world, tmp_path / "results")).refusal(status=1)
     assert line.startswith(f"Permission denied: {tmp_path}/results/")
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Words, as_text, cache_words, compress_words, pretrain_words, train_words
 from safetensors import safe_open
-from tokenizers import Tokenizer, models
-from training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
+from training_world import LENGTH, World, make_recipe, make_world
 
 from budgeted_lora.config import Pretraining, Teacher
 from budgeted_lora.data.tokens import TokenFile
-from budgeted_lora.files import canonical_json, sha256_file, write_json
+from budgeted_lora.files import canonical_json, sha256_file
 from budgeted_lora.models import pretrain as pretraining
 from budgeted_lora.models import teacher as teacher_stage
 from budgeted_lora.models.load import load_model
@@ -30,7 +30,6 @@ from budgeted_lora.training import cache as caching
 from budgeted_lora.training import loop, stage
 
 SERVER = Path(__file__).with_name("fixtures") / "fork_server.py"
-TINY = ["--scale", "tiny", "--threads", "1", "--device", "cpu"]
 STEPS, TEACHER_STEPS, SECONDS = 96, 300, 600
 WINDOWS = 1200
 
@@ -47,9 +46,8 @@ class Server:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, words: list[object], log: Path) -> int:
-        text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
-        process = self.ask(start=text, log=str(log))
+    def start(self, words: Words, log: Path) -> int:
+        process = self.ask(start=as_text(words), log=str(log))
         self.started.add(process)
         return process
 
@@ -58,7 +56,7 @@ class Server:
         self.started.discard(process)
         return status
 
-    def run(self, words: list[object], log: Path) -> None:
+    def run(self, words: Words, log: Path) -> None:
         assert self.wait(self.start(words, log)) == 0, log.read_text()[-2000:]
 
     def kill(self, process: int) -> None:
@@ -83,51 +81,26 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
-    made = make_world(tmp_path_factory.mktemp("world"), documents=1500)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
-    (made.root / "tokenizer").mkdir()
-    tokenizer.save(str(made.root / "tokenizer" / "tokenizer.json"))
-    write_json(made.root / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
-    return made
+    return make_world(tmp_path_factory.mktemp("world"), documents=1500)
 
 
 # --- the commands
 
 
-def training(world: World, out: Path, method: str) -> list[object]:
-    recipe = make_recipe(method, steps=STEPS, micro_batch_windows=4).model_dump(mode="json")
-    return [
-        "stage", "train", "--values", recipe, "--cell", "c", "--student", world.student, "--teacher", world.teacher,
-        "--tokens", world.tokens, "--out", out / "cell", "--state", out / "state", "--log-every", 2,
-        "--checkpoint-every", 4, *TINY,
-    ]  # fmt: skip
+def training(world: World, out: Path, method: str) -> Words:
+    return train_words(world, out, make_recipe(method, steps=STEPS, micro_batch_windows=4))
 
 
-def making_a_teacher(world: World, out: Path, matrix_rate: float | None) -> list[object]:
-    spec = {"layers": 2, "hidden": 16, "ffn": 48, "heads": 2, "kv_heads": 1, "tokens": TEACHER_STEPS * 2 * LENGTH}
-    recipe = {"batch_windows": 2, "micro_batch_windows": 2, "matrix_learning_rate": matrix_rate, "compile": False}
-    return [
-        "stage", "pretrain-teacher", "--name", "A", "--spec", spec, "--values", recipe, "--sequence-length", LENGTH,
-        "--rows", "packed", "--tokens", world.tokens, "--tokenizer", world.root / "tokenizer", "--out", out / "model",
-        "--record", out / "teacher.json", "--history", out / "history.csv", "--state", out / "state", *TINY,
-    ]  # fmt: skip
+def making_a_teacher(world: World, out: Path, matrix_rate: float | None) -> Words:
+    return pretrain_words(world, out, steps=TEACHER_STEPS, matrix_rate=matrix_rate)
 
 
-def caching_a_teacher(world: World, out: Path) -> list[object]:
-    return [
-        "stage", "cache-teacher", "--teacher", world.teacher, "--tokens", world.tokens, "--windows", WINDOWS,
-        "--sequence-length", LENGTH, "--rows", "packed", "--batch-windows", 2, "--precision", "float32",
-        "--out", out / "cache", "--state", out / "state", *TINY,
-    ]  # fmt: skip
+def caching_a_teacher(world: World, out: Path) -> Words:
+    return cache_words(world, out, windows=WINDOWS)
 
 
-def compressing(world: World, trained: Path, out: Path) -> list[object]:
-    recipe = make_recipe("budgeted_lora", steps=STEPS).model_dump(mode="json")
-    return [
-        "stage", "compress", "--values", recipe, "--settings", {"r_max": 4}, "--cell", "c", "--student", world.student,
-        "--trained", trained, "--tokens", world.tokens, "--tokenizer", world.root / "tokenizer",
-        "--out", out / "compressed", "--scale", "tiny", "--threads", "1",
-    ]  # fmt: skip
+def compressing(world: World, trained: Path, out: Path) -> Words:
+    return compress_words(world, trained, out, make_recipe("budgeted_lora", steps=STEPS))
 
 
 # --- how far a run is
@@ -150,7 +123,7 @@ def cached(out: Path) -> int:
     return sum(file.stat().st_size for file in out.glob("state/*/hidden.bin")) // (LENGTH * 16 * 4)
 
 
-def kill_at(server: Server, words: list[object], out: Path, far: Callable[[], int], *, at: int, extra: float) -> int:
+def kill_at(server: Server, words: Words, out: Path, far: Callable[[], int], *, at: int, extra: float) -> int:
     """Starts a command, kills it `extra` seconds after it has come to `at`, and says how far it had come."""
     process = server.start(words, out / "log")
     end = time.monotonic() + SECONDS
@@ -180,7 +153,7 @@ def whole(server: Server, world: World, tmp_path_factory: pytest.TempPathFactory
     """Folder of a run that was never killed, by its command; each is made once."""
     made: dict[str, Path] = {}
 
-    def go(name: str, command: Callable[..., list[object]], *values: object) -> Path:
+    def go(name: str, command: Callable[..., Words], *values: object) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp("whole")
             server.run(command(world, *values[:-1], made[name], *values[-1:]), made[name] / "log")

@@ -16,7 +16,7 @@ from training_world import SHAPE, VOCABULARY, make_world
 from budgeted_lora.config import Pretraining, Teacher
 from budgeted_lora.data.tokens import TokenFile, write_tokens
 from budgeted_lora.errors import BadInput, TrainingDiverged
-from budgeted_lora.files import sha256_file, write_json
+from budgeted_lora.files import sha256_file
 from budgeted_lora.models import pretrain as module
 from budgeted_lora.models.load import load_model, mistral_config, new_model
 from budgeted_lora.models.pretrain import PretrainPlan, next_token_loss, optimizers, pretrain, rate_factor, window_order
@@ -216,10 +216,6 @@ def test_less_than_one_step_is_refused(tokens: TokenFile, tmp_path: Path) -> Non
 def made_from(tmp_path: Path) -> dict[str, object]:
     """Arguments of `make_teacher` on random tokens."""
     make_world(tmp_path)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
-    (tmp_path / "tokenizer").mkdir()
-    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
-    write_json(tmp_path / "tokenizer" / "tokenizer_config.json", {"eos_token": "w0"})
     spec = Teacher(layers=2, hidden=16, ffn=48, heads=2, kv_heads=1, tokens=5 * 4 * LENGTH + 7)
     return {
         "name": "A", "spec": spec, "settings": Pretraining(batch_windows=4, micro_batch_windows=2),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 import zstandard
+from fixtures.checkout import checkout
 from test_shards import TEXTS, hub_folder, zst_files
-from test_workflow import checkout, snakemake
+from test_workflow import snakemake
 
 from budgeted_lora.data.tokens import TokenFile
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fixtures.tiny_checkout import STEPS, copy_checkout, target, tiny_checkout
+from fixtures.checkout import checkout as copy_checkout
+from fixtures.tiny_checkout import STEPS, target, tiny_checkout
 
 from budgeted_lora import slurm
 from budgeted_lora.errors import BadInput

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from fixtures.checkout import checkout
 
 from budgeted_lora import stages
 from budgeted_lora.config import MAIN_CELLS, Corpus, Pretraining, Teacher, load_config
@@ -35,16 +35,6 @@ TARGETS = (
     "table1", "table2", "table8", "table9", "figure2", "pareto", "claims", "report", "main", *ABLATIONS, "ablations",
     "all",
 )  # fmt: skip
-
-
-def checkout(folder: Path) -> Path:
-    """A copy of what Snakemake reads, without results and without weights."""
-    for name in ("workflow", "config", "profiles", "src"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.egg-info")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copyfile(ROOT / name, folder / name)
-    return folder
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

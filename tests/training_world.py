@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models
 
 from budgeted_lora.data.tokens import write_tokens
+from budgeted_lora.files import write_json
 from budgeted_lora.models.load import mistral_config, new_model, save_model
 from budgeted_lora.recipe import Recipe
 
@@ -40,9 +42,16 @@ class World:
     def tokens(self) -> Path:
         return self.root / "train.bin"
 
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
 
 def make_world(root: Path, *, documents: int = 60) -> World:
-    """Writes a world into `root`."""
+    """Writes a world into `root`; a tokenizer that is there stays."""
+    world = World(root)
+    if not world.tokenizer.exists():
+        write_tokenizer(world.tokenizer)
     generator = np.random.default_rng(0)
     lengths = generator.integers(3, 40, documents)
     texts = (generator.integers(1, VOCABULARY, length).tolist() for length in lengths)
@@ -54,7 +63,15 @@ def make_world(root: Path, *, documents: int = 60) -> World:
                 if parameter.ndim == 2:
                     parameter.mul_(8.0)
         save_model(model, root / name)
-    return World(root)
+    return world
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of the world's words w0, w1, ..."""
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"eos_token": "w0"})
 
 
 def make_recipe(method: str, **changed: object) -> Recipe:
