@@ -14,7 +14,7 @@ from budgeted_lora.archive import export_archive, import_archive
 
 CUT = {"macs_of_budget": [0.4], "truncation": ["weights", "outputs"], "undistilled": [True]}
 OWN = {  # statistics, teachers' own tokens, timings of one student, students that were not distilled
-    "extends": "smoke", "pretraining": {"function_share": 0.15}, "sweeps": {"cut": CUT},
+    "extends": "smoke", "pretraining": {"function_share": 0.3}, "sweeps": {"cut": CUT},
     "tables": {
         "table2": [{"method": "kd_full"}],
         "beyond": [
