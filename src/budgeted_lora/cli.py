@@ -256,7 +256,7 @@ def cells(
     config: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a cell.")] = False,
 ) -> None:
-    """List every cell with its tables: done, missing (and which part) or stale.
+    """List every cell with its tables and what differs from the defaults: done, missing (and which part) or stale.
 
     Stale: results are there, but the values or input digests they record are not those of today's configuration and
     files. Code is not compared; Snakemake does that.
