@@ -17,7 +17,7 @@ from snakemake.utils import min_version
 from budgeted_lora.config import MAIN_CELLS, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.graph import ICL_CELLS, MAIN_FIGURES, PARETO, Graph
-from budgeted_lora.planning.start import refuse_what_cannot_fit
+from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.runs import begin_run, join_run, refuse_a_clock_set_back
 from budgeted_lora.slurm import job_name
 from budgeted_lora.sources import source_files
@@ -82,6 +82,10 @@ include: "workflow/rules/students.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/compress.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/undistilled.smk"
 include: "workflow/rules/speed.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/report.smk"
+
+
+refuse_unknown_targets(graph, {rule.name for rule in workflow.rules})

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_workflow import FOLDERS, pending, snakemake
 
 from budgeted_lora import archive_format, metadata
-from budgeted_lora.archive import export_archive, import_archive
+from budgeted_lora.archive import export_archive, exported_records, import_archive
 from budgeted_lora.archive_format import DIGEST, MANIFEST, RECORDS, Entry, Manifest, digest_line
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, write_text
@@ -344,9 +344,29 @@ def test_an_output_of_a_job_cut_short_is_left_out_and_named(source: Path) -> Non
 
 
 def test_absolute_inputs_are_named(source: Path) -> None:
-    metadata.put({"reports/tiny/index.html": json.dumps({"input": ["/opt/x.py", "y"]})})
+    metadata.put({"reports/tiny/index.html": json.dumps({"input": ["/opt/x.py", "src/y", "results/z"]})})
     [note] = export_archive(Path("a.tar.gz"), scale="tiny").notes
     assert note.startswith("1 inputs have absolute paths, e.g. /opt/x.py")
+
+
+def test_inputs_that_a_clone_lacks_are_named(source: Path) -> None:
+    metadata.put(
+        {"reports/tiny/index.html": json.dumps({"input": ["pile/01.jsonl.zst", "config/z", "results/tiny/c"]})}
+    )
+    [note] = export_archive(Path("a.tar.gz"), scale="tiny").notes
+    assert note.startswith("1 inputs are in no archive and no clone, e.g. pile/01.jsonl.zst; ")
+
+
+def test_records_of_what_is_gone_come_along_where_something_was_made_from_it(source: Path) -> None:
+    """As Snakemake knows from them that a cache or a shard that was removed need not be made again."""
+    chain = {"reports/tiny/index.html": "results/tiny/b", "results/tiny/b": "results/tiny/a", "results/tiny/a": "src/x"}
+    unused = {"results/tiny/removed/train.json": "src/x"}
+    metadata.put({name: json.dumps({"input": [made_from]}) for name, made_from in (chain | unused).items()})
+    packed = exported_records("tiny", {})
+    assert packed.keys() == {*chain, "results/tiny/cells/c/train.json"}
+    assert exported_records("tiny", {"results/tiny/b": Path("marker")}).keys() == {
+        "reports/tiny/index.html", "results/tiny/cells/c/train.json",
+    }  # fmt: skip
 
 
 def test_a_file_that_changes_meanwhile(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import yaml
 from command_line import ON_CPU, Outcome
 from training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
 
+from budgeted_lora import __version__
 from budgeted_lora.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 # --- configurations
 
 
+CUT = {"t": [{"method": "kd_full", "compression": "cut"}]}
 BAD_SCALES = {
     "unknown key": ({"learning_rate": 1}, "unknown key learning_rate"),
     "unknown key inside": ({"training": {"tokns": 5}}, "unknown key training.tokns"),
@@ -42,6 +44,28 @@ BAD_SCALES = {
     "too few steps": (
         {"training": {"tokens": 64 * 4 * 20, "batch_windows": 4, "micro_batch_windows": 4}},
         "20 steps are too few for schedule 'short' to reach the structure of F = 0.4; it needs ",
+    ),
+    "outputs of distilled students": (
+        {"sweeps": {"cut": {"macs_of_budget": [0.4], "truncation": ["weights", "outputs"]}}, "tables": CUT},
+        "tables.t, row 1: sweeps.cut: truncation: outputs without undistilled: true; expected both macs_of_budget and ",
+    ),
+    "outputs of whole students": (
+        {"sweeps": {"cut": {"truncation": ["outputs"], "undistilled": [True]}}, "tables": CUT},
+        "tables.t, row 1: sweeps.cut: truncation: outputs without macs_of_budget; expected both",
+    ),
+    "outputs by default": ({"compression": {"truncation": "outputs"}}, "truncation: outputs without macs_of_budget"),
+    "undistilled by default": ({"compression": {"undistilled": True}}, "compression.undistilled is true: no student"),
+    "truncated LoRA": (
+        {"sweeps": {"cut": {"macs_of_budget": [0.4]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
+        "tables.t, row 1: sweeps.cut.macs_of_budget on a kd_lora row; expected kd_full, the only method it compresses",
+    ),
+    "truncated LoRA by default": (
+        {"compression": {"macs_of_budget": 0.4}},
+        "tables.table2, row 1: compression.macs_of_budget on a budgeted_lora row; expected kd_full",
+    ),
+    "undistilled LoRA": (
+        {"sweeps": {"cut": {"undistilled": [True]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
+        "tables.t, row 1: sweeps.cut.undistilled on a kd_lora row; expected kd_full",
     ),
     "not YAML": ("a: [1", "not YAML"),
     "two mistakes": ({"rows": "loose", "devise": "cpu"}, "unknown key devise"),
@@ -53,6 +77,12 @@ def test_a_bad_scale_is_one_line(run: Run, tmp_path: Path, over: dict | str, exp
     (tmp_path / "tiny.yaml").write_text(over if isinstance(over, str) else yaml.safe_dump(SCALE | over))
     line = run("plan", "--scale", "tiny", "--config-folder", tmp_path).refusal()
     assert expected in line
+
+
+def test_settings_that_fit_their_rows_are_taken(run: Run, tmp_path: Path) -> None:
+    sweeps = {"cut": {"macs_of_budget": [0.4], "truncation": ["weights", "outputs"], "undistilled": [True]}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SCALE | {"sweeps": sweeps, "tables": CUT}))
+    assert run("plan", "--scale", "tiny", "--config-folder", tmp_path, "--json").status == 0
 
 
 def test_an_unknown_scale_names_the_known_ones(run: Run, tmp_path: Path) -> None:
@@ -256,6 +286,17 @@ def test_the_installed_command_ends_like_that_too(tmp_path: Path) -> None:
         "budgeted-lora: config/huge.yaml: no such scale file; expected one of: gpu-hour, mini, "
     )
     assert done.stderr.count("\n") == 1
+
+
+def test_the_version_and_where_it_comes_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        f" (commit {'a' * 40})": {"git_commit": "a" * 40, "git_dirty": False},
+        f" (commit {'a' * 40}, with changes)": {"git_commit": "a" * 40, "git_dirty": True},
+        "": {"git_commit": None, "git_dirty": None},
+    }
+    for words, state in said.items():
+        monkeypatch.setattr("budgeted_lora.provenance.git_state", lambda state=state: state)
+        assert run("--version") == Outcome(0, f"budgeted-lora {__version__}{words}\n", "")
 
 
 # --- plan

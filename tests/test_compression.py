@@ -182,7 +182,7 @@ def test_truncation_keeps_the_outputs_where_that_is_asked(tmp_path):
     assert outputs(of_outputs) < outputs(of_weights)
     assert of_outputs.record["reconstruction_error"] > of_weights.record["reconstruction_error"]
     student = TrainedStudent(dense_model(), {}, "kd_full")
-    wanted = Compression(macs_of_budget=0.4, truncation="outputs")
+    wanted = Compression(macs_of_budget=0.4, truncation="outputs", undistilled=True)
     with pytest.raises(BadInput, match="outputs needs input statistics, which only an undistilled student has"):
         compress_student(student, settings=wanted, drop_threshold=0.0, macs=planned(0.4).macs)
 

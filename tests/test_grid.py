@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from budgeted_lora.budget.cost import ModelShape, dense_macs
 from budgeted_lora.budget.plan import steps_needed
-from budgeted_lora.config import Config
+from budgeted_lora.config import Config, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.graph import Graph
-from budgeted_lora.grid import Cell, cells, control_shape, default_budgeted, planned, student_shape
+from budgeted_lora.grid import Cell, cells, control_shape, default_budgeted, differences, planned, student_shape
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": 4096}
 LARGE = SMALL | {"hidden": 64, "ffn": 128}
 TABLES = {
@@ -296,3 +298,44 @@ def test_steps_are_counted_with_the_configured_svd_threshold() -> None:
 def test_a_refused_value_is_named() -> None:
     with pytest.raises(BadInput, match=r"tables\.t, row 1: steps is 0"):
         cells(config(tables={"t": [{"method": "kd_full", "tokens": 1}]}))
+
+
+# --- in words
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"method": "kd_full"}, {}),
+        ({"method": "kd_full", "teacher": "B", "seed": 3}, {"teacher": "B", "seed": 3}),
+        ({"method": "kd_full", "betas": [0.8, 0.9], "rows": "document"}, {"betas": [0.8, 0.9], "rows": "document"}),
+        ({"method": "kd_full", "tokens": 10 * 4 * 64}, {"tokens": 10 * 4 * 64}),
+        ({"method": "kd_lora", "rank": 4}, {"rank": 4}),
+        ({"method": "kd_lora", "rank": 4, "alpha": 16}, {"rank": 4, "alpha": 16.0}),
+        ({"method": "kd_lora", "low_rank_init": "svd"}, {"low_rank_init": "svd"}),
+        ({"method": "budgeted_lora", "budget": 0.4, "gate_logit": 0.0}, {"gate_logit": 0.0}),
+        ({"method": "budgeted_lora", "budget": 0.0, "schedule": "long"}, {"schedule": "long"}),
+        (
+            {"method": "budgeted_lora", "budget": 0.4, "low_rank_init": "activation_svd", "order": "activation"},
+            {"low_rank_init": "activation_svd", "order": "activation"},
+        ),
+        ({"method": "budgeted_lora", "budget": 0.4, "ranks": "allocated"}, {"ranks": "allocated"}),
+    ],
+)
+def test_what_differs_is_said_in_the_words_of_a_row(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    asked = config(tables={"t": [row]})
+    [cell] = cells(asked)
+    assert differences(asked, cell.recipe) == expected
+
+
+def test_a_scale_of_other_defaults_has_other_differences() -> None:
+    rows = [{"method": "budgeted_lora", "budget": 0.4, "order": order} for order in ("mac", "energy")]
+    asked = config(tables={"t": rows}, budget={"order": "energy"})
+    assert [differences(asked, cell.recipe) for cell in cells(asked)] == [{"order": "mac"}, {}]
+
+
+@pytest.mark.parametrize("scale", ["mini", "smoke", "paper", "single-gpu"])
+def test_no_two_students_of_a_scale_read_the_same(scale: str) -> None:
+    asked = load_config(ROOT / "config" / f"{scale}.yaml")
+    said = [(cell.id.rpartition("-")[0], str(differences(asked, cell.recipe))) for cell in cells(asked)]
+    assert len(set(said)) == len(said)

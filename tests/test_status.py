@@ -253,6 +253,16 @@ def test_cells_as_json(here: Path, run: Run) -> None:
     assert [(item["status"], item["tables"]) for item in listed] == [("done", ["table6"]), ("missing", ["table6"])]
     assert listed[0]["stages"]["train"] == {"status": "done", "reasons": [], "notes": []}
     assert listed[0]["libraries"]["torch"]
+    assert [item["differs"] for item in listed] == [{}, {"seed": 1}]
+
+
+def test_cells_that_differ_in_one_constant_can_be_told_apart(here: Path, run: Run) -> None:
+    more = ({}, {"betas": [0.8, 0.9]}, {"learning_rate": 0.5, "seed": 2})
+    configured(here, tables={"table6": [{"method": "kd_lora", **values} for values in more]})
+    _, out, _ = run("cells", "--scale", "tiny")
+    assert [" ".join(line.split()[3:]) for line in out.splitlines()[:4]] == [
+        "differs in", "", "betas=[0.8, 0.9]", "learning_rate=0.5",
+    ]  # fmt: skip
 
 
 def test_why_says_what_differs_and_what_changed(here: Path, run: Run) -> None:

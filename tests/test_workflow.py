@@ -21,9 +21,10 @@ import yaml
 from fixtures.checkout import checkout
 
 from budgeted_lora import stages
-from budgeted_lora.config import MAIN_CELLS, Corpus, Pretraining, Teacher, load_config
+from budgeted_lora.config import MAIN_CELLS, Config, Corpus, Pretraining, Teacher, load_config
 from budgeted_lora.evaluation.settings import read_settings
 from budgeted_lora.graph import CONTROLS, MAIN_FIGURES, Graph
+from budgeted_lora.planning.start import asked_for, targets_of
 from budgeted_lora.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,6 +242,64 @@ def test_table_1_trains_no_student(plan: Plan) -> None:
     assert not found.keys() & {"train_cell", "compress_cell", "evaluate_cell", "cache_teacher", "measure_speed"}
     assert found["make_table"] == found["table1"] == 1
     assert found["evaluate_reference"] == 3
+
+
+def test_a_scale_names_the_targets_that_it_has() -> None:
+    assert set(targets_of(graph_of("smoke"))) >= set(TARGETS)
+    smoke, mini, paper = (targets_of(graph_of(scale)) for scale in ("smoke", "mini", "paper"))
+    assert {"sensitivity", "beyond", "controls"} <= set(mini) - set(smoke)
+    assert set(paper) - set(smoke) == {"calibration"}
+    assert not set(paper) & {"ablations", *ABLATIONS}
+    rows = {"tables": {"table2": [{"method": "kd_full"}], "table6": [], "beyond": [], "controls": []}}
+    empty = Graph(Config.model_validate(graph_of("mini").config.model_dump() | rows))
+    assert {"ablations", "table6", "beyond", "controls"} <= {*empty.report_tables(), "ablations"}
+    assert not set(targets_of(empty)) & {"ablations", "table6", "beyond", "controls"}
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["/x/bin/snakemake", "table2", "main", "--config", "scale=mini", "a=b", "-n"], ["table2", "main"]),
+        (["/x/snakemake/__main__.py", "--config", "scale=mini", "--resources", "gpu=2", "--", "table2"], ["table2"]),
+        (["/x/bin/snakemake", "--config", "scale=mini"], []),
+        (["/x/bin/snakemake", "table2", "--target-jobs", "train_cell:cell=c"], []),
+        (["/x/bin/pytest", "table2"], []),
+    ],
+)
+def test_targets_are_read_as_snakemake_reads_them(
+    words: list[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", words)
+    assert asked_for() == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("table7", "--config", "scale=paper"), "scale paper has no target 'table7'; expected one of its targets: "),
+        (("all", "tabel2", "--config", "scale=smoke"), "scale smoke has no target 'tabel2'; expected one of its"),
+        (("ablations", "--config", "scale=paper"), "scale paper has no rows for 'ablations'; expected one of"),
+    ],
+)
+def test_a_target_that_a_scale_has_not_is_status_2_and_one_line(
+    fresh: Path, words: tuple[str, ...], expected: str
+) -> None:
+    done = snakemake(fresh, "--dry-run", "--cores", "1", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"budgeted-lora: {expected}")
+
+
+def test_an_undistilled_student_is_scored_without_the_distilled_one(plan: Plan) -> None:
+    scored = [job for job in plan("beyond", "--config", "scale=mini") if job.rule.startswith("score_")]
+    folders = {job.options["--out"].rpartition("/")[2]: job for job in scored}
+    undistilled = graph_of("mini").undistilled()
+    assert len(undistilled) == 4
+    assert {name for name, job in folders.items() if job.rule == "score_undistilled"} == set(undistilled)
+    for name in undistilled:
+        assert not {"--uncompressed", "--student"} & folders[name].options.keys()
+        assert "/trained" not in folders[name].fields["input"]
 
 
 # --- teachers

@@ -43,6 +43,7 @@ from budgeted_lora.files import atomic_path, canonical_json, sha256_file
 from budgeted_lora.provenance import git_state
 
 TIMESTAMP = ".snakemake_timestamp"  # in a folder that is an output: Snakemake takes its date for the folder's
+IN_A_CHECKOUT = ("src/", "config/", "workflow/")  # inputs of the workflow that git brings
 LOCKS = ("run.lock", "jobs.lock")  # of a run of the workflow, in results/<scale>
 
 
@@ -115,14 +116,20 @@ def exported_files(scale: str, *, with_cache: bool) -> list[Path]:
 
 
 def exported_records(scale: str, unfinished: dict[str, Path]) -> dict[str, str]:
-    """Snakemake's records of what is there and whole, by output.
+    """Snakemake's records of what is there and whole, by output, and of all that it was made from.
 
-    Those of the caches come along even where the caches do not: without them Snakemake compares the dates of a
+    Those of caches and shards come along even where these do not: without them Snakemake compares the dates of a
     cache's inputs with the students', and trains all anew in a clone, where the sources are newer.
     """
     records = metadata.kept(metadata.RECORDS, scale)
-    wanted = [name for name in records if Path(name).exists() or name.startswith(f"results/{scale}/cache/")]
-    return {name: records[name].read_text() for name in wanted if name not in unfinished}
+    waiting = [name for name in records if Path(name).exists()]
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        if name in records and name not in found and name not in unfinished:
+            found[name] = records[name].read_text()
+            waiting += json.loads(found[name]).get("input") or []
+    return dict(sorted(found.items()))
 
 
 def within(path: Path, outputs: dict[str, Path]) -> bool:
@@ -142,11 +149,18 @@ def export_notes(records: dict[str, str], unfinished: dict[str, Path]) -> tuple[
         notes.append(f"left out {len(unfinished)} outputs of jobs that were cut short, e.g. {min(unfinished)}")
     if not records:
         notes.append("Snakemake has no records of these results: where they are imported, it trusts them as they are")
-    outside = {path for text in records.values() for path in json.loads(text).get("input") or [] if path[:1] == "/"}
+    read = {path for text in records.values() for path in json.loads(text).get("input") or []}
+    outside = {path for path in read if path.startswith("/")}
     if outside:
         notes.append(
             f"{len(outside)} inputs have absolute paths, e.g. {min(outside)}; where these differ, what was made "
             "from them is made again (an editable install, `make setup`, gives relative ones)"
+        )
+    beside = {path for path in read if not path.startswith(("/", "results/", "reports/", *IN_A_CHECKOUT))}
+    if beside:
+        notes.append(
+            f"{len(beside)} inputs are in no archive and no clone, e.g. {min(beside)}; where they are not brought "
+            "too, what was made from them is made again"
         )
     return tuple(notes)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgeted_lora import stages
+from budgeted_lora import __version__, stages
 from budgeted_lora.config import load_config
 from budgeted_lora.errors import BadInput, RankFailed, TrainingDiverged
 from budgeted_lora.slots import gpu_slots
@@ -22,9 +22,30 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Budgeted LoRA: distillation as structured compute allocation.",
 )
 app.add_typer(stages.app, name="stage")
+
+
+def print_version(asked: bool) -> None:
+    """Prints the package's version, and the commit where the package lies in a checkout; then ends."""
+    if asked:
+        from budgeted_lora.provenance import git_state
+
+        git = git_state()
+        changed = ", with changes" if git["git_dirty"] else ""
+        commit = f" (commit {git['git_commit']}{changed})" if git["git_commit"] else ""
+        typer.echo(f"budgeted-lora {__version__}{commit}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Budgeted LoRA: distillation as structured compute allocation."""
+
 
 ScaleName = Annotated[str, typer.Option("--scale", help="A file of config/, without its ending.")]
 ConfigFolder = Annotated[Path, typer.Option("--config-folder", help="Folder of the scale files.")]
@@ -235,7 +256,7 @@ def cells(
     config: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a cell.")] = False,
 ) -> None:
-    """List every cell with its tables: done, missing (and which part) or stale.
+    """List every cell with its tables and what differs from the defaults: done, missing (and which part) or stale.
 
     Stale: results are there, but the values or input digests they record are not those of today's configuration and
     files. Code is not compared; Snakemake does that.

@@ -347,6 +347,13 @@ class Compression(Strict):
         False, description="Compress the student that a KD Full run began with, not the one it made. [ours]"
     )
 
+    @model_validator(mode="after")
+    def _has_what_truncation_needs(self) -> "Compression":
+        if self.truncation == "outputs" and (self.macs_of_budget is None or not self.undistilled):
+            lacks = "macs_of_budget" if self.macs_of_budget is None else "undistilled: true"
+            raise ValueError(f"truncation: outputs without {lacks}; expected both macs_of_budget and undistilled: true")
+        return self
+
 
 class Sweep(Strict):
     """Settings tried on one trained student: every combination of the lists, anything else as in `compression`."""
@@ -499,6 +506,11 @@ class Config(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         first = next(iter(self.teacher_ladder.values()))
+        if self.compression.undistilled:
+            raise ValueError(
+                "compression.undistilled is true: no student would be scored as it was trained; expected it in a list "
+                "of sweeps"
+            )
         if self.student.layers > first.layers:
             raise ValueError(
                 f"student.layers {self.student.layers} exceeds the {first.layers} layers of the first teacher"

@@ -321,6 +321,10 @@ class Graph:
         needed = self.settings[settings].truncation == "outputs"
         return f"--statistics {self.statistics_of(cell)}" if needed else ""
 
+    def undistilled(self) -> list[str]:
+        """Compression settings under which it is not the trained student that is compressed."""
+        return [name for name, settings in self.settings.items() if settings.undistilled]
+
     def statistics_of(self, cell: str) -> str:
         """Folder of the statistics of the untrained student that a cell starts from."""
         return f"{self.results}/students/{self.student_of(cell)}/statistics"

@@ -180,6 +180,29 @@ def default_budgeted(config: Config, budget: float) -> Recipe:
     return recipe(config, Row(method="budgeted_lora", budget=budget))
 
 
+def differences(config: Config, values: Recipe) -> dict[str, Any]:
+    """What a recipe has otherwise than the scale's default of its method and budget, in the words of a table's row.
+
+    What follows from another value is left out: alpha in its usual ratio to the rank, the ends of a schedule.
+    """
+    default = recipe(config, Row(method=values.method, budget=values.budget))
+    mine, usual = in_words_of_a_row(values), in_words_of_a_row(default)
+    found = {name: value for name, value in mine.items() if value != usual[name]}
+    if "alpha" in found and values.alpha * default.rank == default.alpha * values.rank:
+        del found["alpha"]
+    return found
+
+
+def in_words_of_a_row(values: Recipe) -> dict[str, Any]:
+    """A recipe as the row that asks for it, every key given; the shape of a control under the recipe's own names."""
+    derived = {"steps", "rank_step", "schedule_start", "schedule_end", "statistics_windows"}
+    said = values.model_dump(mode="json", exclude=derived) | {"tokens": values.tokens}
+    if values.method == "kd_full":
+        return said
+    ranks = "fixed" if values.rank_step is None else "allocated"
+    return said | {"low_rank_init": values.low_rank_init or "zero", "ranks": ranks, "order": values.order or "mac"}
+
+
 def student_shape(config: Config) -> ModelShape:
     """The cost model's view of the scale's student."""
     first = config.teacher_ladder[config.first_teacher]
@@ -217,8 +240,9 @@ def settings_of(config: Config, row: Row) -> dict[str, Compression]:
     """The compression settings a row asks for, by folder name: `default`, or a slug of what differs from it.
 
     Raises:
-        BadInput: the row names no sweep of the configuration.
+        BadInput: the row names no sweep of the configuration, or settings that its method cannot be compressed with.
     """
+    refuse_settings(config.compression, row.method, key="compression")
     if row.compression is None:
         return {DEFAULT_SETTINGS: config.compression}
     if row.compression not in config.sweeps:
@@ -227,11 +251,26 @@ def settings_of(config: Config, row: Row) -> dict[str, Compression]:
     found = {}
     for chosen in itertools.product(*lists.values()):
         values = dict(zip(lists, chosen, strict=True))
-        made = config.compression.model_copy(update=values)
+        try:
+            made = Compression.model_validate(config.compression.model_dump() | values)
+        except ValidationError as error:
+            raise BadInput(f"sweeps.{row.compression}: {describe(error)}") from None
+        refuse_settings(made, row.method, key=f"sweeps.{row.compression}")
         differs = {name: value for name, value in values.items() if value != getattr(config.compression, name)}
         slug = "_".join(f"{SETTING_SLUG[name]}{value}" for name, value in differs.items())
         found[slug or DEFAULT_SETTINGS] = made
     return found
+
+
+def refuse_settings(settings: Compression, method: str, *, key: str) -> None:
+    """Refuses settings that are for KD Full alone on another method's row.
+
+    Raises:
+        BadInput: see above.
+    """
+    for name, given in (("macs_of_budget", settings.macs_of_budget is not None), ("undistilled", settings.undistilled)):
+        if given and method != "kd_full":
+            raise BadInput(f"{key}.{name} on a {method} row; expected kd_full, the only method it compresses")
 
 
 def cell_id(config: Config, values: Recipe) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgeted_lora import metadata
+from budgeted_lora.chain import chain, data_and_teachers
 from budgeted_lora.errors import BadInput
 from budgeted_lora.graph import Graph
-from budgeted_lora.status import chain, held
+from budgeted_lora.status import held
 
 KINDS = {"teachers": "teacher", "students": "student", "cells": "cell", "speed": "timing", "cache": "cache"}
 PRINTS = ("logs", "benchmarks")  # what jobs print and cost: <kind>/<rule>/<cell>...
@@ -32,7 +33,7 @@ class Leftover:
 
 
 def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list[Leftover]:
-    """What no cell, teacher, student or structure of the configuration uses, by kind and name.
+    """What no cell, teacher, student, structure or corpus of the configuration uses, by kind and name.
 
     Args:
         cache: list the teachers' cached hidden states too that are in use; they can be computed again.
@@ -51,6 +52,9 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
             elif kind == "cells":
                 unused = [p for p in visible(path / "compressed") if p not in used]
                 found += [Leftover(p, "compression settings of another configuration") for p in unused]
+            elif kind == "students":
+                found += together(path, "statistics*", used, why="statistics that no student is made with")
+    found += unused_data(results / "data", used)
     if state:
         found += states(graph)
     cut_short = sorted(
@@ -59,9 +63,29 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
     return found + [Leftover(path, "import that was cut short") for path in cut_short]
 
 
+def unused_data(data: Path, used: set[Path]) -> list[Leftover]:
+    """Of the token files' making: another form of the corpus, shards that are not read, teachers' own token files."""
+    found = together(data, "documents.parquet*", used, why="corpus of another configuration")
+    found += together(data, "corpus.json", used, why="record of a corpus of another configuration")
+    found += together(data, "teachers", used, why="token files of teachers made in another configuration")
+    if data / "shards" not in used:
+        return found + together(data, "shards", used, why="shards of another configuration")
+    for shard in visible(data / "shards"):
+        unread = [] if shard in used else [Leftover(shard, "shard that is not read")]
+        found += unread or together(shard, "source*", used, why="download of another configuration")
+    return found
+
+
+def together(folder: Path, pattern: str, used: set[Path], *, why: str) -> list[Leftover]:
+    """What matches in a folder and is not used, as one leftover; none where nothing does."""
+    paths = [path for path in visible(folder) if path.match(pattern) and path not in used]
+    return [Leftover(paths[0], why, tuple(paths[1:]))] if paths else []
+
+
 def in_use(graph: Graph) -> set[Path]:
     """Every file that the configuration's jobs write, and the folders that these lie in."""
     files = {path for cell in graph.cells for stage in chain(graph, cell) for path in stage.files}
+    files |= {path for stage in data_and_teachers(graph, graph.teachers) for path in stage.files}
     files |= {Path(path) for path in graph.references()}
     files |= {Path(graph.results) / "speed" / f"{name}.json" for name in graph.timed()}
     files |= {Path(graph.results) / "students" / name / "model" for name in graph.students}

@@ -12,6 +12,7 @@ from budgeted_lora.grid import recipe
 from budgeted_lora.prune import Leftover
 from budgeted_lora.status import CellStatus, merged, mixed
 
+IN_THE_ID = frozenset({"teacher", "init", "student_layers", "student_ffn", "seed"})  # said by every id, word for word
 COLORS = {"done": typer.colors.GREEN, "missing": typer.colors.YELLOW, "stale": typer.colors.RED}
 
 
@@ -36,11 +37,12 @@ def state(text: str) -> str:
 
 def render_cells(found: Sequence[CellStatus]) -> str:
     """A line a cell, then how many stand how; the first thing to say of each, and how many more there are."""
-    rows = [["cell", "status", "tables", ""]]
+    rows = [["cell", "status", "tables", "differs in", ""]]
     for item in found:
         said = [*(["training now"] if item.running else []), *item.detail]
         more = f" (and {len(said) - 1} more: why {item.cell})" if len(said) > 1 else ""
-        rows.append([item.cell, item.state, " ".join(item.tables), (said[0] if said else "") + more])
+        differs = " ".join(f"{name}={word(value)}" for name, value in item.differs.items() if name not in IN_THE_ID)
+        rows.append([item.cell, item.state, " ".join(item.tables), differs, (said[0] if said else "") + more])
     padded = columns(rows)
     lines = ["  ".join(padded[0]).rstrip()]
     lines += ["  ".join([name, state(status), *rest]).rstrip() for name, status, *rest in padded[1:]]

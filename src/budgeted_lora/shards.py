@@ -39,6 +39,10 @@ class ShardJobs:
         ending = next((ending for ending in ENDINGS if str(self.shards.pattern).endswith(ending)), ".parquet")
         return f"{self.folder}/{{shard}}/source{ending}"
 
+    def source_record(self, shard: str) -> str:
+        """What the job that downloads a shard says of it."""
+        return f"{self.folder}/{shard}/source.json"
+
     def source(self, shard: str) -> str:
         """The shard's file, or for a local folder in the Hub's form a pattern that one file matches."""
         if self.corpus.source == "files":

@@ -8,39 +8,22 @@ results that were copied. Code is not compared: an edit reruns its stage in Snak
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from budgeted_lora.chain import Stage, chain
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json, sha256_file
-from budgeted_lora.graph import ICL_CELLS, Graph
-from budgeted_lora.grid import DEFAULT_SETTINGS
-from budgeted_lora.recipe import compute_values
+from budgeted_lora.files import read_json, sha256_file, short_hash
+from budgeted_lora.graph import Graph
+from budgeted_lora.grid import differences
 
 State = Literal["done", "missing", "stale"]
 TIMESTAMP = Path(".snakemake_timestamp")  # Snakemake lays it, empty, in a folder that is an output
 NOTHING = object()
 NOTHING_THERE = ("nothing is there",)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of a cell's chain: what it writes, and what its records must say.
-
-    Attributes:
-        own: whether it belongs to this cell alone; others are shared, and what they lack is no lack of the cell.
-        files: all that it writes and later stages or a person read.
-        records: values expected in the JSON results, None where values are not compared.
-        after: names of the stages that it is made from.
-    """
-
-    name: str
-    own: bool
-    files: tuple[Path, ...]
-    records: Mapping[Path, Mapping[str, Any] | None]
-    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,15 +38,20 @@ class StageStatus:
 
     @property
     def folder(self) -> Path:
-        return self.stage.files[0].parent
+        """Where everything that it writes lies."""
+        return Path(os.path.commonpath([file.parent for file in self.stage.files]))
 
 
 @dataclass(frozen=True)
 class CellStatus:
-    """How a cell stands, with its stages in the order of the work."""
+    """How a cell stands, with its stages in the order of the work.
+
+    `differs` holds what its recipe has otherwise than the scale's defaults, see `grid.differences`.
+    """
 
     cell: str
     tables: tuple[str, ...]
+    differs: Mapping[str, Any]
     state: State
     detail: tuple[str, ...]
     stages: tuple[StageStatus, ...]
@@ -83,6 +71,7 @@ class CellStatus:
         return {
             "cell": self.cell,
             "tables": self.tables,
+            "differs": self.differs,
             "status": self.state,
             "detail": self.detail,
             "training_now": self.running,
@@ -114,9 +103,9 @@ class Inspector:
                 status = replace(status, state="stale", reasons=reasons)
             found[stage.name] = status
         state, detail = summary(list(found.values()))
-        tables = self.graph.cells[name].tables
+        tables, differs = self.graph.cells[name].tables, differences(self.graph.config, self.graph.recipe_of(name))
         running = any(held(state) for state in Path(self.graph.results).glob(f"state/{name}-*"))
-        return CellStatus(name, tables, state, detail, tuple(found.values()), running)
+        return CellStatus(name, tables, differs, state, detail, tuple(found.values()), running)
 
     def _status(self, stage: Stage) -> StageStatus:
         if stage.own:
@@ -140,13 +129,15 @@ class Inspector:
                 reasons.append(f"{path.name} records nothing about itself")
                 continue
             if expected is not None:
-                reasons += [f"{path.name}: {line}" for line in changes(about["values"], expected, whole=stage.own)]
+                reasons += [f"{path.name}: {line}" for line in changes(about["values"], expected, whole=stage.whole)]
             for name, digest in about["inputs"].items():
                 today = self.digests(name)
                 if not today:
                     notes.append(f"{path.name}: {name} is gone, so it was not compared")
                 elif digest not in today:
                     reasons.append(f"{path.name}: {name} was {digest[:8]}, is {min(today)[:8]}")
+            if stage.structure is not None:
+                reasons += other_structure(path, stage.structure)
             libraries.append({name: (version,) for name, version in (about.get("libraries") or {}).items()})
         versions = merged(libraries)
         notes += [f"mixed versions of {mix}" for mix in mixed(versions)]
@@ -188,6 +179,22 @@ def recorded(path: Path) -> dict[str, Any] | None:
         return about if isinstance(about["values"], dict) and isinstance(about["inputs"], dict) else None
     except (KeyError, TypeError):
         return None
+
+
+def other_structure(timing: Path, compressed: Path) -> list[str]:
+    """What to say where a timing is not of the structure that its student is compressed to today.
+
+    Ranks and decisions are compared: the weights may be others, time does not depend on them.
+    """
+    if not compressed.is_file():
+        return []
+    try:
+        modules = read_json(compressed)["modules"]
+        ranks = [[m["name"], None if m["decision"] == "keep" else m["lora_rank"] + m["svd_rank"]] for m in modules]
+    except (BadInput, KeyError, TypeError):
+        return [f"{timing.name}: {compressed} names no structure to compare"]
+    was, today = str(read_json(timing).get("structure_hash")), short_hash(ranks)
+    return [] if was == today else [f"{timing.name}: the structure in {compressed} was {was}, is {today}"]
 
 
 def changes(old: Any, new: Any, *, whole: bool, key: str = "") -> list[str]:
@@ -254,112 +261,7 @@ def held(state: Path) -> bool:
     return False
 
 
-# --- the chain of stages
-
-
-def chain(graph: Graph, cell: str) -> list[Stage]:
-    """The stages that a cell's results come from, in the order of the work."""
-    teacher = graph.recipe_of(cell).teacher
-    names = dict.fromkeys((graph.config.first_teacher, teacher))
-    stages = [corpus_stage(graph), tokens_stage(graph), *(teacher_stage(graph, name) for name in names)]
-    stages += [student_stage(graph, cell), *cache_stages(graph, cell), train_stage(graph, cell)]
-    for settings in graph.cells[cell].settings:
-        stages += compressed_stages(graph, cell, settings)
-    return stages + speed_stages(graph, cell)
-
-
-def under(folder: str | Path, *names: str) -> tuple[Path, ...]:
-    return tuple(Path(folder) / name for name in names)
-
-
-def corpus_stage(graph: Graph) -> Stage:
-    if graph.config.corpus.shards:
-        jobs = graph.shard_jobs()
-        recorded = {
-            Path(path): json.loads(jobs.values(name)) for path, name in zip(jobs.records(), jobs.names, strict=True)
-        }
-        return Stage("corpus", False, (*recorded, *map(Path, jobs.tokens())), recorded)
-    files = under(f"{graph.results}/data", "corpus.json", "documents.parquet", "documents.parquet.sha256")
-    return Stage("corpus", False, files, {files[0]: json.loads(graph.corpus())})
-
-
-def tokens_stage(graph: Graph) -> Stage:
-    values = graph.shard_jobs().join_values() if graph.config.corpus.shards else graph.mix()
-    parts = [f"{name}.{ending}" for name in ("train", "validation", "functions") for ending in ("bin", "idx", "json")]
-    files = under(f"{graph.results}/data", "manifest.json", "tokenizer", "tokenizer.sha256", *parts)
-    return Stage("tokens", False, files, {files[0]: json.loads(values)}, after=("corpus",))
-
-
-def teacher_stage(graph: Graph, name: str) -> Stage:
-    config = graph.config
-    spec = json.loads(graph.teacher_spec(name))
-    if config.teachers == "pretrain":
-        settings = config.pretraining.model_dump(mode="json")
-        values = {"name": name, "spec": spec, "threads": config.threads.training} | settings
-        after = ("tokens",)
-    else:
-        values, after = {"name": name, "source": config.teachers} | spec, ()
-    files = under(f"{graph.results}/teachers/{name}", "teacher.json", "model", "model.sha256")
-    return Stage(f"teacher {name}", False, files, {files[0]: values}, after=after)
-
-
-def student_stage(graph: Graph, cell: str) -> Stage:
-    name = graph.student_of(cell)
-    files = under(f"{graph.results}/students/{name}", "student.json", "model", "model.sha256")
-    after = (f"teacher {graph.config.first_teacher}",)
-    return Stage(f"student {name}", False, files, {files[0]: json.loads(graph.student(name))}, after=after)
-
-
-def cache_stages(graph: Graph, cell: str) -> list[Stage]:
-    """The teacher's hidden states, where they are cached."""
-    after = (f"teacher {graph.recipe_of(cell).teacher}", "tokens")
-    folders = [Path(path).parent for path in graph.cache_files(cell)]
-    files = [under(folder, "cache.json", "hidden.bin", "provenance.json") for folder in folders]
-    return [Stage(f"cache {paths[0].parent.name}", False, paths, {paths[2]: None}, after=after) for paths in files]
-
-
-def train_stage(graph: Graph, cell: str) -> Stage:
-    names = ("train.json", "history.csv", "retention.csv", "trained", "trained.sha256")
-    files = tuple(Path(path) for path in graph.of_cells([cell], *names))
-    config = graph.config
-    how = compute_values(threads=config.threads.training, gpus_per_run=config.gpus_per_run)
-    values = json.loads(graph.recipe(cell)) | how
-    after = ("tokens", f"teacher {graph.recipe_of(cell).teacher}", f"student {graph.student_of(cell)}")
-    return Stage("train", True, files, {files[0]: values}, after=after)
-
-
-def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
-    """Compression by one of the cell's settings, and the scores of what it left."""
-    folder = f"{graph.results}/cells/{cell}/compressed/{settings}"
-    suffix = "" if settings == DEFAULT_SETTINGS else f" {settings}"
-    files = under(folder, "compression.json", "model", "model.sha256")
-    values = {
-        "recipe": json.loads(graph.recipe(cell)),
-        "settings": json.loads(graph.compression(settings)),
-        "threads": graph.config.threads.evaluation,
-    }
-    compress = Stage(f"compress{suffix}", True, files, {files[0]: values}, after=("train",))
-    evaluation = json.loads(graph.evaluation())
-    records = {path: evaluation for path in under(folder, "perplexity.json")}
-    more = under(folder, "perplexity_windows.parquet")
-    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & ICL_CELLS:
-        records |= {path: evaluation for path in under(folder, "icl.json")}
-        more += under(folder, "icl_examples.parquet")
-    score = Stage(f"score{suffix}", True, (*records, *more), records, after=(compress.name, "tokens"))
-    return [compress, score]
-
-
-def speed_stages(graph: Graph, cell: str) -> list[Stage]:
-    """The timing of the cell's structure, where that is measured."""
-    name = graph.structure_of(cell)
-    if name not in graph.timed():
-        return []
-    (file,) = under(f"{graph.results}/speed", f"{name}.json")
-    settings = graph.config.speed.model_dump(mode="json") | {"threads": graph.config.threads.timing}
-    planned = name in graph.structures()
-    about = graph.speed_values(name) if planned else graph.own_speed_values(cell)
-    values = json.loads(about)["student"] | settings
-    return [Stage(f"speed {name}", False, (file,), {file: values})]
+# --- cells by name
 
 
 def the_cell(graph: Graph, start: str) -> str:

@@ -1,15 +1,67 @@
-"""What the workflow asks before its first job; a dry run does not ask it."""
+"""What the workflow asks before its first job: whether its targets are there, whether the machine is large enough."""
 
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
-from budgeted_lora.graph import Graph
+from budgeted_lora.graph import CONTROLS, Graph
 from budgeted_lora.planning.doctor import refusal
+
+
+def targets_of(graph: Graph) -> list[str]:
+    """What a person can ask a scale for by name; of tables with rows of their own only those that have some."""
+    own_rows = {CONTROLS, *graph.ablations(), *graph.page_parts()}
+    tables = [name for name in graph.report_tables() if name not in own_rows or graph.listed([name])]
+    ablations = ["ablations"] if set(tables) & set(graph.ablations()) else []
+    calibration = ["calibration"] if graph.calibration() else []
+    return ["all", "main", "report", "claims", "figure2", "pareto", *calibration, *ablations, *tables]
+
+
+def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
+    """Ends the process in one line and with status 2 where Snakemake is asked for a name that the scale has not.
+
+    A name is a word without a slash: all files that the workflow makes lie in folders, and what is wrong with a path
+    Snakemake says. A dry run asks this too.
+
+    Args:
+        rules: names of the workflow's rules.
+    """
+    there = targets_of(graph)
+    named = {name for name in asked_for() if "/" not in name}
+    for name in sorted(named):
+        empty = name in {"ablations", *graph.report_tables()} - set(there)
+        if empty or name not in rules:
+            lacks = "no rows for" if empty else "no target"
+            print(
+                f"budgeted-lora: scale {graph.config.scale} has {lacks} {name!r}; expected one of its targets: "
+                f"{', '.join(there)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(2)
+
+
+def asked_for() -> list[str]:
+    """The targets on Snakemake's command line; none in the process of a job, or where another program runs Snakemake.
+
+    Snakemake itself keeps them from the Snakefile until that is read.
+    """
+    from snakemake.cli import get_argument_parser
+
+    program = Path(sys.argv[0])
+    if program.name != "snakemake" and program.parts[-2:] != ("snakemake", "__main__.py"):
+        return []
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)  # what follows it are targets
+    words, after = words[:end], words[end + 1 :]
+    found, _ = get_argument_parser().parse_known_args(words)
+    return [] if found.target_jobs else [*found.targets, *after]
 
 
 def refuse_what_cannot_fit(graph: Graph, *, remote: bool) -> None:
     """Ends the process in one line and with status 2 where the machine is too small for the scale by its plan.
 
-    With `fit: warn` the line is a warning. Asks no network and imports no torch.
+    With `fit: warn` the line is a warning. A dry run does not ask this. Asks no network and imports no torch.
 
     Args:
         remote: whether jobs run on other machines, whose GPUs and memory cannot be seen from here.
