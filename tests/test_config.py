@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from budgeted_lora import config_docs
-from budgeted_lora.config import Config, Row, Strict, load_config, merge, read_scale
+from budgeted_lora.config import Config, load_config
 from budgeted_lora.errors import BadInput
+from budgeted_lora.rows import Row
+from budgeted_lora.scale_file import merge, read_scale
+from budgeted_lora.strict import Strict
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = sorted(

@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from budgeted_lora.config import Config, Row, Shards, Strict, Teacher
+from budgeted_lora.config import Config, Teacher
+from budgeted_lora.corpus_settings import Shards
 from budgeted_lora.files import write_text
+from budgeted_lora.rows import Row
+from budgeted_lora.strict import Strict
 
 PAGE = Path("config/README.md")
 TAG = re.compile(r"\[(S|D|U|ours)\]")

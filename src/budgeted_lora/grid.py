@@ -12,10 +12,12 @@ from pydantic import ValidationError
 
 from budgeted_lora.budget.cost import ModelShape, dense_macs
 from budgeted_lora.budget.plan import Structure, steps_needed, structure
-from budgeted_lora.config import Compression, Config, Row, describe
+from budgeted_lora.config import Compression, Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.recipe import Recipe
+from budgeted_lora.rows import Row
+from budgeted_lora.wording import describe
 
 SETTING_SLUG = {
     "rank_threshold": "gate",

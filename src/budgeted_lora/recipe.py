@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from budgeted_lora.config import Fraction, Init, Method, Positive, Strict
+from budgeted_lora.strict import Fraction, Init, Method, Positive, Strict
 
 
 class Recipe(Strict):

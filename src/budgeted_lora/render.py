@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from budgeted_lora.config import Row
 from budgeted_lora.graph import Graph
 from budgeted_lora.grid import recipe
 from budgeted_lora.prune import Leftover
+from budgeted_lora.rows import Row
 from budgeted_lora.status import CellStatus, merged, mixed
 
 COLORS = {"done": typer.colors.GREEN, "missing": typer.colors.YELLOW, "stale": typer.colors.RED}
