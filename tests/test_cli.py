@@ -36,14 +36,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 BAD_SCALES = {
     "unknown key": ({"learning_rate": 1}, "unknown key learning_rate"),
     "unknown key inside": ({"training": {"tokns": 5}}, "unknown key training.tokns"),
-    "F above 1": ({"tables": {"t": [{"method": "budgeted_lora", "budget": 1.01}]}}, "less than or equal to 1"),
-    "F below 0": ({"tables": {"t": [{"method": "budgeted_lora", "budget": -0.01}]}}, "greater than or equal to 0"),
+    "F above 1": (
+        {"tables": {"t": [{"method": "budgeted_lora", "budget": 1.01}]}},
+        "budget is 1.01, expected a number from 0 to 1 or",
+    ),
+    "F below 0": (
+        {"tables": {"t": [{"method": "budgeted_lora", "budget": -0.01}]}},
+        "budget is -0.01, expected a number from 0 to 1",
+    ),
     "rank above the dimension": ({"lora": {"rank": 9, "alpha": 18}}, "rank 9 exceeds 8, the smallest dimension"),
     "too few steps": (
         {"training": {"tokens": 64 * 4 * 20, "batch_windows": 4, "micro_batch_windows": 4}},
-        "20 steps are too few for schedule 'short' to reach the structure of F = 0.4; it needs ",
+        "tiny.yaml: tables.table2, row 1 {method: budgeted_lora, budget: [0.4, 0.0]}: 20 steps are too few for "
+        "schedule 'short' to reach the structure of F = 0.4; it needs ",
     ),
-    "not YAML": ("a: [1", "not YAML"),
+    "a row of a wrong type": (
+        {"tables": {"t": [{"method": "kd_lora", "rank": True, "alpha": [1, 2]}]}},
+        "tiny.yaml: tables.t, row 1 {alpha: [1, 2], method: kd_lora, rank: true}: alpha is [1, 2], which takes one "
+        "value a row; write one row for each",
+    ),
+    "not YAML": ("a: [1", "tiny.yaml, line 1: not YAML"),
     "two mistakes": ({"rows": "loose", "devise": "cpu"}, "unknown key devise"),
 }
 

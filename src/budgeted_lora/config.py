@@ -14,9 +14,10 @@ from budgeted_lora.corpus_settings import Corpus
 from budgeted_lora.corpus_settings import HubDataset as HubDataset  # fetching a shard reads it here
 from budgeted_lora.errors import BadInput
 from budgeted_lora.rows import Row, Sweep
-from budgeted_lora.scale_file import merge, read_scale
-from budgeted_lora.strict import Fraction, Init, Positive, Strict
-from budgeted_lora.wording import describe
+from budgeted_lora.scale_file import merged_layers, read_layers, said_elsewhere
+from budgeted_lora.strict import Fraction, Init, Positive, Seed, Strict
+from budgeted_lora.wording import describe as describe  # settings of an evaluation job are read with it
+from budgeted_lora.wording import problems
 
 # Tables whose cells `snakemake main` trains and scores in full; cells of other tables are scored by perplexity only.
 MAIN_CELLS = frozenset({"table2", "table8", "pareto"})
@@ -91,7 +92,7 @@ class Pretraining(Strict):
     compile: bool = Field(
         False, description="Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]"
     )
-    seed: int = Field(0, ge=0, description="Seed of weights and window order. [ours]")
+    seed: Seed = Field(0, description="Seed of weights and window order. [ours]")
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "Pretraining":
@@ -139,7 +140,7 @@ class Training(Strict):
         "online",
         description="hidden: the teacher's final hidden states are computed once; online: it runs beside each. [ours]",
     )
-    seed: int = Field(0, ge=0, description="Seed of adapters, dropout and window order. [ours]")
+    seed: Seed = Field(0, description="Seed of adapters, dropout and window order. [ours]")
     init: Init = Field("mixed", description="Which layers of the first teacher a student gets. [S]")
     log_every: Positive = Field(10, description="Steps between rows of history.csv and retention.csv. [ours]")
     checkpoint_every: Positive = Field(500, description="Steps between saves of the training state. [ours]")
@@ -213,7 +214,7 @@ class Compression(Strict):
 class Evaluation(Strict):
     batch_windows: Positive = Field(16, description="Windows in one forward pass of the perplexity. [ours]")
     shots: Positive = Field(10, description="Demonstrations in a prompt. [S]")
-    demonstration_seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of the demonstrations. [U]")
+    demonstration_seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="Seeds of the demonstrations. [U]")
     queries: Positive = Field(
         210, description="Queries of a probe at most; fewer where the held-out part is smaller. [ours]"
     )
@@ -319,8 +320,10 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
     Raises:
         BadInput: one line naming the file, the key, what was found and what was expected.
     """
-    values = merge(read_scale(path), overrides or {})
+    layers = read_layers(path, overrides)
+    values = merged_layers(layers)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{path}: {describe(error)}") from None
+        found = [problem.text + said_elsewhere(layers, problem.path) for problem in problems(error, Config, values)]
+        raise BadInput(f"{path}: {'; '.join(found)}") from None

@@ -1,10 +1,28 @@
 """What a table asks for: its rows, and the compression settings that a row can name."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, model_validator
 
-from budgeted_lora.strict import Fraction, Init, Method, Positive, Strict
+from budgeted_lora.strict import Fraction, Init, Method, Positive, Seed, Strict
+from budgeted_lora.wording import in_yaml
+
+
+def refuse_idle_lists(model: BaseModel) -> None:
+    """Refuses lists that ask for nothing: an empty one makes no student, and a repeated value no second one.
+
+    Raises:
+        ValueError: see above.
+    """
+    for name in type(model).model_fields:
+        values: Any = getattr(model, name)
+        if not isinstance(values, list):
+            continue
+        if not values:
+            raise ValueError(f"{name} is [], expected at least one value, or no {name}")
+        twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+        if twice is not None:
+            raise ValueError(f"{name} is {in_yaml(values)}, in which {in_yaml(twice)} stands twice")
 
 
 class Row(Strict):
@@ -46,10 +64,15 @@ class Row(Strict):
     gate_lr_multiplier: float | None = Field(None, gt=0, description="Instead of `budget.gate_lr_multiplier`. [U]")
     smoothing: float | None = Field(None, ge=0, lt=1, description="Instead of `budget.smoothing`. [U]")
     drop_threshold: float | None = Field(None, gt=0, lt=1, description="Instead of `budget.drop_threshold`. [U]")
-    seed: int | list[int] | None = Field(None, description="Instead of `training.seed`. [ours]")
+    seed: Seed | list[Seed] | None = Field(None, description="Instead of `training.seed`. [ours]")
     compression: str | None = Field(
         None, description="Name in `sweeps`: the trained student is compressed and scored with each setting. [ours]"
     )
+
+    @model_validator(mode="after")
+    def _lists_ask_for_something(self) -> "Row":
+        refuse_idle_lists(self)
+        return self
 
 
 class Sweep(Strict):
@@ -66,3 +89,8 @@ class Sweep(Strict):
         None, description="Instead of `compression.truncation`. [ours]"
     )
     undistilled: list[bool] | None = Field(None, description="Instead of `compression.undistilled`. [ours]")
+
+    @model_validator(mode="after")
+    def _lists_ask_for_something(self) -> "Sweep":
+        refuse_idle_lists(self)
+        return self

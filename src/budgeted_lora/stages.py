@@ -50,7 +50,7 @@ def parse(text: str, model: type[BaseModel] | None = None) -> Any:
     try:
         return model.model_validate(values) if model else values
     except ValidationError as error:
-        raise BadInput(f"--values: {describe(error)}") from None
+        raise BadInput(f"--values: {describe(error, model, values)}") from None
 
 
 @app.command()

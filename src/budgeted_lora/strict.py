@@ -9,9 +9,10 @@ Init = Literal["first", "middle", "last", "mixed", "scratch"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Refuses unknown keys; instances do not change."""
+    """Refuses unknown keys and numbers that are none; instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
