@@ -424,7 +424,7 @@ class Graph:
         """Result files that a table is made from, besides its `rows`."""
         manifest, tables = f"{self.results}/data/manifest.json", self.tables_read(table)
         if table in ("table1", "reference"):
-            return [manifest, *self.references()]
+            return [manifest, *self.references(), *self.calibration()]
         if table == "published_perplexities":
             return [manifest]
         if table == "speed":
