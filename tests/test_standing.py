@@ -59,6 +59,7 @@ def opened(made: Path, folder: Path, scale: str) -> Results:
 @pytest.mark.parametrize(("scale", "expected"), SCALES.items(), ids=SCALES.keys())
 def test_what_a_scale_shares_with_the_paper(tmp_path: Path, scale: str, expected: tuple[bool, ...]) -> None:
     found = standing_of(tmp_path / scale, rows_of(scale, tmp_path / scale))
+    assert found.rule
     assert (found.models, found.length, found.proportions) == expected
     assert found.students == (scale == "paper"), "absolute perplexities of students"
     assert (found.print_differs == "") == (scale == "paper")
@@ -88,6 +89,15 @@ def test_ranks_that_a_table_varies_are_no_proportion(tmp_path: Path) -> None:
     assert standing_of(tmp_path / "mini", few).proportions is True
     assert standing_of(tmp_path / "mini", rows.assign(rank=8)).proportions is False
     assert standing_of(tmp_path / "elsewhere", rows).proportions is None
+
+
+def test_a_rule_that_is_not_the_papers_is_said(tmp_path: Path) -> None:
+    standing = standing_of(tmp_path / "recommended", rows_of("recommended", tmp_path / "recommended"))
+    assert not standing.rule
+    _, can, cannot = can_say("recommended", standing)
+    assert "Structures and counts" not in " ".join(can)
+    assert cannot[0].startswith("The paper's own rule")
+    assert standing_of(tmp_path / "mini", rows_of("mini", tmp_path / "mini")).rule, "only `beyond` has others there"
 
 
 # --- tables

@@ -245,7 +245,7 @@ class Calibration(Strict):
     teachers: bool = Field(
         False,
         description="Judge the teachers' perplexities by Table 1 of the paper before any student trains: only with its "
-        "checkpoints, corpus and tokenizer. [ours]",
+        "checkpoints, corpus and tokenizer, and the report then sets Table 1 beside them. [ours]",
     )
     tolerance: float = Field(0.02, gt=0, description="Largest relative difference from the published value. [ours]")
     on_miss: Literal["warn", "stop"] = Field(

@@ -35,6 +35,12 @@ SEEDS = (
 )
 UNSTATED = "Anything that hangs on a constant the paper does not state."
 
+OTHER_RULE = (
+    "The paper's own rule: the students of the main tables start from other low-rank paths, lose their dense paths in "
+    "another order or spread their ranks otherwise, so counts and orderings are of that rule."
+)
+OWN_RULE = ("low_rank_init", "order", "rank_step")  # empty in a recipe of the paper's
+
 Saying = tuple[str, list[str], list[str]]
 
 
@@ -47,12 +53,14 @@ class Standing:
         length: training tokens of a main run.
         proportions: of the student, on which all counts depend; None where its shape is not known.
         tokens: of the scale's longest run.
+        rule: by which the students of the main tables start and shrink.
     """
 
     models: bool
     length: bool
     proportions: bool | None
     tokens: float
+    rule: bool = True
 
     @property
     def students(self) -> bool:
@@ -93,7 +101,13 @@ def standing_of(root: Path, cells: pd.DataFrame) -> Standing:
     models = scale in PAPER_MODELS or (root / "calibration.json").is_file()
     # An ablation reads a part of the tokens; its own lines do not say what a main run reads.
     length = tokens >= 0.99 * PAPER_TOKENS or (scale == "paper" and main.empty)
-    return Standing(models, length, proportions(root, cells), tokens)
+    return Standing(models, length, proportions(root, cells), tokens, rule=papers_rule(main))
+
+
+def papers_rule(cells: pd.DataFrame) -> bool:
+    """Whether all students start, shrink and spread their ranks as the paper's do; see `Recipe`."""
+    said = [value for name in OWN_RULE if name in cells for value in cells[name]]
+    return all(pd.isna(value) or value == "" for value in said)
 
 
 def main_cells(cells: pd.DataFrame) -> pd.DataFrame:
@@ -128,6 +142,8 @@ def can_say(scale: str, standing: Standing) -> Saying:
 
 def counts(standing: Standing) -> tuple[list[str], list[str]]:
     """What can and cannot be said of counts."""
+    if not standing.rule:
+        return [], [OTHER_RULE]
     if standing.proportions is None:
         return [], []
     return ([COUNTS], []) if standing.proportions else ([], [OTHER_COUNTS])
