@@ -35,6 +35,7 @@ the command line, e.g. `snakemake --config teachers=pretrain`.
 | file | what it is |
 |---|---|
 | `mini.yaml` | the paper's student at one eighth of its width; two CPU cores, no download |
+| `recommended.yaml` | the default scale with the rule that did best in `beyond` in the place of the paper's |
 | `smoke.yaml` | every rule in seconds; its numbers mean nothing |
 | `paper.yaml` | the paper's own sizes, checkpoints and corpus; two GPUs |
 | `single-gpu.yaml` | the same with a tenth of the tokens, on one GPU of 24 GB in about two days |
