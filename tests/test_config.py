@@ -67,6 +67,10 @@ BAD = {
         {"training": {"tokns": 5}},
         "yaml: unknown key training.tokns; did you mean training.tokens\\?$",
     ),
+    "a key with its section": (
+        {"training.tokens": 5},
+        "unknown key training.tokens; a key of a section is written `training: {tokens: ...}`$",
+    ),
     "a key near none": ({"student": {"xyz": 5}}, "unknown key student.xyz; the keys of section student are layers$"),
     "a key near none of many": ({"training": {"xyz": 5}}, "README.md lists the keys of section training$"),
     "not a number": ({"training": {"tokens": "many"}}, "training.tokens is 'many', expected a whole number above 0$"),

@@ -111,16 +111,19 @@ def unknown_key(spot: Spot, name: str, model: type[BaseModel], values: Any) -> s
     prefix = "" if of_row(spot.path) or not spot.path else f"{dotted(spot.path)}."
     where = f"{place(spot.path, values)}: " if of_row(spot.path) else ""
     said = f"{where}unknown key {prefix}{name}"
+    section, _, inside = name.partition(".")
+    if section in known and inside:
+        return f"{said}; a key of a section is written `{section}: {{{inside}: ...}}`"
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"{said}; did you mean {prefix}{close[0]}?"
     others = list(keys_named(model, name))
     if others:
         return f"{said}; there is {' and '.join(others)}"
-    section = "a row" if of_row(spot.path) else f"section {dotted(spot.path)}" if spot.path else "the top level"
+    whose = "a row" if of_row(spot.path) else f"section {dotted(spot.path)}" if spot.path else "the top level"
     if len(known) <= FEW_KEYS:
-        return f"{said}; the keys of {section} are {', '.join(known)}"
-    return f"{said}; config/README.md lists the keys of {section}"
+        return f"{said}; the keys of {whose} are {', '.join(known)}"
+    return f"{said}; config/README.md lists the keys of {whose}"
 
 
 def keys_named(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
