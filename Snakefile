@@ -14,9 +14,9 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from budgeted_lora.config import MAIN_CELLS, load_config
+from budgeted_lora.config import MAIN_CELLS
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import ICL_CELLS, MAIN_FIGURES, PARETO, Graph
+from budgeted_lora.graph import ICL_CELLS, MAIN_FIGURES, PARETO, load_graph
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.runs import begin_run, join_run, refuse_a_clock_set_back
 from budgeted_lora.slurm import job_name
@@ -27,7 +27,7 @@ min_version("9.0")
 try:
     scale = config.get("scale", "mini")
     overrides = {key: value for key, value in config.items() if key != "scale"}
-    graph = Graph(load_config(f"config/{scale}.yaml", overrides))
+    graph = load_graph(f"config/{scale}.yaml", overrides)
     refuse_a_clock_set_back(graph.results)
     join_run("Snakemake of a job")  # only where a batch system started this one
 except BadInput as error:

@@ -131,6 +131,11 @@ def test_orders_and_distances_stand_beside_the_paper_and_perplexities_do_not(tab
 
 def test_at_paper_scale_the_perplexities_stand_there_too(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "paper")
+    cells = pd.read_csv(root / "cells.csv", dtype=str, keep_default_na=False)
+    shorter = tables_of(opened := Results.open(tmp_path / "paper"))["lora_construction"](opened, PUBLISHED, FAST)
+    assert "ppl_published" not in shorter.frame, "the paper's corpus, a fraction of its tokens"
+    cells.loc[cells.index[:1], "tokens"] = "2549940224"  # one run of the paper's length makes the scale the paper's
+    cells.to_csv(tmp_path / "paper" / "cells.csv", index=False)
     table = tables_of(opened := Results.open(tmp_path / "paper"))["lora_construction"](opened, PUBLISHED, FAST)
     found = table.frame.set_index("init")["ppl_published"].to_dict()
     assert found == {"mixed": 31.14, "middle": 41.52, "last": 44.72, "first": 48.09}

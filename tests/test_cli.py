@@ -38,36 +38,48 @@ CUT = {"t": [{"method": "kd_full", "compression": "cut"}]}
 BAD_SCALES = {
     "unknown key": ({"learning_rate": 1}, "unknown key learning_rate"),
     "unknown key inside": ({"training": {"tokns": 5}}, "unknown key training.tokns"),
-    "F above 1": ({"tables": {"t": [{"method": "budgeted_lora", "budget": 1.01}]}}, "less than or equal to 1"),
-    "F below 0": ({"tables": {"t": [{"method": "budgeted_lora", "budget": -0.01}]}}, "greater than or equal to 0"),
+    "F above 1": (
+        {"tables": {"t": [{"method": "budgeted_lora", "budget": 1.01}]}},
+        "budget is 1.01, expected a number from 0 to 1 or",
+    ),
+    "F below 0": (
+        {"tables": {"t": [{"method": "budgeted_lora", "budget": -0.01}]}},
+        "budget is -0.01, expected a number from 0 to 1",
+    ),
     "rank above the dimension": ({"lora": {"rank": 9, "alpha": 18}}, "rank 9 exceeds 8, the smallest dimension"),
     "too few steps": (
         {"training": {"tokens": 64 * 4 * 20, "batch_windows": 4, "micro_batch_windows": 4}},
-        "20 steps are too few for schedule 'short' to reach the structure of F = 0.4; it needs ",
+        "tiny.yaml: tables.table2, row 1 {method: budgeted_lora, budget: [0.4, 0.0]}: 20 steps are too few for "
+        "schedule 'short' to reach the structure of F = 0.4; it needs ",
     ),
     "outputs of distilled students": (
         {"sweeps": {"cut": {"macs_of_budget": [0.4], "truncation": ["weights", "outputs"]}}, "tables": CUT},
-        "tables.t, row 1: sweeps.cut: truncation: outputs without undistilled: true; expected both macs_of_budget and ",
+        "sweeps.cut: truncation: outputs without undistilled: true; expected both macs_of_budget and ",
     ),
     "outputs of whole students": (
         {"sweeps": {"cut": {"truncation": ["outputs"], "undistilled": [True]}}, "tables": CUT},
-        "tables.t, row 1: sweeps.cut: truncation: outputs without macs_of_budget; expected both",
+        "sweeps.cut: truncation: outputs without macs_of_budget; expected both",
     ),
     "outputs by default": ({"compression": {"truncation": "outputs"}}, "truncation: outputs without macs_of_budget"),
     "undistilled by default": ({"compression": {"undistilled": True}}, "compression.undistilled is true: no student"),
     "truncated LoRA": (
         {"sweeps": {"cut": {"macs_of_budget": [0.4]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
-        "tables.t, row 1: sweeps.cut.macs_of_budget on a kd_lora row; expected kd_full, the only method it compresses",
+        "sweeps.cut.macs_of_budget on a kd_lora row; expected kd_full, the only method it compresses",
     ),
     "truncated LoRA by default": (
         {"compression": {"macs_of_budget": 0.4}},
-        "tables.table2, row 1: compression.macs_of_budget on a budgeted_lora row; expected kd_full",
+        "compression.macs_of_budget on a budgeted_lora row; expected kd_full",
     ),
     "undistilled LoRA": (
         {"sweeps": {"cut": {"undistilled": [True]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
-        "tables.t, row 1: sweeps.cut.undistilled on a kd_lora row; expected kd_full",
+        "sweeps.cut.undistilled on a kd_lora row; expected kd_full",
     ),
-    "not YAML": ("a: [1", "not YAML"),
+    "a row of a wrong type": (
+        {"tables": {"t": [{"method": "kd_lora", "rank": True, "alpha": [1, 2]}]}},
+        "tiny.yaml: tables.t, row 1 {alpha: [1, 2], method: kd_lora, rank: true}: alpha is [1, 2], which takes one "
+        "value a row; write one row for each",
+    ),
+    "not YAML": ("a: [1", "tiny.yaml, line 1: not YAML"),
     "two mistakes": ({"rows": "loose", "devise": "cpu"}, "unknown key devise"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from budgeted_lora.config import Corpus
+from budgeted_lora.corpus_settings import Corpus
 from budgeted_lora.data.collect import collect, in_slice, text_md5, texts_of, unique_documents
 from budgeted_lora.data.functions import function_documents
 from budgeted_lora.data.overlap import ngram_hashes, shared_fractions

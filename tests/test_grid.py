@@ -80,9 +80,9 @@ def test_a_row_that_says_the_default_is_the_same_cell() -> None:
     assert one({"method": "budgeted_lora", "budget": 0.4} | said) == plain
 
 
-def test_a_row_listed_twice_names_its_table_once() -> None:
-    row = {"method": "kd_full"}
-    assert [cell.tables for cell in cells(config(tables={"t": [row, row]}))] == [("t",)]
+def test_a_cell_of_two_rows_names_its_table_once() -> None:
+    rows = [{"method": "kd_full"}, {"method": "kd_full", "teacher": "A"}]
+    assert [cell.tables for cell in cells(config(tables={"t": rows}))] == [("t",)]
 
 
 def test_ids_are_readable_and_repeat() -> None:
@@ -246,16 +246,39 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
             {"method": "budgeted_lora", "budget": 0.4, "schedule": "slow"},
             "schedule 'slow' is not among budget.schedules",
         ),
-        ({"method": "budgeted_lora"}, "budgeted_lora needs budget"),
+        ({"method": "budgeted_lora"}, "budgeted_lora needs budget, the final dense fraction F"),
         ({"method": "kd_lora", "budget": 0.4}, "only budgeted_lora takes one"),
         ({"method": "kd_full", "budget": 0.0}, "only budgeted_lora takes one"),
         ({"method": "kd_lora", "rank": 9}, "rank 9 exceeds 8, the smallest dimension"),
-        ({"method": "kd_full", "tokens": 10}, "greater than 0"),
+        (
+            {"method": "kd_full", "tokens": 255},
+            "tokens 255 make 0 steps: a step takes 256 (training.batch_windows 4 x sequence_length 64)",
+        ),
+        (
+            {"method": "kd_full", "macs_of_budget": 0.4, "rank": 4},
+            "rank 4 on a kd_full row; only kd_lora and budgeted_lora",
+        ),
+        ({"method": "kd_full", "alpha": 4.0}, "alpha 4.0 on a kd_full row"),
+        (
+            {"method": "kd_full", "train_embeddings_head_norms": False},
+            "train_embeddings_head_norms false on a kd_full row",
+        ),
+        (
+            {"method": "kd_lora", "schedule": ["short", "long"]},
+            "schedule short on a kd_lora row; only budgeted_lora takes",
+        ),
+        ({"method": "kd_lora", "smoothing": 0.0}, "smoothing 0.0 on a kd_lora row; only budgeted_lora takes one"),
+        ({"method": "kd_lora", "controller": "greedy"}, "controller greedy on a kd_lora row"),
+        ({"method": "kd_lora", "macs_of_budget": 0.4}, "macs_of_budget 0.4 on a kd_lora row; only kd_full takes one"),
+        ({"method": "kd_lora", "compression": "svd"}, "'svd' on a kd_lora row; only dense students, kd_full, are"),
+        ({"method": "kd_full", "compression": "moments"}, "'moments': truncation outputs needs undistilled: [true]"),
+        ({"method": "kd_full", "compression": "none"}, "'none' is not among sweeps: svd, moments"),
     ],
 )
 def test_rows_that_cannot_be_trained_are_refused(row: dict[str, Any], expected: str) -> None:
-    with pytest.raises(BadInput, match=r"^tables.t, row 2: ") as caught:
-        cells(config(tables={"t": [{"method": "kd_full"}, row]}))
+    sweeps = {"svd": {"macs_of_budget": [0.4]}, "moments": {"macs_of_budget": [0.4], "truncation": ["outputs"]}}
+    with pytest.raises(BadInput, match=r"^tables.t, row 2 \{method: .*\}: ") as caught:
+        cells(config(tables={"t": [{"method": "kd_full"}, row]}, sweeps=sweeps))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -270,7 +293,8 @@ def test_too_short_a_run_is_refused_with_what_it_needs() -> None:
     needed = steps_needed(shape, budget=0.0, start=0.1, end=0.3, **controller)
     row = {"method": "budgeted_lora", "budget": 0.0}
     assert one(row | {"tokens": needed * 256}).recipe.steps == needed
-    with pytest.raises(BadInput, match=f"{needed - 1} steps are too few .* needs {needed} .*{needed * 256}"):
+    numbers = f"{needed - 1} steps are too few .* needs {needed} steps, tokens {needed * 256}: a step takes 256"
+    with pytest.raises(BadInput, match=numbers):
         one(row | {"tokens": needed * 256 - 1})
 
 
@@ -295,9 +319,10 @@ def test_steps_are_counted_with_the_configured_svd_threshold() -> None:
         cells(config(**few))
 
 
-def test_a_refused_value_is_named() -> None:
-    with pytest.raises(BadInput, match=r"tables\.t, row 1: steps is 0"):
-        cells(config(tables={"t": [{"method": "kd_full", "tokens": 1}]}))
+def test_no_step_of_the_scale_itself_is_told_from_one_of_a_row() -> None:
+    assert one({"method": "kd_full", "tokens": 256}, training__tokens=1).recipe.steps == 1
+    with pytest.raises(BadInput, match=r"\}: training\.tokens 255 make 0 steps"):
+        cells(config(tables={"t": [{"method": "kd_full"}]}, training__tokens=255))
 
 
 # --- in words

@@ -161,7 +161,7 @@ def test_every_import_is_a_declared_dependency() -> None:
 
 def test_corpus_packages_are_pinned() -> None:
     """The documents of a docstring corpus come from locked versions, so two machines read the same texts."""
-    from budgeted_lora.config import read_scale
+    from budgeted_lora.scale_file import read_scale
 
     providers = packages_distributions()
     packages = read_scale(ROOT / "config" / "mini.yaml")["corpus"]["packages"]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from budgeted_lora.config import Corpus
+from budgeted_lora.corpus_settings import Corpus
 from budgeted_lora.data.readers import package_versions, read_docstrings, read_documents
 from budgeted_lora.errors import BadInput
 

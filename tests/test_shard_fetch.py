@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from budgeted_lora.config import HubDataset
+from budgeted_lora.corpus_settings import HubDataset
 from budgeted_lora.data.shard_fetch import fetch_shard
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file

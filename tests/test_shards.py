@@ -14,7 +14,8 @@ from fixtures.mistral import small_tokenizer, write_tokenizer
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from budgeted_lora.config import Config, Corpus, load_config
+from budgeted_lora.config import Config, load_config
+from budgeted_lora.corpus_settings import Corpus
 from budgeted_lora.data.collect import in_slice, text_md5
 from budgeted_lora.data.join import join_shards, runs
 from budgeted_lora.data.shard import Counts, documents_of, shard_file, tokenize_shard

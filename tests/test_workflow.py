@@ -21,7 +21,8 @@ import yaml
 from fixtures.checkout import checkout
 
 from budgeted_lora import stages
-from budgeted_lora.config import MAIN_CELLS, Config, Corpus, Pretraining, Teacher, load_config
+from budgeted_lora.config import MAIN_CELLS, Config, Pretraining, Teacher, load_config
+from budgeted_lora.corpus_settings import Corpus
 from budgeted_lora.evaluation.settings import read_settings
 from budgeted_lora.graph import CONTROLS, MAIN_FIGURES, Graph
 from budgeted_lora.planning.start import asked_for, targets_of
@@ -343,9 +344,16 @@ def test_the_source_of_teachers_switches_the_rules(
     ("words", "expected"),
     [
         (("scale=huge",), "config/huge.yaml: no such scale file; expected one of: "),
-        (("scale=mini", "rows=loose"), "config/mini.yaml: rows is 'loose': input should be 'packed' or 'document'"),
-        (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael"),
-        (("scale=short",), "tables.table2, row 1: 20 steps are too few for schedule 'short' to reach the structure"),
+        (
+            ("scale=mini", "rows=loose"),
+            "config/mini.yaml: rows is 'loose', expected one of packed, document (said in --config)",
+        ),
+        (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael; did you mean scale? (said in --config)"),
+        (
+            ("scale=short",),
+            "config/short.yaml: tables.table2, row 1 {budget: 0.4, method: budgeted_lora}: 20 steps are too few for "
+            "schedule 'short' to reach the structure",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

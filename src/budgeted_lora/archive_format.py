@@ -17,8 +17,8 @@ import zstandard
 from pydantic import Field, ValidationError
 
 from budgeted_lora import metadata
-from budgeted_lora.config import Strict
 from budgeted_lora.errors import BadInput
+from budgeted_lora.strict import Strict
 
 ENDINGS = (".tar.zst", ".tar.gz", ".tgz")
 MANIFEST, DIGEST, RECORDS = "manifest.json", "manifest.sha256", "metadata.json"

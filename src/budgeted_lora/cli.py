@@ -355,7 +355,7 @@ def graph_of(scale: str, config_folder: Path, config: list[str] | None) -> "Grap
     """
     import yaml
 
-    from budgeted_lora.graph import Graph
+    from budgeted_lora.graph import load_graph
 
     values = {}
     for word in config or []:
@@ -368,7 +368,7 @@ def graph_of(scale: str, config_folder: Path, config: list[str] | None) -> "Grap
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise BadInput(f"--config {word!r}: its value is not YAML") from None
-    return Graph(load_config(config_folder / f"{scale}.yaml", values))
+    return load_graph(config_folder / f"{scale}.yaml", values)
 
 
 def main() -> None:

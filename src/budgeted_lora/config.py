@@ -4,40 +4,25 @@ Each field's description says what it means and closes with its tag: [S] stated 
 [U] unknown outside the authors (our default), [ours] a choice the paper has no word on.
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
+from budgeted_lora.consistency import inconsistency
+from budgeted_lora.corpus_settings import Corpus
+from budgeted_lora.corpus_settings import HubDataset as HubDataset  # fetching a shard reads it here
 from budgeted_lora.errors import BadInput
+from budgeted_lora.rows import Row, Sweep
+from budgeted_lora.scale_file import merged_layers, read_layers, said_elsewhere
+from budgeted_lora.strict import Fraction, Init, Positive, Seed, Strict
+from budgeted_lora.wording import describe as describe  # settings of an evaluation job are read with it
+from budgeted_lora.wording import problems
 
-Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
-Init = Literal["first", "middle", "last", "mixed", "scratch"]
-# Targets that are no table.
-TARGETS = frozenset({"all", "main", "report", "ablations", "claims", "calibration"})
 # Tables whose cells `snakemake main` trains and scores in full; cells of other tables are scored by perplexity only.
 MAIN_CELLS = frozenset({"table2", "table8", "pareto"})
 # Tables whose students the paper's claims speak of (config/claims.yaml).
 CLAIM_TABLES = MAIN_CELLS - {"pareto"} | {f"table{n}" for n in range(3, 8)} | {"lora_construction"}
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys; instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Threads(Strict):
@@ -46,128 +31,6 @@ class Threads(Strict):
     timing: Positive = Field(
         2, description="CPU threads of a timing job; give it all cores so nothing runs beside it. [ours]"
     )
-
-
-class HubDataset(Strict):
-    name: str = Field("EleutherAI/the_pile_deduplicated", description="Dataset on the Hub. [D]")
-    revision: str | None = Field(
-        None, description="Pinned commit of the dataset; required when `corpus.source` is hub. [ours]"
-    )
-    split: str = Field("train", description="Split to stream. [ours]")
-
-
-class Shards(Strict):
-    """A large corpus, read in many files: one job a file, each read once, none held in memory."""
-
-    pattern: str | None = Field(
-        None,
-        description="Name of a shard's file in the Hub dataset, `{shard:05d}` for its number from 0 and `*` for what "
-        "varies (source hub). [ours]",
-    )
-    train: Positive = Field(
-        description="Shards that are trained on, the first ones; too few for `train_tokens` is an error. [ours]"
-    )
-    held_out: Positive | None = Field(
-        None,
-        description="Shards of which the held-out documents are scored on, the first ones; `train` when empty. [ours]",
-    )
-
-    @property
-    def read(self) -> int:
-        """Shards that are read at all."""
-        return self.held_out or self.train
-
-    @model_validator(mode="after")
-    def _more_held_out(self) -> "Shards":
-        if self.read < self.train:
-            raise ValueError(f"corpus.shards.held_out {self.held_out} is less than corpus.shards.train {self.train}")
-        try:
-            name = (self.pattern or "{shard}").format(shard=7)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"corpus.shards.pattern {self.pattern!r} is no pattern ({error!r})") from None
-        if "7" not in name or name == self.pattern:
-            raise ValueError(f"corpus.shards.pattern {self.pattern!r} does not say where {{shard}} stands")
-        return self
-
-
-class Corpus(Strict):
-    source: Literal["docstrings", "files", "hub"] = Field(
-        "docstrings",
-        description="Where documents come from: docstrings of installed packages, local files, a Hub dataset. [ours]",
-    )
-    packages: list[str] = Field(
-        default_factory=list,
-        description="Import names of the packages whose docstrings are read (source docstrings). [ours]",
-    )
-    files: list[str] = Field(
-        default_factory=list, description="Globs of .txt, .jsonl, .jsonl.zst and .parquet files (source files). [ours]"
-    )
-    text_field: str = Field("text", description="Field or column that holds the text. [ours]")
-    hub: HubDataset = Field(default_factory=HubDataset, description="The Hub dataset (source hub).")
-    documents: Positive | None = Field(
-        None,
-        description="Take this many documents at most, not counting duplicates and short ones; all when empty. [ours]",
-    )
-    characters: Positive | None = Field(
-        None, description="Take no more documents once this many characters are reached; all when empty. [ours]"
-    )
-    min_characters: int = Field(80, ge=0, description="Shorter documents are left out. [ours]")
-    slice_per_mille: int = Field(
-        2, ge=1, lt=1000, description="Documents with MD5 mod 1000 below this are held out; 2 is the paper's 0.2 %. [S]"
-    )
-    train_tokens: Positive = Field(
-        2_550_000_000, description="Tokens of the training file; a longer run reads it again. [D]"
-    )
-    validation_tokens: Positive = Field(
-        10_000_000, description="Tokens of the slice that the perplexity is measured on. [S]"
-    )
-    function_share: float = Field(
-        0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Share of training tokens that are function-style demonstration documents. [ours]",
-    )
-    hold_out_words: bool = Field(
-        False,
-        description="Split the words too: those of an evaluation query then stand in no function document. [ours]",
-    )
-    prompt_space: bool = Field(
-        False,
-        description="A space after `Q:` and `A:`, in function documents and in prompts, as Function Vectors has it; "
-        "the paper has none. [S]",
-    )
-    overlap_ngram: Positive = Field(13, description="Words in the n-grams of the overlap check. [ours]")
-    overlap_share: Fraction = Field(
-        0.5,
-        description="Held-out documents of whose n-grams more than this share is in training text are left out. [ours]",
-    )
-    shards: Shards | None = Field(
-        None,
-        description="Read the files one job each, for a corpus that no memory holds; in one piece when empty. [ours]",
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_empty_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As before there were shards, where there are none: what was computed then is what is asked for today."""
-        values = handler(self)
-        if values.get("shards", 0) is None:
-            del values["shards"]
-        return values
-
-    @model_validator(mode="after")
-    def _fits_shards(self) -> "Corpus":
-        if self.shards is None:
-            return self
-        if self.source == "docstrings":
-            raise ValueError("corpus.shards needs corpus.source files or hub")
-        if (self.shards.pattern is not None) != (self.source == "hub"):
-            raise ValueError("corpus.shards.pattern must name the files of a Hub dataset, and of nothing else")
-        whole = {"documents": None, "characters": None, "function_share": 0.0, "overlap_share": 1.0}
-        for name, only in whole.items():
-            if getattr(self, name) != only:
-                value = "empty" if only is None else f"{only:g}"
-                raise ValueError(f"corpus.{name} must be {value} with corpus.shards, which say how much is read")
-        return self
 
 
 class Tokenizer(Strict):
@@ -229,7 +92,7 @@ class Pretraining(Strict):
     compile: bool = Field(
         False, description="Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]"
     )
-    seed: int = Field(0, ge=0, description="Seed of weights and window order. [ours]")
+    seed: Seed = Field(0, description="Seed of weights and window order. [ours]")
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "Pretraining":
@@ -277,7 +140,7 @@ class Training(Strict):
         "online",
         description="hidden: the teacher's final hidden states are computed once; online: it runs beside each. [ours]",
     )
-    seed: int = Field(0, ge=0, description="Seed of adapters, dropout and window order. [ours]")
+    seed: Seed = Field(0, description="Seed of adapters, dropout and window order. [ours]")
     init: Init = Field("mixed", description="Which layers of the first teacher a student gets. [S]")
     log_every: Positive = Field(10, description="Steps between rows of history.csv and retention.csv. [ours]")
     checkpoint_every: Positive = Field(500, description="Steps between saves of the training state. [ours]")
@@ -355,26 +218,10 @@ class Compression(Strict):
         return self
 
 
-class Sweep(Strict):
-    """Settings tried on one trained student: every combination of the lists, anything else as in `compression`."""
-
-    rank_threshold: list[Fraction] | None = Field(None, description="Instead of `compression.rank_threshold`. [U]")
-    svd_threshold: list[Fraction] | None = Field(None, description="Instead of `compression.svd_threshold`. [U]")
-    r_max: list[Positive] | None = Field(None, description="Instead of `compression.r_max`. [U]")
-    gate_hardening: list[Literal["soft", "one"]] | None = Field(
-        None, description="Instead of `compression.gate_hardening`. [U]"
-    )
-    macs_of_budget: list[Fraction] | None = Field(None, description="Instead of `compression.macs_of_budget`. [ours]")
-    truncation: list[Literal["weights", "outputs"]] | None = Field(
-        None, description="Instead of `compression.truncation`. [ours]"
-    )
-    undistilled: list[bool] | None = Field(None, description="Instead of `compression.undistilled`. [ours]")
-
-
 class Evaluation(Strict):
     batch_windows: Positive = Field(16, description="Windows in one forward pass of the perplexity. [ours]")
     shots: Positive = Field(10, description="Demonstrations in a prompt. [S]")
-    demonstration_seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of the demonstrations. [U]")
+    demonstration_seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="Seeds of the demonstrations. [U]")
     queries: Positive = Field(
         210, description="Queries of a probe at most; fewer where the held-out part is smaller. [ours]"
     )
@@ -396,51 +243,6 @@ class Speed(Strict):
     repeats: int = Field(15, ge=3, description="Timed repeats; dense and compressed take turns. [ours]")
 
 
-class Row(Strict):
-    """One row of a table: what differs from the scale's defaults; a list means one cell each."""
-
-    method: Method = Field(description="How the student is trained. [S]")
-    teacher: str | list[str] | None = Field(None, description="Name in `teacher_ladder`; the first one when empty. [S]")
-    budget: Fraction | list[Fraction] | None = Field(
-        None, description="Final dense fraction F: required with budgeted_lora, refused elsewhere. [S]"
-    )
-    init: Init | list[Init] | None = Field(None, description="Instead of `training.init`. [S]")
-    schedule: str | list[str] | None = Field(
-        None, description="Name in `budget.schedules`, instead of `budget.schedule`. [S]"
-    )
-    controller: Literal["greedy", "uniform"] | None = Field(None, description="Instead of `budget.controller`. [S]")
-    temperature: float | None = Field(None, gt=0, description="Instead of `training.temperature`. [S]")
-    kd_weight: Fraction | None = Field(None, description="Instead of `training.kd_weight`. [S]")
-    rank: Positive | list[Positive] | None = Field(None, description="Instead of `lora.rank`. [S]")
-    alpha: float | None = Field(None, gt=0, description="If empty, alpha / rank stays that of the scale. [U]")
-    macs_of_budget: Fraction | list[Fraction] | None = Field(
-        None,
-        description="kd_full only: a shallower student with narrower feed-forwards, of the MACs this F leaves. [ours]",
-    )
-    tokens: Positive | None = Field(None, description="Instead of `training.tokens`. [ours]")
-    learning_rate: float | None = Field(None, gt=0, description="Instead of the method's `training.learning_rate`. [U]")
-    betas: tuple[Fraction, Fraction] | None = Field(None, description="Instead of `training.betas`. [U]")
-    rows: Literal["packed", "document"] | None = Field(None, description="Instead of `rows`, in training only. [U]")
-    train_embeddings_head_norms: bool | None = Field(
-        None, description="Instead of `training.train_embeddings_head_norms`. [U]"
-    )
-    low_rank_init: Literal["zero", "svd", "activation_svd"] | None = Field(
-        None, description="Instead of `lora.low_rank_init`. [ours]"
-    )
-    ranks: Literal["fixed", "allocated"] | None = Field(None, description="Instead of `lora.ranks`. [ours]")
-    order: Literal["mac", "energy", "activation", "gradient"] | None = Field(
-        None, description="Instead of `budget.order`. [ours]"
-    )
-    gate_logit: float | None = Field(None, description="Instead of `budget.gate_logit`. [U]")
-    gate_lr_multiplier: float | None = Field(None, gt=0, description="Instead of `budget.gate_lr_multiplier`. [U]")
-    smoothing: float | None = Field(None, ge=0, lt=1, description="Instead of `budget.smoothing`. [U]")
-    drop_threshold: float | None = Field(None, gt=0, lt=1, description="Instead of `budget.drop_threshold`. [U]")
-    seed: int | list[int] | None = Field(None, description="Instead of `training.seed`. [ours]")
-    compression: str | None = Field(
-        None, description="Name in `sweeps`: the trained student is compressed and scored with each setting. [ours]"
-    )
-
-
 class Report(Strict):
     bootstrap: Positive = Field(1000, description="Resamples of the paired bootstrap over windows. [ours]")
     confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the printed intervals. [ours]")
@@ -450,7 +252,7 @@ class Calibration(Strict):
     teachers: bool = Field(
         False,
         description="Judge the teachers' perplexities by Table 1 of the paper before any student trains: only with its "
-        "checkpoints, corpus and tokenizer. [ours]",
+        "checkpoints, corpus and tokenizer, and the report then sets Table 1 beside them. [ours]",
     )
     tolerance: float = Field(0.02, gt=0, description="Largest relative difference from the published value. [ours]")
     on_miss: Literal["warn", "stop"] = Field(
@@ -505,114 +307,15 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        first = next(iter(self.teacher_ladder.values()))
-        if self.compression.undistilled:
-            raise ValueError(
-                "compression.undistilled is true: no student would be scored as it was trained; expected it in a list "
-                "of sweeps"
-            )
-        if self.student.layers > first.layers:
-            raise ValueError(
-                f"student.layers {self.student.layers} exceeds the {first.layers} layers of the first teacher"
-            )
-        if self.budget.schedule not in self.budget.schedules:
-            raise ValueError(f"budget.schedule {self.budget.schedule!r} is not among {sorted(self.budget.schedules)}")
-        for name, (start, end) in self.budget.schedules.items():
-            if start > end:
-                raise ValueError(f"budget.schedules.{name}: start {start} is after end {end}")
-        if self.training.batch_windows % self.training.micro_batch_windows:
-            raise ValueError(
-                f"training.batch_windows {self.training.batch_windows} is not a multiple of micro_batch_windows "
-                f"{self.training.micro_batch_windows}"
-            )
-        for name in self.tables:
-            if name in TARGETS or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(
-                    f"tables.{name}: a table is a target, its name is made of a-z, 0-9 and _ and none of "
-                    f"{', '.join(sorted(TARGETS))}"
-                )
-        if self.training.batch_windows % self.gpus_per_run:
-            raise ValueError(
-                f"training.batch_windows {self.training.batch_windows} is not a multiple of gpus_per_run "
-                f"{self.gpus_per_run}"
-            )
-        if self.evaluation.probes == "folder" and not self.evaluation.probes_folder:
-            raise ValueError("evaluation.probes_folder must name the folder when evaluation.probes is folder")
-        if self.corpus.source == "docstrings" and not self.corpus.packages:
-            raise ValueError("corpus.packages must name at least one package when corpus.source is docstrings")
-        if self.corpus.source == "files" and not self.corpus.files:
-            raise ValueError("corpus.files must name at least one file when corpus.source is files")
-        if self.calibration.teachers and self.teachers not in ("hub", "folder"):
-            raise ValueError(f"calibration.teachers needs the paper's checkpoints, but teachers is {self.teachers}")
-        if self.corpus.shards is not None and self.teachers == "pretrain":
-            raise ValueError("corpus.shards needs teachers that have a tokenizer; teachers: pretrain makes one")
-        for name, teacher in self.teacher_ladder.items():
-            if self.teachers == "folder" and not teacher.folder:
-                raise ValueError(f"teacher_ladder.{name}.folder must name a checkpoint folder when teachers is folder")
-            if self.teachers == "hub" and not teacher.hub:
-                raise ValueError(f"teacher_ladder.{name}.hub must name a checkpoint when teachers is hub")
-            if self.teachers == "pretrain" and not teacher.tokens:
-                raise ValueError(
-                    f"teacher_ladder.{name}.tokens must say how long to pretrain when teachers is pretrain"
-                )
+        fault = inconsistency(self)
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property
     def first_teacher(self) -> str:
         """Name of the smallest teacher, from which students are cut."""
         return next(iter(self.teacher_ladder))
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`: mappings merge key by key, anything else replaces; null removes the key."""
-    merged = dict(base)
-    for key, value in over.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in {"tables", "teacher_ladder"}:
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def scales_in(folder: Path) -> list[str]:
-    """Names of the scale files of a folder: those with a `scale:` of their own, which every one of them has."""
-    files = sorted(folder.glob("*.yaml"))
-    return [path.stem for path in files if re.search(r"^scale:", path.read_text(encoding="utf-8"), re.MULTILINE)]
-
-
-def read_scale(path: Path | str) -> dict[str, Any]:
-    """A scale file with what it `extends:` merged under it.
-
-    Raises:
-        BadInput: a file is missing or not a YAML mapping, or scales extend each other in a ring.
-    """
-    path, chain, layers = Path(path), [], []
-    while True:
-        if path in chain:
-            raise BadInput(f"{path}: extends itself by way of {', '.join(p.name for p in chain)}")
-        chain.append(path)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            known = ", ".join(scales_in(path.parent)) or "none"
-            raise BadInput(f"{path}: no such scale file; expected one of: {known}") from None
-        except yaml.YAMLError as error:
-            raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-        if not isinstance(values, dict):
-            raise BadInput(f"{path}: expected a mapping of settings, found {type(values).__name__}")
-        parent = values.pop("extends", None)
-        if layers:
-            values.pop("scale", None)  # a name is not inherited: two scales would share one folder of results
-        layers.append(values)
-        if parent is None:
-            break
-        path = path.parent / f"{parent}.yaml"
-    merged: dict[str, Any] = {}
-    for values in reversed(layers):
-        merged = merge(merged, values)
-    return merged
 
 
 def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Config:
@@ -624,24 +327,10 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
     Raises:
         BadInput: one line naming the file, the key, what was found and what was expected.
     """
-    values = merge(read_scale(path), overrides or {})
+    layers = read_layers(path, overrides)
+    values = merged_layers(layers)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{path}: {describe(error)}") from None
-
-
-def describe(error: ValidationError) -> str:
-    """A pydantic error as one line: key, value found, what was expected."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "configuration"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key}")
-        elif item["type"] == "missing":
-            lines.append(f"{key} is missing")
-        elif item["type"] == "value_error":
-            lines.append(item["msg"].removeprefix("Value error, "))
-        else:
-            lines.append(f"{key} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
-    return "; ".join(dict.fromkeys(lines))
+        found = [problem.text + said_elsewhere(layers, problem.path) for problem in problems(error, Config, values)]
+        raise BadInput(f"{path}: {'; '.join(found)}") from None

@@ -5,16 +5,17 @@
 
 import argparse
 import re
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from budgeted_lora.config import Config, Row, Shards, Strict, Teacher
+from budgeted_lora.config import Config, Teacher
+from budgeted_lora.corpus_settings import Shards
 from budgeted_lora.files import write_text
+from budgeted_lora.rows import Row
+from budgeted_lora.strict import Strict
+from budgeted_lora.wording import in_yaml, type_in_words
 
 PAGE = Path("config/README.md")
 TAG = re.compile(r"\[(S|D|U|ours)\]")
@@ -22,8 +23,8 @@ TAG = re.compile(r"\[(S|D|U|ours)\]")
 OPENING = """\
 # The configuration
 
-This page is made from `src/budgeted_lora/config.py` by `python -m budgeted_lora.config_docs --write`; a test compares
-the two. Edit the descriptions there.
+This page is made by `python -m budgeted_lora.config_docs --write` from the types in `src/budgeted_lora/config.py`,
+`corpus_settings.py` and `rows.py`; a test compares them. Edit the descriptions there.
 
 ## Scales
 
@@ -34,6 +35,7 @@ the command line, e.g. `snakemake --config teachers=pretrain`.
 | file | what it is |
 |---|---|
 | `mini.yaml` | the paper's student at one eighth of its width; two CPU cores, no download |
+| `recommended.yaml` | the default scale with the rule that did best in `beyond` in the place of the paper's |
 | `smoke.yaml` | every rule in seconds; its numbers mean nothing |
 | `paper.yaml` | the paper's own sizes, checkpoints and corpus; two GPUs |
 | `single-gpu.yaml` | the same with a tenth of the tokens, on one GPU of 24 GB in about two days |
@@ -42,8 +44,9 @@ the command line, e.g. `snakemake --config teachers=pretrain`.
 
 A scale is complete, or it names another one with `extends: <scale>` and says only its own name and what differs.
 Mappings are then merged key by key; `tables` and `teacher_ladder` are replaced as a whole; a key set to `null` goes
-back to its default. Scales that extend each other in a ring, unknown keys and values out of range are refused in one
-line, exit status 2.
+back to its default. `scale:` is the file's own name, without its ending; that of a file it extends counts for nothing.
+Scales that extend each other in a ring, unknown keys, a key that stands twice and values out of range are refused in
+one line, exit status 2; it says in which file the value stands, if not in the one that was asked for.
 
 ## Tables and their rows
 
@@ -63,7 +66,9 @@ id ends in a hash of everything that determines its weights (recipes of corpus, 
 evaluation settings not), so an edited value gives new ids to the cells it concerns, and only those run.
 To add a student: add a row, look at `snakemake --dry-run`, run `snakemake`. A row is refused before anything runs
 if it names an unknown teacher or schedule, a rank above the smallest dimension of a projection, a budget where none
-belongs, or so few tokens that the schedule cannot reach the planned structure; the message then says how many it needs.
+belongs (or any other key that its method has no use for), or so few tokens that the schedule cannot reach the planned
+structure; the message then says how many it needs. The same row twice in a table, a value twice in a list, an empty
+list and a table without rows are refused too: each would look as if it asked for something.
 
 Rows of one table that differ in nothing but `seed` are one line of it: mean and standard deviation over the seeds. A
 table of a new name needs no code: the report shows it with one line for each recipe and whatever its rows differ in.
@@ -81,66 +86,12 @@ authors, so a default of ours; **ours** a choice the paper has no word on. Witho
 """
 
 
-def bounds(metadata: list[Any]) -> str:
-    """The limits of a number in words, e.g. ` above 0 and below 1`."""
-    found = {name: getattr(item, name) for item in metadata for name in ("gt", "ge", "lt", "le") if hasattr(item, name)}
-    if found.keys() == {"ge", "le"}:
-        return f" from {found['ge']:g} to {found['le']:g}"
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    limits = [f"{words[name]} {found[name]:g}" for name in words if name in found]
-    return f" {' and '.join(limits)}" if limits else ""
-
-
-def type_in_words(annotation: Any, metadata: list[Any]) -> str:
-    """An annotation as a reader of YAML would say it."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return type_in_words(arguments[0], [*metadata, *_constraints(arguments[1:])])
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(_alternative(part, metadata) for part in arguments))
-    if origin is list:
-        return f"list of {type_in_words(arguments[0], [])}"
-    if origin is tuple:
-        return f"[{', '.join(type_in_words(part, []) for part in arguments)}]"
-    if origin is dict:
-        return f"name: {type_in_words(arguments[1], [])}"
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return f"{annotation.__name__} (below)"
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    return names[annotation] + bounds(metadata)
-
-
-def _alternative(part: Any, metadata: list[Any]) -> str:
-    if part is type(None):
-        return "empty"
-    return "a list" if get_origin(part) is list else type_in_words(part, metadata)
-
-
-def _constraints(metadata: tuple[Any, ...]) -> list[Any]:
-    """The limits of an `Annotated`, whether given plainly or inside a pydantic Field."""
-    return [item for part in metadata for item in (part.metadata if isinstance(part, FieldInfo) else [part])]
-
-
 def default_in_words(field: FieldInfo) -> str:
     """The default as one would write it in YAML; a dash for a required key."""
     if field.is_required():
         return "—"
     value = field.get_default(call_default_factory=True)
-    return f"`{_yaml(value)}`"
-
-
-def _yaml(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_yaml(item) for item in value) + "]"
-    return str(value)
+    return f"`{in_yaml(value)}`"
 
 
 def rows(model: type[Strict], prefix: str = "") -> Iterator[str]:

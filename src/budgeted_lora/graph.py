@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.budget.plan import Structure
-from budgeted_lora.config import CLAIM_TABLES, MAIN_CELLS, Config
+from budgeted_lora.config import CLAIM_TABLES, MAIN_CELLS, Config, load_config
+from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation.settings import evaluation_settings
 from budgeted_lora.files import canonical_json, short_hash
 from budgeted_lora.grid import (
@@ -25,6 +26,7 @@ from budgeted_lora.grid import (
     student_shape,
 )
 from budgeted_lora.recipe import Recipe
+from budgeted_lora.scale_file import read_layers, said_elsewhere
 from budgeted_lora.shards import ShardJobs
 from budgeted_lora.sources import shipped_files, source_folder
 
@@ -426,7 +428,7 @@ class Graph:
         """Result files that a table is made from, besides its `rows`."""
         manifest, tables = f"{self.results}/data/manifest.json", self.tables_read(table)
         if table in ("table1", "reference"):
-            return [manifest, *self.references()]
+            return [manifest, *self.references(), *self.calibration()]
         if table == "published_perplexities":
             return [manifest]
         if table == "speed":
@@ -481,3 +483,18 @@ class Graph:
             structure = {"tokens": cell.recipe.tokens, "structure": self.structure_of(cell.id)}
             rows.append(listed | cell.recipe.model_dump(mode="json") | structure)
         return rows
+
+
+def load_graph(path: Path | str, overrides: dict[str, Any] | None = None) -> Graph:
+    """The jobs of a scale file, with values laid on top.
+
+    Raises:
+        BadInput: the configuration cannot be used, or one of its rows; the line names the file.
+    """
+    config = load_config(path, overrides)
+    try:
+        return Graph(config)
+    except BadInput as error:
+        of_row = str(error).startswith("tables.")
+        remark = said_elsewhere(read_layers(path, overrides), ("tables",)) if of_row else ""
+        raise BadInput(f"{path}: {error}{remark}") from None

@@ -12,10 +12,12 @@ from pydantic import ValidationError
 
 from budgeted_lora.budget.cost import ModelShape, dense_macs
 from budgeted_lora.budget.plan import Structure, steps_needed, structure
-from budgeted_lora.config import Compression, Config, Row, describe
+from budgeted_lora.config import Compression, Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.recipe import Recipe
+from budgeted_lora.rows import Row
+from budgeted_lora.wording import describe, in_yaml, row_place
 
 SETTING_SLUG = {
     "rank_threshold": "gate",
@@ -27,6 +29,29 @@ SETTING_SLUG = {
     "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
+# Keys of a row that only some methods have a use for: the methods, and what they do.
+IDLE = (
+    (
+        (
+            "budget",
+            "schedule",
+            "controller",
+            "order",
+            "smoothing",
+            "drop_threshold",
+            "gate_logit",
+            "gate_lr_multiplier",
+        ),
+        ("budgeted_lora",),
+        "takes one",
+    ),
+    (("macs_of_budget",), ("kd_full",), "takes one"),
+    (
+        ("rank", "alpha", "low_rank_init", "ranks", "train_embeddings_head_norms"),
+        ("kd_lora", "budgeted_lora"),
+        "have low-rank paths",
+    ),
+)
 LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")
 DEFAULT_SETTINGS = "default"  # the compression section as it stands
 
@@ -78,12 +103,11 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
     def either(name: str, default: Any) -> Any:
         return default if pick[name] is None else pick[name]
 
+    refuse_idle_keys(pick, method)
     layers, ffn = config.student.layers, None
     if pick["macs_of_budget"] is not None:
-        if method != "kd_full":
-            raise BadInput(f"macs_of_budget on a {method} row; only kd_full takes one")
         layers, ffn = control_shape(config, pick["macs_of_budget"])
-    steps = (pick["tokens"] or training.tokens) // (training.batch_windows * config.sequence_length)
+    steps = whole_steps(config, pick["tokens"])
     values: dict[str, Any] = {
         "method": method,
         "teacher": pick["teacher"] or config.first_teacher,
@@ -135,27 +159,60 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
         }
         order = pick["order"] or budget.order
         values["order"] = None if order == "mac" else order
-    elif pick["budget"] is not None:
-        raise BadInput(f"budget {pick['budget']} on a {method} row; only budgeted_lora takes one")
-    refuse_idle_keys(pick, values)
+    refuse_order_and_step(pick, values)
     measured = {values.get("low_rank_init"), values.get("order")} & {"activation_svd", "activation", "gradient"}
     if measured or values.get("rank_step"):
         values["statistics_windows"] = lora.statistics_windows
     return Recipe.model_validate(values)
 
 
-def refuse_idle_keys(pick: dict[str, Any], values: dict[str, Any]) -> None:
-    """Refuses keys of a row that its method or controller has no use for, and ranks below one step.
+def whole_steps(config: Config, own: int | None) -> int:
+    """Optimiser steps that a row's own tokens make, or the scale's, rounded down.
+
+    Raises:
+        BadInput: not one.
+    """
+    tokens = own or config.training.tokens
+    steps = tokens // tokens_of_step(config)
+    if not steps:
+        name = "tokens" if own else "training.tokens"
+        raise BadInput(f"{name} {tokens} make 0 steps: {step_in_words(config)}, expected at least one step")
+    return steps
+
+
+def tokens_of_step(config: Config) -> int:
+    return config.training.batch_windows * config.sequence_length
+
+
+def step_in_words(config: Config) -> str:
+    """How many tokens a step takes, and why."""
+    return (
+        f"a step takes {tokens_of_step(config)} (training.batch_windows {config.training.batch_windows} x "
+        f"sequence_length {config.sequence_length})"
+    )
+
+
+def refuse_idle_keys(pick: dict[str, Any], method: str) -> None:
+    """Refuses keys of a row that its method has no use for: it would look as if they did something.
 
     Raises:
         BadInput: see above.
     """
-    method = values["method"]
-    for name in ("low_rank_init", "ranks") if method == "kd_full" else ():
-        if pick[name] is not None:
-            raise BadInput(f"{name} on a kd_full row; only kd_lora and budgeted_lora have low-rank paths")
-    if pick["order"] is not None and (method != "budgeted_lora" or values["controller"] != "greedy"):
-        raise BadInput(f"order {pick['order']!r} on a row without the greedy controller, which alone removes in order")
+    for names, methods, reason in IDLE:
+        idle = [name for name in names if pick[name] is not None and method not in methods]
+        if idle:
+            told = f"{idle[0]} {in_yaml(pick[idle[0]])}"
+            raise BadInput(f"{told} on a {method} row; only {' and '.join(methods)} {reason}")
+
+
+def refuse_order_and_step(pick: dict[str, Any], values: dict[str, Any]) -> None:
+    """Refuses an order for a controller that removes in none, and ranks below one step.
+
+    Raises:
+        BadInput: see above.
+    """
+    if pick["order"] is not None and values["controller"] != "greedy":
+        raise BadInput(f"order {pick['order']} on a row without the greedy controller, which alone removes in order")
     if values.get("rank_step") and values["rank_step"] > values["rank"]:
         raise BadInput(f"lora.rank_step {values['rank_step']} exceeds rank {values['rank']}; expected at most the rank")
 
@@ -321,10 +378,10 @@ def cells(config: Config) -> list[Cell]:
                     values = recipe(config, row, **chosen)
                     check(config, values)
                     settings = settings_of(config, row)
-                except BadInput as error:
-                    raise BadInput(f"tables.{table}, row {number}: {error}") from None
-                except ValidationError as error:
-                    raise BadInput(f"tables.{table}, row {number}: {describe(error)}") from None
+                except (BadInput, ValidationError) as error:
+                    said = error if isinstance(error, BadInput) else describe(error, Recipe)
+                    text = row.model_dump(exclude_unset=True)
+                    raise BadInput(f"{row_place(table, number, text)}: {said}") from None
                 key = cell_id(config, values)
                 recipes[key] = values
                 listing = asked.setdefault(key, {DEFAULT_SETTINGS: []})
@@ -362,6 +419,6 @@ def check(config: Config, values: Recipe) -> None:
         if values.steps < needed:
             raise BadInput(
                 f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of "
-                f"F = {values.budget:g}; it needs {needed} "
-                f"(training.tokens {needed * values.batch_windows * values.sequence_length})"
+                f"F = {values.budget:g}; it needs {needed} steps, tokens {needed * tokens_of_step(config)}: "
+                f"{step_in_words(config)}"
             )

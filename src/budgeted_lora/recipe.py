@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from budgeted_lora.config import Fraction, Init, Method, Positive, Strict
+from budgeted_lora.strict import Fraction, Init, Method, Positive, Strict
 
 
 class Recipe(Strict):
@@ -54,7 +54,8 @@ class Recipe(Strict):
         if lora and (self.rank is None or self.alpha is None):
             raise ValueError(f"{self.method} needs rank and alpha")
         if (self.method == "budgeted_lora") != (self.budget is not None):
-            raise ValueError(f"{self.method} {'needs' if self.budget is None else 'takes no'} budget")
+            needs = "needs budget, the final dense fraction F from 0 to 1"
+            raise ValueError(f"{self.method} {needs if self.budget is None else 'takes no budget'}")
         return self
 
     @property

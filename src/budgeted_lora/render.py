@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from budgeted_lora.config import Row
 from budgeted_lora.graph import Graph
 from budgeted_lora.grid import recipe
 from budgeted_lora.prune import Leftover
+from budgeted_lora.rows import Row
 from budgeted_lora.status import CellStatus, merged, mixed
 
 IN_THE_ID = frozenset({"teacher", "init", "student_layers", "student_ffn", "seed"})  # said by every id, word for word

@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
-from budgeted_lora.config import Calibration, Config, Corpus, HubDataset, Pretraining, Teacher, describe
+from budgeted_lora.config import Calibration, Config, Pretraining, Teacher
+from budgeted_lora.corpus_settings import Corpus, HubDataset
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_digest
 from budgeted_lora.runs import join_run
 from budgeted_lora.slots import gpu_slots
+from budgeted_lora.wording import describe
 
 app = typer.Typer(no_args_is_help=True, help="The stages of the workflow; its rules call them, a person seldom does.")
 
@@ -48,7 +50,7 @@ def parse(text: str, model: type[BaseModel] | None = None) -> Any:
     try:
         return model.model_validate(values) if model else values
     except ValidationError as error:
-        raise BadInput(f"--values: {describe(error)}") from None
+        raise BadInput(f"--values: {describe(error, model, values)}") from None
 
 
 @app.command()

@@ -197,7 +197,7 @@ def ablation(
         shown["Order, published"] = [number(value, 0) for value in ranked["order_published"]]
         text += [NOTE_PUBLISHED]
         text[1:1] = agreement(frame, ranked["ppl_published"], drawn)
-        if results.comparable:
+        if results.standing.students:
             shown["PPL, published"] = [number(value, 2) for value in ranked["ppl_published"]]
         else:
             ranked = ranked.drop(columns="ppl_published")

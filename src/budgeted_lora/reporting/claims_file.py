@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from budgeted_lora.config import CLAIM_TABLES, Fraction, Init, Method, Positive, Strict, describe
+from budgeted_lora.config import CLAIM_TABLES
 from budgeted_lora.errors import BadInput
+from budgeted_lora.strict import Fraction, Init, Method, Positive, Strict
+from budgeted_lora.wording import describe
 
 Metric = Literal[
     "ppl", "icl", "train_compute", "executed_compute", "module_speedup", "param_reduction_pct", "dense_kept",

@@ -15,50 +15,21 @@ from budgeted_lora.files import canonical_json
 from budgeted_lora.reporting.layout import duration
 from budgeted_lora.reporting.load import Results, method_label, provenance_of
 
+# JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
 STAGES = {
-    "teachers and untrained students": ("teachers/*/*.json", "students/*/*.json"),
-    "corpus": ("data/manifest.json",),
+    "teachers and untrained students": ("teachers/*/*.json", "students/*/*.json", "calibration.json"),
+    "corpus": (
+        "data/corpus.json", "data/manifest.json", "data/teachers/manifest.json", "data/shards/*/source.json",
+        "data/shards/*/shard.json",
+    ),
+    "caches": ("cache/*/provenance.json",),
     "training": ("cells/*/train.json",),
     "compression": ("cells/*/compressed/*/compression.json",),
     "evaluation": ("cells/*/compressed/*/perplexity.json", "cells/*/compressed/*/icl.json"),
     "timing": ("speed/*.json",),
-}
+}  # fmt: skip
 SPLITS = {"train": "training text", "validation": "held-out prose"}
 TAG = re.compile(r"\s*\[(S|D|U|ours)\]")
-CAN_SAY = {
-    "smoke": (
-        "Nothing about the paper: this scale only shows that every stage runs. Its models are trained for seconds.",
-        [],
-        ["Any of its perplexities, accuracies or orderings."],
-    ),
-    "mini": (
-        "A mini run is the paper's experiment at one eighth of the width, with small teachers and another corpus.",
-        [
-            "Structures and counts: which dense paths are kept, approximated or dropped, train compute, MAC speedups "
-            "and parameter reductions "
-            "depend only on proportions, which are the paper's; they can be held against the printed digits.",
-            "Orderings at this size: whether KD Full, KD LoRA and each budget stand in the paper's order under one "
-            "teacher, within the intervals below.",
-            "What compression buys in time on this machine, which the paper does not report.",
-        ],
-        [
-            "Absolute perplexities: corpus, vocabulary and model sizes differ. The paper's stand in a table of their "
-            "own.",
-            "Whether the gaps between methods at 0.13B to 1B parameters and 2.55B tokens are as printed.",
-            "In-context learning as such: the teachers learnt it from function documents mixed into the corpus; read "
-            "every score beside chance.",
-            "Rank cuts: in so few steps no gate can cross its threshold, so the average rank stays at r.",
-            "The spread over training seeds, unless several were run; intervals here speak of the choice of validation "
-            "text.",
-        ],
-    ),
-    "paper": (
-        "This scale is the paper's own set-up as far as it is stated; the constants it leaves open are listed below "
-        "with our values.",
-        ["Absolute perplexities may be compared once the teachers' come out as in Table 1."],
-        ["Anything that hangs on a constant the paper does not state."],
-    ),
-}
 SLIPS = [
     "For F = 0.8 the paper prints 24 dense paths kept, 1 by SVD, 17 dropped. Kept and dropped are swapped: with its "
     "cost model F = 0.8 gives "
@@ -89,7 +60,7 @@ class Versions:
 def run_facts(results: Results) -> list[tuple[str, str]]:
     """Label and text of the first screen's facts: scale, corpus, teachers, students, machine, time."""
     named = ", ".join(teacher_text(row) for _, row in results.teachers().iterrows())
-    teachers = named if results.comparable or not named else f"standing for {named}"
+    teachers = named if results.standing.models or not named else f"standing for {named}"
     return [
         ("Scale", results.scale),
         ("Corpus", corpus_sentence(results)),
@@ -261,8 +232,3 @@ def shared_links(results: Results, relative: str) -> list[tuple[str, str]]:
     files = ["cells.csv", "data/manifest.json"]
     files += [str(path.relative_to(results.root)) for path in results.files(STAGES["teachers and untrained students"])]
     return [(name, f"{relative}/{name}") for name in files if (results.root / name).is_file()]
-
-
-def can_say(scale: str) -> tuple[str, list[str], list[str]]:
-    """What a run of a scale is, can say and cannot say about the paper."""
-    return CAN_SAY.get(scale, CAN_SAY["mini"])

@@ -84,7 +84,7 @@ def partial_note(results: Results) -> list[str]:
 
 def caveats(results: Results) -> list[str]:
     """What must be said below a table that shows counts beside published ones, and the note of a partial report."""
-    smoke = (
+    shape = (
         "This scale's student has not the paper's proportions: its counts are not expected to be the published ones."
     )
-    return [*([smoke] if results.scale == "smoke" else []), *partial_note(results)]
+    return [*([shape] if results.standing.proportions is False else []), *partial_note(results)]

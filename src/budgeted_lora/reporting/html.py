@@ -16,6 +16,7 @@ from budgeted_lora.reporting.claims_report import claims_section
 from budgeted_lora.reporting.figures import OWN_FIGURES
 from budgeted_lora.reporting.layout import Table
 from budgeted_lora.reporting.load import Results
+from budgeted_lora.reporting.standing import can_say
 from budgeted_lora.reporting.tables import CONTROLS, TABLES
 
 TABLE_FORMS, FIGURE_FORMS = ("csv", "md", "tex"), ("png", "svg", "pdf")
@@ -42,7 +43,7 @@ def render(
         absent: ablations that are not there, one sentence each.
     """
     relative = Path(os.path.relpath(results.root.resolve(), out.resolve())).as_posix()
-    summary, can, cannot = facts.can_say(results.scale)
+    summary, can, cannot = can_say(results.scale, results.standing)
     drawn = [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures]
     context: dict[str, Any] = {
         "scale": results.scale,
@@ -56,6 +57,7 @@ def render(
         "absent": absent,
         "figures": [figure for figure in drawn if figure["name"] not in OWN_FIGURES],
         "claims": claims_section(out, relative),
+        "apart": results.standing.apart,
         "slips": facts.SLIPS,
         "unknowns": (out / "tables" / "unknowns.csv").is_file(),
         "constants": facts.constants(config) if config else [],

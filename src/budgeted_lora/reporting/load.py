@@ -11,6 +11,7 @@ import pandas as pd
 from budgeted_lora.config import MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_listed, read_json
+from budgeted_lora.reporting.standing import Standing, standing_of
 
 METHODS = ("kd_full", "kd_lora", "budgeted_lora")
 CELL_COLUMNS = (
@@ -82,7 +83,7 @@ class Results:
         root = Path(root)
         path = root / "cells.csv"
         if rows is None and not path.is_file():
-            raise BadInput(f"{path}: no such file; expected the list of cells that the workflow writes")
+            raise BadInput(no_results(root, path))
         kept_as_text = {
             name: str for name in ("cell", "tables", "method", "teacher", "init", "schedule", "controller", "structure")
         }
@@ -101,9 +102,9 @@ class Results:
         return self.root.resolve().name
 
     @property
-    def comparable(self) -> bool:
-        """Whether absolute perplexities may stand beside the paper's: only with its corpus and vocabulary."""
-        return self.scale == "paper"
+    def standing(self) -> Standing:
+        """What the scale shares with the paper, and so what may stand beside its numbers."""
+        return standing_of(self.root, self.cells)
 
     def json(self, path: str) -> dict[str, Any] | None:
         """A JSON result by its path below `root`; None when it is missing and the report is partial."""
@@ -269,6 +270,16 @@ class Results:
         beside = (self.root / path).with_name(record)
         about = read_json(beside) if beside.is_file() else {}
         check_listed(self.root / path, about.get("provenance", {}).get("files"))
+
+
+def no_results(root: Path, path: Path) -> str:
+    """What is missing where there is no list of cells, and how it is made."""
+    scale = root.resolve().name
+    missing = f"{path}: no such file" if root.is_dir() else f"{root}: no such folder"
+    return (
+        f"{missing}; `snakemake --config scale={scale}` makes the results of scale {scale}, and `snakemake {path} "
+        f"--config scale={scale}`, in seconds, the list of cells by which `report --partial` tells what is missing"
+    )
 
 
 def as_csv(listed: dict[str, Any]) -> str:

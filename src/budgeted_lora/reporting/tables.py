@@ -36,7 +36,8 @@ from budgeted_lora.reporting.sensitivity import SENSITIVITY, sensitivity
 from budgeted_lora.reporting.thresholds import thresholds
 
 COMPOSITE_COLUMNS = ("composite_pct", "se_pct", "low_pct", "high_pct", "chance_pct")
-OTHER_CORPUS = "the paper's: other corpus, other vocabulary"
+# What the average rank says of a run much shorter than the paper's.
+SHORT_RUN = "; in a short run none can (a gate logit moves at most about rate × steps), so it says nothing here"
 
 
 def table1(results: Results, published: Published, settings: Settings) -> Table:
@@ -73,11 +74,10 @@ def table1(results: Results, published: Published, settings: Settings) -> Table:
             "ICL %": [measured(100 * v, 100 * e, 1) for v, e in zip(frame["icl"], frame["icl_se"], strict=True)],
         }
     )
-    notes = [
-        "Each teacher is named after the one of the paper that it stands for. ± is a standard error over validation "
-        "windows."
-    ]
-    if results.comparable:
+    standing = results.standing
+    named = "the paper's own checkpoint" if standing.models else "named after the one of the paper that it stands for"
+    notes = [f"Each teacher is {named}. ± is a standard error over validation windows."]
+    if standing.models:
         frame["ppl_published"] = [
             published.value("Table 1", "ppl", "pretrained", teacher=name) for name in frame["teacher"]
         ]
@@ -127,9 +127,9 @@ def table8(results: Results, published: Published, settings: Settings) -> Table:
         "dropped; its "
         "own reduction of 30.6 % and its cost model "
         "admit only 17 kept / 1 / 24 dropped: kept and dropped are swapped in print.",
-        "The average rank moves only if gates cross the threshold; in a short run none can (a gate logit moves at most "
-        "about rate × steps), so it says nothing here. "
-        "Published ranks are of r = 128.",
+        "The average rank moves only if gates cross the threshold"
+        + ("" if results.standing.models else SHORT_RUN)
+        + ". Published ranks are of r = 128.",
         "Parameter reduction is printed on both bases: against the unmerged dense + LoRA student (the paper's) and "
         "against the dense student alone.",
         *(
@@ -259,11 +259,19 @@ def figure2_values(results: Results, published: Published, settings: Settings) -
     notes = [
         "The paper prints three of these composites in words (1B teacher); the others stand only in its drawing and "
         "are not known to us: a dash. "
-        "Published values are of other teachers and another corpus. ± is a standard error over queries. "
+        f"{printed_of(results)}± is a standard error over queries. "
         "Over runs: the least and the most of the demonstration seeds and training seeds.",
         *several_seeds(frame["seeds"]),
     ]
     return Table("figure2_values", "Figure 2 as numbers", frame, shown, notes + partial_note(results))
+
+
+def printed_of(results: Results) -> str:
+    """What the printed composites were measured on, where it is something else than here."""
+    if results.standing.students:
+        return ""
+    others = "students of 2.55 B training tokens" if results.standing.models else "other teachers and another corpus"
+    return f"Published values are of {others}. "
 
 
 def speed(results: Results, published: Published, settings: Settings) -> Table:
@@ -335,12 +343,10 @@ def published_perplexities(results: Results, published: Published, settings: Set
             "Note": frame["note"],
         }
     )
-    title = f"Published perplexities ({OTHER_CORPUS})"
-    notes = [
-        "Measured by the authors on the deduplicated Pile with their 32k vocabulary; not to be compared with a "
-        "perplexity of another corpus or vocabulary."
-    ]
-    return Table("published_perplexities", title, frame, shown, notes)
+    differs = results.standing.print_differs
+    title = f"Published perplexities (the paper's{': ' if differs else ''}{differs})"
+    how = f"Measured by the authors on the deduplicated Pile with their 32k vocabulary{results.standing.print_note}"
+    return Table("published_perplexities", title, frame, shown, [how])
 
 
 CONTROLS = "controls"
