@@ -1,10 +1,10 @@
 """Verdicts on made-up results: each is reached, and none where it must not be."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fixtures.claim_world import World
 
@@ -64,7 +64,9 @@ def test_a_trend_over_teachers(world: World, values: tuple[float, ...], verdict:
         world.cell("table2", "kd_full", ppl, teacher=teacher)
     row = only(order(), world.evidence(MINI))
     assert row.status == verdict
-    assert row.noise == "validation windows, paired"
+    assert re.fullmatch(
+        r"validation windows, paired: [\d.]+( to [\d.]+)? %; training seeds: KD Full not measured", row.noise
+    )
     assert "0.13B → 0.5B" in row.measured
     assert len(row.files.split()) == 3
 
@@ -81,24 +83,19 @@ def test_the_spread_of_seeds_takes_a_clear_trend_back(world: World) -> None:
     for teacher, runs in values.items():
         for seed, ppl in enumerate(runs):
             world.cell("table2", "kd_full", ppl, teacher=teacher, seed=seed, noise=0.001)
-    evidence = world.evidence(MINI)
-    assert evidence.spread("ppl").deviation == pytest.approx(np.log([29.0, 30.0, 31.0]).std(ddof=1))
-    row = only(order(), evidence)
+    row = only(order(), world.evidence(MINI))
     assert row.status == judged.NOISE
-    assert row.noise == "validation windows, paired and training seeds (3 runs)"
+    assert row.noise.endswith("; training seeds: KD Full 3.4 % (3 runs, t 4.3)")
 
 
-def test_more_runs_make_the_seeds_matter_less(world: World) -> None:
-    for seed, ppl in enumerate((29.0, 30.0, 31.0)):
-        world.cell("table2", "kd_full", ppl, seed=seed, noise=0.0)
-    world.cell("table2", "kd_full", 25.0, teacher="1B", noise=0.0)
-    world.model("teachers/0.13B", 20.0, noise=0.0)
-    evidence = world.evidence(MINI)
-    three, one = (evidence.find(Selection(table="table2", teacher=name), "ppl") for name in ("0.13B", "1B"))
-    given_model = evidence.find(Selection(model="teachers/0.13B"), "ppl")
-    spread = evidence.spread("ppl").deviation
-    assert evidence.tolerance(one, three) == pytest.approx(1.96 * spread * math.sqrt(1 + 1 / 3), rel=1e-3)
-    assert evidence.tolerance(one, given_model) == pytest.approx(1.96 * spread, rel=1e-3)  # it has no seed of ours
+def test_nothing_is_said_of_seeds_between_models_that_were_not_trained_here(world: World) -> None:
+    for name, ppl in (("0.13B", 30.0), ("0.5B", 28.0)):
+        world.model(f"teachers/{name}", ppl)
+    world.cell("table2", "kd_full", 29.0)
+    claim = order(of={}, steps=[{"model": "teachers/0.13B"}, {"model": "teachers/0.5B"}])
+    row = only(claim, world.evidence(MINI))
+    assert row.status == judged.REPRODUCED
+    assert "seeds" not in row.noise
 
 
 @pytest.mark.parametrize("what", ["cell", "perplexity.json", "perplexity_windows.parquet"])
@@ -171,7 +168,7 @@ def test_in_context_scores_have_the_spread_of_their_queries(
         world.cell("table2", "kd_full", 30.0, teacher=teacher, icl=score)
     row = only(order(metric="icl", direction="rising"), world.evidence(MINI))
     assert row.status == verdict
-    assert row.tolerance == f"± {1.96 * math.sqrt(2):.2g} %"
+    assert row.tolerance == f"± {1.96 * math.sqrt(2):.2g} points"
     assert "guessing" not in row.reason
 
 

@@ -104,9 +104,9 @@ def test_one_more_comparison_never_turns_differs_into_a_pass(steps: list[Step]) 
 
 def test_equal_levels_have_no_tolerance_of_their_own() -> None:
     """A count is exact: one step up is clear, and none is not."""
-    one, two = (Measured("dense_kept", (value,), ("f",)) for value in (1.0, 2.0))
+    one, two = (Measured("dense_kept", (value,), ("f",), group=("kd_full", None)) for value in (1.0, 2.0))
     evidence = Evidence.__new__(Evidence)
-    evidence._spreads, evidence.settings = {}, Settings()
+    evidence.settings = Settings()
     assert evidence.tolerance(one, two) == 0.0
     assert judge_order([Step("", 0.0, 0.0, "")]) == judged.NOISE
     assert judge_order([Step("", 1.0, 0.0, "")]) == judged.REPRODUCED

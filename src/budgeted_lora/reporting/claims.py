@@ -26,6 +26,7 @@ from budgeted_lora.reporting.claims_file import (
 )
 from budgeted_lora.reporting.evidence import PAPER_RANK, Evidence, Measured, Missing
 from budgeted_lora.reporting.load import method_label
+from budgeted_lora.reporting.spread import range_text
 
 REPRODUCED, NOISE, DIFFERS = "reproduced", "within noise", "differs"
 NOT_JUDGED, NOT_RUN = "not judged at this scale", "not run"
@@ -65,6 +66,7 @@ class Step:
     Attributes:
         gap: difference of levels, second minus first, turned so that the claimed direction is positive.
         tolerance: as large a gap either way may be chance.
+        sides: what is compared.
         guessing: both are accuracies no better than chance.
     """
 
@@ -72,7 +74,7 @@ class Step:
     gap: float
     tolerance: float
     text: str
-    files: tuple[str, ...] = ()
+    sides: tuple[Measured, ...] = ()
     guessing: bool = False
 
     @property
@@ -149,7 +151,7 @@ def number_row(claim: Printed, line: Line, evidence: Evidence) -> Row:
     found = evidence.find(claim.selection(line), metric)
     if isinstance(found, Missing):
         return blank(claim, status=NOT_RUN, **(about | {"reason": found.reason}))
-    off, tolerance, noise = distance(found, line, evidence), 0.0, evidence.covers(metric)
+    off, tolerance, noise = distance(found, line, evidence), 0.0, evidence.covers([[found]])
     if claim.tolerance is not None:
         tolerance, noise = claim.tolerance, "as the note says"
     elif metric in ("ppl", "icl", "avg_rank"):
@@ -203,7 +205,7 @@ def swapped_row(claim: Swapped, evidence: Evidence, printed: list[Line]) -> Row:
     if missing is not None:
         return blank(claim, status=NOT_RUN, reason=missing.reason, **about)
     about["measured"] = " and ".join(f"{one.metric} {one.text}" for one in found)
-    about |= {"tolerance": "± 0.5", "noise": evidence.covers(found[0].metric), "files": found[0].files}
+    about |= {"tolerance": "± 0.5", "noise": evidence.covers([found]), "files": found[0].files}
 
     def fits(order: Sequence[Line]) -> bool:
         return all(distance(one, line, evidence) <= line.rounding for one, line in zip(found, order, strict=True))
@@ -222,6 +224,7 @@ def steps_row(claim: Order | Near, evidence: Evidence, printed: list[Line]) -> R
         return blank(claim, status=NOT_JUDGED, published=published)
     steps = [step(claim, left, right, name, evidence) for (left, right), name in zip(pairs, names, strict=True)]
     there = [one for one in steps if isinstance(one, Step)]
+    tolerances = [one.tolerance for one in there]
     if isinstance(claim, Order):
         status = judge_order(steps)
         against, unsure = [one for one in there if one.contradicts], [one for one in there if not one.clear]
@@ -243,10 +246,10 @@ def steps_row(claim: Order | Near, evidence: Evidence, printed: list[Line]) -> R
         status=status,
         published=published,
         measured="; ".join(one.text for one in there),
-        tolerance=tolerance_range([one.tolerance for one in there], claim.metric),
-        noise=evidence.covers(claim.metric) if there else "",
+        tolerance=f"± {range_text(tolerances, claim.metric)}" if any(tolerances) else "",
+        noise=evidence.covers([one.sides for one in there]) if there else "",
         reason="; ".join([*reasons, *([claim.note] if claim.note else [])]),
-        files=tuple(dict.fromkeys(file for one in there for file in one.files)),
+        files=tuple(file for one in there for side in one.sides for file in side.files),
     )
 
 
@@ -258,21 +261,12 @@ def step(claim: Order | Near, left: Selection, right: Selection, name: str, evid
             return found
     gap, tolerance = second.level - first.level, evidence.tolerance(first, second)
     if claim.metric == "ppl":
-        text = f"{name} {100 * math.expm1(gap):+.1f} % (± {100 * math.expm1(tolerance):.1f})"
+        text = f"{name} {100 * math.expm1(gap):+.1f} % (± {100 * math.expm1(tolerance):.2g})"
     else:
-        text = f"{name} {first.text} to {second.text}" + (f" (± {tolerance:.1f})" if tolerance else "")
+        text = f"{name} {first.text} to {second.text}" + (f" (± {tolerance:.2g})" if tolerance else "")
     falling = isinstance(claim, Order) and claim.direction == "falling"
     guessing = claim.metric == "icl" and max(first.value - first.chance, second.value - second.chance) <= 0.0
-    return Step(name, -gap if falling else gap, tolerance, text, (*first.files, *second.files), guessing)
-
-
-def tolerance_range(tolerances: list[float], metric: Metric) -> str:
-    """The tolerances of a claim's comparisons: ± 0.4 to 0.9 %."""
-    if not any(tolerances):
-        return ""
-    shown = [100 * math.expm1(value) if metric == "ppl" else value for value in tolerances]
-    low, high = f"{min(shown):.2g}", f"{max(shown):.2g}"
-    return f"± {low if low == high else f'{low} to {high}'}" + (" %" if metric in ("ppl", "icl") else "")
+    return Step(name, -gap if falling else gap, tolerance, text, (first, second), guessing)
 
 
 def printed_value(selection: Selection, metric: Metric, printed: list[Line]) -> Line | None:

@@ -1,14 +1,13 @@
 """What was measured of the quantities that claims speak of, and how far chance could move a difference of two.
 
-Perplexities are compared as ratios (differences of their logarithm), so that a seed's spread measured at one of them
-serves at another; everything else is compared as it is.
+Perplexities are compared as ratios (differences of their logarithm), so that a seed's spread measured under one teacher
+serves under another; everything else is compared as it is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,13 @@ from budgeted_lora.reporting.claims_file import Metric, Selection
 from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.layout import number
 from budgeted_lora.reporting.load import Results, perplexity_columns
+from budgeted_lora.reporting.spread import Group, Spread, quantile, range_text, spread_of, spread_text
 from budgeted_lora.reporting.uncertainty import resampled_perplexities
 
 PAPER_RANK = 128
 RECIPE = frozenset(Recipe.model_fields) - {"seed"}  # columns of cells.csv in which runs of one recipe agree
 PARTS = {"ppl": "perplexity.json", "icl": "icl.json", "train_compute": "train.json", "executed_compute": "train.json"}
+SCORED_BY = {"ppl": "validation windows, paired:", "icl": "ICL queries:"}
 VARYING = ("ppl", "icl", "avg_rank")  # what differs from seed to seed; all else follows from the recipe
 
 
@@ -43,7 +44,7 @@ class Measured:
         levels: [runs], the metric as it is compared: ln of a perplexity, % of an accuracy, otherwise the value itself.
         draws: [resamples], bootstrap of the mean level over validation windows; perplexities only.
         error: standard error over queries; chance: what guessing scores, in %; accuracies only.
-        trained: whether a training seed is part of it: not of a reference model.
+        group: method and budget, whose seeds say how far another run may be; None for a reference model.
         files: result files it comes from, below the results folder.
     """
 
@@ -53,7 +54,7 @@ class Measured:
     draws: np.ndarray | None = None
     error: float = 0.0
     chance: float = 0.0
-    trained: bool = True
+    group: Group | None = None
 
     @property
     def level(self) -> float:
@@ -72,29 +73,16 @@ class Measured:
         return number(self.value, {"avg_rank": 1}.get(self.metric, 0 if self.metric.startswith("dense_") else 2))
 
 
-@dataclass(frozen=True)
-class Spread:
-    """How much a quantity differs between training seeds: pooled standard deviation of levels, over `runs` of recipes
-    that were trained with several seeds; zero runs where none was."""
-
-    deviation: float
-    runs: int
-
-
 class Evidence:
     """The measured side of the claims: looks up quantities, and says within what tolerance two of them are equal."""
 
     def __init__(self, results: Results, config: Config, settings: Settings) -> None:
         self.results, self.config, self.settings = results, config, settings
-        self._spreads: dict[Metric, Spread] = {}
+        self._spreads: dict[tuple[Metric, Group | None], Spread] = {}
+        self._samples: dict[Metric, dict[Group, list[list[float]]]] = {}
         self._drawn: dict[str, np.ndarray | Missing] = {}
         self._first: tuple[str, np.ndarray, Any] | None = None
         self._found: dict[tuple[Selection, Metric], Measured | Missing] = {}
-
-    @cached_property
-    def quantile(self) -> float:
-        """Standard errors in a tolerance: 1.96 at a confidence of 0.95."""
-        return NormalDist().inv_cdf(0.5 + self.settings.confidence / 2.0)
 
     def find(self, selection: Selection, metric: Metric) -> Measured | Missing:
         """The measured value of a metric of the students that a selection names.
@@ -104,66 +92,92 @@ class Evidence:
         """
         key = (selection, metric)
         if key not in self._found:
-            folders = self._select(selection, metric) if selection.model is None else [selection.model]
-            trained = selection.model is None
-            self._found[key] = (
-                folders if isinstance(folders, Missing) else self._gather(folders, metric, trained=trained)
-            )
+            self._found[key] = self._find(selection, metric)
         return self._found[key]
+
+    def _find(self, selection: Selection, metric: Metric) -> Measured | Missing:
+        if selection.model is not None:
+            return self._gather([selection.model], metric, group=None)
+        cells = self._select(selection, metric)
+        if isinstance(cells, Missing):
+            return cells
+        return self._gather([f"cells/{cell['cell']}" for cell in cells], metric, group=group_of(cells[0]))
 
     def tolerance(self, left: Measured, right: Measured) -> float:
         """Largest difference of levels that chance explains at the report's confidence."""
-        windows = 0.0
-        if left.draws is not None and right.draws is not None:
-            windows = float((left.draws - right.draws).std(ddof=1))  # paired: the same draws of the same windows
-        seeds = self.spread(left.metric).deviation
-        runs = sum(1.0 / len(one.levels) for one in (left, right) if one.trained)
-        return self.quantile * math.sqrt(windows**2 + left.error**2 + right.error**2 + runs * seeds**2)
+        seeds = [self.seeds(one) / math.sqrt(len(one.levels)) for one in (left, right)]
+        return math.hypot(self.known * self.scored(left, right), *seeds)
 
     def tolerance_to_print(self, one: Measured) -> float:
         """The same for a printed number, which is one run of the authors' with as much spread as a run of ours."""
-        windows = 0.0 if one.draws is None else float(one.draws.std(ddof=1))
-        seeds = self.spread(one.metric).deviation if one.trained else 0.0
-        runs = 1.0 + 1.0 / len(one.levels)
-        return self.quantile * math.sqrt(2.0 * (windows**2 + one.error**2) + runs * seeds**2)
+        ours = math.hypot(self.known * self.scored(one), self.seeds(one) / math.sqrt(len(one.levels)))
+        return math.hypot(ours, self.known * self.scored(one), self.seeds(one))
 
-    def covers(self, metric: Metric) -> str:
-        """What a tolerance takes into account, in words."""
+    @cached_property
+    def known(self) -> float:
+        """Standard errors that count of an error whose size is known."""
+        return quantile(math.inf, self.settings.confidence)
+
+    def seeds(self, one: Measured) -> float:
+        """How far another training seed may move one run."""
+        return self.spread(one).half_width(self.settings.confidence)
+
+    def scored(self, *sides: Measured) -> float:
+        """Standard error of a level, or of a difference of two, by the choice of windows or queries to score on.
+
+        The windows are the same draws of them for both sides; queries count as if they were independent.
+        """
+        errors = sum(one.error**2 for one in sides)
+        draws = [one.draws for one in sides if one.draws is not None]
+        if len(draws) < len(sides):
+            return math.sqrt(errors)
+        paired = draws[0] - draws[1] if len(draws) > 1 else draws[0]
+        return math.sqrt(errors + float(paired.var(ddof=1)))
+
+    def covers(self, comparisons: Sequence[Sequence[Measured]]) -> str:
+        """What the tolerances of comparisons are made of, in words; all of one metric."""
+        metric = comparisons[0][0].metric
         if metric not in VARYING:
             return "none: a count"
-        spread = self.spread(metric)
-        seeds = f"training seeds ({spread.runs} runs)" if spread.runs else ""
-        chance = {"ppl": "validation windows, paired", "icl": "ICL queries"}.get(metric, "")
-        return " and ".join(part for part in (chance, seeds) if part) or "none measured"
+        spreads = dict.fromkeys(self.spread(one) for sides in comparisons for one in sides if one.group is not None)
+        confidence = self.settings.confidence
+        seeds = ", ".join(spread_text(spread, metric, confidence=confidence) for spread in spreads)
+        said = [f"training seeds: {seeds}"] if seeds else []
+        if metric in SCORED_BY:
+            scored = [self.scored(*sides) for sides in comparisons]
+            said = [f"{SCORED_BY[metric]} {range_text(scored, metric)}", *said]
+        return "; ".join(said)
 
-    def spread(self, metric: Metric) -> Spread:
-        """The pooled spread between seeds at this scale, over all recipes that were trained with several."""
-        if metric not in self._spreads:
-            self._spreads[metric] = self._pool(metric) if metric in VARYING else Spread(0.0, 0)
-        return self._spreads[metric]
+    def spread(self, one: Measured) -> Spread:
+        """How far training seeds move a quantity: see `spread.spread_of`; not at all if no run of ours is in it."""
+        if one.group is None or one.metric not in VARYING:
+            return Spread()
+        key = (one.metric, one.group)
+        if key not in self._spreads:
+            if one.metric not in self._samples:
+                self._samples[one.metric] = self._runs(one.metric)
+            self._spreads[key] = spread_of(one.group, self._samples[one.metric])
+        return self._spreads[key]
 
-    def _pool(self, metric: Metric) -> Spread:
+    def _runs(self, metric: Metric) -> dict[Group, list[list[float]]]:
+        """Levels of the runs of every recipe, by method and budget."""
         cells = self.results.listed(*CLAIM_TABLES)  # not those of targets that may or may not have been run
         recipe = [name for name in cells.columns if name in RECIPE]
-        squares, degrees, runs = 0.0, 0, 0
-        for _, group in cells.groupby(recipe, dropna=False, sort=False):
-            if len(group) < 2:
-                continue
-            levels = [self._level(f"cells/{cell}", metric) for cell in group["cell"]]
-            there = np.array([level for level in levels if not math.isnan(level)])
-            if len(there) > 1:
-                squares += float(((there - there.mean()) ** 2).sum())
-                degrees += len(there) - 1
-                runs += len(there)
-        return Spread(math.sqrt(squares / degrees) if degrees else 0.0, runs)
+        found: dict[Group, list[list[float]]] = {}
+        for _, runs in cells.groupby(recipe, dropna=False, sort=False):
+            if len(runs) > 1:
+                levels = [self._level(f"cells/{cell}", metric) for cell in runs["cell"]]
+                there = [level for level in levels if not math.isnan(level)]
+                found.setdefault(group_of(runs.iloc[0]), []).append(there)
+        return found
 
     @cached_property
     def _cells(self) -> list[dict[str, Any]]:
         """The lines of cells.csv."""
         return self.results.cells.to_dict("records")
 
-    def _select(self, selection: Selection, metric: Metric) -> list[str] | Missing:
-        """Folders of the cells that a selection names: runs of one recipe."""
+    def _select(self, selection: Selection, metric: Metric) -> list[dict[str, Any]] | Missing:
+        """Lines of the cells that a selection names: runs of one recipe."""
         wanted = selection.given
         table = wanted.pop("table")
         cells = [cell for cell in self._cells if table in cell["tables"].split()]
@@ -182,9 +196,9 @@ class Evidence:
         differ = [name for name in cells[0] if name in recipe and len({repr(cell[name]) for cell in cells}) > 1]
         if differ:
             return Missing(f"{table} has several students of {named}: they differ in {', '.join(differ)}")
-        return [f"cells/{cell['cell']}" for cell in cells]
+        return cells
 
-    def _gather(self, folders: list[str], metric: Metric, *, trained: bool) -> Measured | Missing:
+    def _gather(self, folders: list[str], metric: Metric, *, group: Group | None) -> Measured | Missing:
         levels = tuple(self._level(folder, metric) for folder in folders)
         files = tuple(self._file(folder, metric) for folder in folders)
         absent = [file for file, level in zip(files, levels, strict=True) if math.isnan(level)]
@@ -201,7 +215,7 @@ class Evidence:
             # Every run answers the same queries, so that more runs do not make their choice matter less.
             error = float(np.mean([100.0 * self._json(file)["composite_se"] for file in files]))
             chance = 100.0 * self._json(files[0])["chance_composite"]
-        return Measured(metric, levels, files, draws, error, chance, trained)
+        return Measured(metric, levels, files, draws, error, chance, group)
 
     def _scored(self, folder: str) -> str:
         return f"{folder}/compressed/{self.results.settings}" if folder.startswith("cells/") else folder
@@ -244,6 +258,11 @@ class Evidence:
                 f"{self.results.root / scored}: scored other validation windows than {first}; "
                 "expected the same for every model"
             )
+
+
+def group_of(cell: Any) -> Group:
+    """Method and budget of a line of cells.csv."""
+    return cell["method"], None if math.isnan(cell["budget"]) else float(cell["budget"])
 
 
 def equal(found: Any, wanted: Any) -> bool:
