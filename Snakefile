@@ -56,7 +56,8 @@ report: "workflow/report/workflow.rst"
 
 onstart:
     if not workflow.touch:
-        refuse_what_cannot_fit(graph, remote=not workflow.local_exec)
+        targets = workflow.dag_settings.targets
+        refuse_what_cannot_fit(graph, targets=targets, remote=not workflow.local_exec)
     begin_run(results, slurm=job_name(workflow))
 
 

@@ -115,7 +115,7 @@ def test_disk_of_a_cell_and_of_the_scale() -> None:
 
 def test_the_sums_are_those_of_the_parts() -> None:
     costs = tiny()
-    sums, main = totals(costs, gpus=1), totals(costs.main(), gpus=1)
+    sums, main = totals(costs, gpus=1), totals(costs.of("main"), gpus=1)
     assert (sums["cells"], main["cells"]) == (6, 5)
     assert sums["flops"] == pytest.approx(sum(c.flops for c in costs.cells) + sum(j.flops for j in costs.jobs))
     seconds = sum(c.train_seconds + c.evaluate_seconds for c in costs.cells) + sum(j.seconds for j in costs.jobs)
@@ -205,7 +205,7 @@ def test_prompts_need_their_cache() -> None:
 def test_a_day_or_two_on_one_card_of_24_gigabytes() -> None:
     for name, hours in {"rtx4090": 36, "rtx3090": 60}.items():
         costs = costs_of("single-gpu", name)
-        assert totals(costs.main(), gpus=1)["device_hours"] < hours
+        assert totals(costs.of("main"), gpus=1)["device_hours"] < hours
         assert costs.largest_device_bytes()[0] < 20 * GIB, "room for a desktop and for what the estimate misses"
     paper = costs_of("paper")
     assert [cell.tokens * 10 for cell in costs.cells] == pytest.approx([cell.tokens for cell in paper.cells], rel=1e-3)
@@ -216,7 +216,7 @@ def test_a_day_or_two_on_one_card_of_24_gigabytes() -> None:
 def test_half_an_hour_on_one_card() -> None:
     for name in ("rtx4090", "a100-80gb"):
         costs = costs_of("gpu-hour", name)
-        assert totals(costs.main(), gpus=1)["device_hours"] < 0.6
+        assert totals(costs.of("main"), gpus=1)["device_hours"] < 0.6
         assert costs.largest_device_bytes()[0] < 20 * GIB
     shape = costs.student(None).shape
     assert (shape.layers, shape.hidden, shape.kv, shape.ffn) == (6, 768, 192, 3072)

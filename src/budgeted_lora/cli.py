@@ -191,6 +191,7 @@ def doctor(
     scale: ScaleName = "mini",
     config_folder: ConfigFolder = Path("config"),
     config: Overrides = None,
+    target: Annotated[list[str] | None, typer.Option(help="What shall run, as given to snakemake: main. [all]")] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Jobs will run on a cluster: look at its tools.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line of the list.")] = False,
 ) -> None:
@@ -201,8 +202,9 @@ def doctor(
     from budgeted_lora.planning.doctor import examine
     from budgeted_lora.planning.findings import troubles
     from budgeted_lora.planning.show import render_findings
+    from budgeted_lora.planning.targets import limited
 
-    found = examine(graph_of(scale, config_folder, config), slurm=slurm)
+    found = examine(limited(graph_of(scale, config_folder, config), target or ()), slurm=slurm)
     typer.echo(
         json.dumps([item.as_json() for item in found], indent=2) if as_json else render_findings(found, scale=scale)
     )

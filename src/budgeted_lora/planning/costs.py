@@ -14,7 +14,7 @@ from budgeted_lora.budget.schedule import mean_fraction
 from budgeted_lora.config import MAIN_CELLS, Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.graph import CONTROLS, Graph
+from budgeted_lora.graph import Graph
 from budgeted_lora.grid import student_shape
 from budgeted_lora.planning.devices import Device
 from budgeted_lora.planning.memory import (
@@ -26,6 +26,7 @@ from budgeted_lora.planning.memory import (
     training_bytes,
     width_of,
 )
+from budgeted_lora.planning.targets import limited
 from budgeted_lora.recipe import Recipe
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a checkpoint that is here says it exactly
@@ -250,11 +251,9 @@ class ScaleCosts:
         """Bytes of a number that a teacher computes in, and that its cache holds."""
         return width_of(self.precision)
 
-    def main(self) -> "ScaleCosts":
-        """The costs of `snakemake main` alone."""
-        tables = {name: rows for name, rows in self.config.tables.items() if name in {*MAIN_CELLS, CONTROLS}}
-        config = self.config.model_copy(update={"tables": tables})
-        return ScaleCosts(Graph(config), self.device, measured=self.measured)
+    def of(self, *targets: str) -> "ScaleCosts":
+        """The costs of these targets of Snakemake alone: `main`, `all`, `sensitivity` ..."""
+        return ScaleCosts(limited(self.graph, targets), self.device, measured=self.measured)
 
     # --- sums ---
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from budgeted_lora.config import MAIN_CELLS
+from budgeted_lora.graph import OWN_TARGETS
 from budgeted_lora.planning.costs import CellCost, JobCost, ScaleCosts
 from budgeted_lora.planning.doctor import gb, gib
 from budgeted_lora.planning.findings import Finding, troubles
@@ -18,8 +18,7 @@ CELL_COLUMNS = (
 
 def as_json(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
     """What `plan --costs --json` prints: bytes, seconds, FLOPs; hours in the totals."""
-    device, main = costs.device, costs.main()
-    space = disk(costs, jobs_at_once=gpus)
+    device, space = costs.device, disk(costs, jobs_at_once=gpus)
     return {
         "scale": costs.config.scale,
         "device": {**asdict(device), "precision": costs.precision, "jobs_at_once": gpus},
@@ -30,7 +29,8 @@ def as_json(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
         "measured": {key: asdict(value) for key, value in costs.measured.items()},
         "disk": {**asdict(space), "results": space.results, "total": space.total},
         "total": totals(costs, gpus=gpus) | {"disk_bytes": space.total},
-        "main": totals(main, gpus=gpus),
+        "main": totals(costs.of("main"), gpus=gpus),
+        "all": totals(costs.of("all"), gpus=gpus),
     }
 
 
@@ -79,18 +79,25 @@ def render_costs(costs: ScaleCosts, *, gpus: int) -> str:
 
 
 def _sums(costs: ScaleCosts, *, gpus: int) -> list[str]:
-    word, main = ("GPU" if costs.device.is_gpu else "CPU"), costs.main()
-    others = set().union(*(cell.tables for cell in costs.cells)) - MAIN_CELLS if costs.cells else set()
-    chosen = {"main": main} | ({"all": costs} if others else {})
-    lines = []
-    for name, part in chosen.items():
-        sums = totals(part, gpus=gpus)
+    """A line for `main`, for `all` where that is more, and for what each target of its own adds to that."""
+    word, lines = ("GPU" if costs.device.is_gpu else "CPU"), []
+    main, everyday = costs.of("main"), costs.of("all")
+    for name, part in {"main": main, "all": everyday}.items():
+        if name == "all" and len(part.cells) == len(main.cells):
+            continue
+        sums, space = totals(part, gpus=gpus), disk(part, jobs_at_once=gpus)
         (need, job), (host, _) = part.largest_device_bytes(), part.largest_host_bytes()
         lines.append(
             f"{name}: {sums['cells']} cells, {sums['tokens']:,} tokens, {sums['flops']:.2e} FLOPs, "
             f"{sums['device_hours']:.1f} {word}-hours ({days(sums['wall_hours'])} with {gpus} at once), "
-            f"{gib(need)} of {word if word == 'GPU' else 'host'} memory ({job}), {gib(host)} of host memory a job"
+            f"{gib(need)} of {word if word == 'GPU' else 'host'} memory ({job}), {gib(host)} of host memory a job, "
+            f"{gb(space.total)} of disk"
         )
+    for name in sorted(OWN_TARGETS & costs.config.tables.keys()):
+        both = costs.of("all", name)
+        cells, hours = len(both.cells) - len(everyday.cells), (both.seconds() - everyday.seconds()) / 3600
+        size = disk(both, jobs_at_once=gpus).total - disk(everyday, jobs_at_once=gpus).total
+        lines.append(f"{name} besides: {cells} cells, {hours:.1f} {word}-hours, {gb(size)} of disk")
     return lines
 
 

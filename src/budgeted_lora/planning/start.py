@@ -1,11 +1,12 @@
 """What the workflow asks before its first job: whether its targets are there, whether the machine is large enough."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from budgeted_lora.graph import CONTROLS, Graph
 from budgeted_lora.planning.doctor import refusal
+from budgeted_lora.planning.targets import limited
 
 
 def targets_of(graph: Graph) -> list[str]:
@@ -58,15 +59,16 @@ def asked_for() -> list[str]:
     return [] if found.target_jobs else [*found.targets, *after]
 
 
-def refuse_what_cannot_fit(graph: Graph, *, remote: bool) -> None:
+def refuse_what_cannot_fit(graph: Graph, *, targets: Iterable[str] = (), remote: bool) -> None:
     """Ends the process in one line and with status 2 where the machine is too small for the scale by its plan.
 
     With `fit: warn` the line is a warning. A dry run does not ask this. Asks no network and imports no torch.
 
     Args:
+        targets: what Snakemake was asked for; what other tables would need does not count.
         remote: whether jobs run on other machines, whose GPUs and memory cannot be seen from here.
     """
-    line = refusal(graph, remote=remote)
+    line = refusal(limited(graph, targets), remote=remote)
     if line is None:
         return
     warns = graph.config.fit == "warn"
