@@ -57,7 +57,9 @@ report: "workflow/report/workflow.rst"
 onstart:
     if not workflow.touch:
         targets = workflow.dag_settings.targets
-        refuse_what_cannot_fit(graph, targets=targets, remote=not workflow.local_exec)
+        refuse_what_cannot_fit(
+            graph, targets=targets, remote=not workflow.local_exec
+        )
     begin_run(results, slurm=job_name(workflow))
 
 

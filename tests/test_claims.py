@@ -26,7 +26,8 @@ from budgeted_lora.reporting.evidence import Evidence
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS, PUBLISHED = ROOT / "config" / "claims.yaml", ROOT / "config" / "published.csv"
 PRINTED = read_lines(PUBLISHED)
-MINI, SMOKE, PAPER = (load_config(ROOT / "config" / f"{name}.yaml") for name in ("mini", "smoke", "paper"))
+MINI, SMOKE = (load_config(ROOT / "config" / f"{name}.yaml") for name in ("mini", "smoke"))
+PAPER = load_config(ROOT / "config" / "paper.yaml", {"calibration": {"teachers": False}})
 
 
 @pytest.fixture
@@ -198,6 +199,27 @@ def test_no_perplexity_stands_beside_the_papers_at_another_scale(world: World) -
     world.cell("table2", "kd_lora", 26.5, teacher="1B")
     row = only(number_claim(), world.evidence(MINI))
     assert (row.status, row.published, row.measured) == (judged.NOT_JUDGED, "26.50", "")
+
+
+@pytest.mark.parametrize(
+    ("record", "verdict"),
+    [({"as_published": True}, judged.REPRODUCED), ({"as_published": False}, judged.NOT_JUDGED), (None, judged.NOT_RUN)],
+)
+def test_numbers_of_students_wait_for_those_of_the_teachers(world: World, record: dict | None, verdict: str) -> None:
+    world.hardness *= 0.0
+    world.cell("table2", "kd_lora", 26.5, teacher="1B", noise=0.0)
+    world.model("teachers/0.13B", 21.8, noise=0.0)
+    if record is not None:
+        world.json("calibration.json", record)
+    calibrated = load_config(ROOT / "config" / "paper.yaml")
+    row = only(number_claim(), world.evidence(calibrated))
+    assert row.status == verdict
+    assert ("calibration.json" in row.reason) == (verdict != judged.REPRODUCED)
+    assert (row.measured == "26.50") == (verdict == judged.REPRODUCED)
+    teachers = next(claim for claim in read_claims(CLAIMS, PRINTED).claims if claim.id == "table1-ppl")
+    assert judge(teachers, world.evidence(calibrated), PRINTED)[0].status == judged.REPRODUCED
+    trend = order(of={"table": "table2"}, steps=[{"method": "kd_lora"}, {"model": "teachers/0.13B"}])
+    assert only(trend, world.evidence(calibrated)).status == judged.REPRODUCED
 
 
 @pytest.mark.parametrize(

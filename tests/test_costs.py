@@ -1,6 +1,7 @@
 """What a scale costs before it runs: counts made by hand, memory against what autograd really keeps, the commands."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_the_sums_are_those_of_the_parts() -> None:
     )
 
 
+def test_what_a_target_of_its_own_adds_is_what_all_lacks() -> None:
+    costs = costs_of("paper")
+    everyday, both = costs.of("all"), costs.of("all", "sensitivity")
+    assert {cell.cell for cell in both.cells} == {cell.cell for cell in costs.cells}
+    added = [cell for cell in costs.cells if cell.tables == ("sensitivity",)]
+    assert len(both.cells) - len(everyday.cells) == len(added)
+    last = next(line for line in render_costs(costs, gpus=1).splitlines() if line.startswith("sensitivity besides: "))
+    assert last.startswith(f"sensitivity besides: {len(added)} cells, ")
+    hours = sum(cell.hours for cell in added)
+    said = float(re.search(r"([\d.]+) GPU-hours", last)[1])
+    assert hours <= said <= hours + 1.0  # and the student of Table 8 that is compressed twice more
+
+
 @settings(max_examples=30, deadline=None)
 @given(budgets=st.lists(st.integers(0, 20), min_size=2, max_size=2, unique=True).map(sorted))
 def test_a_smaller_budget_costs_less(budgets: list[int]) -> None:
@@ -208,7 +222,8 @@ def test_a_day_or_two_on_one_card_of_24_gigabytes() -> None:
         assert totals(costs.of("main"), gpus=1)["device_hours"] < hours
         assert costs.largest_device_bytes()[0] < 20 * GIB, "room for a desktop and for what the estimate misses"
     paper = costs_of("paper")
-    assert [cell.tokens * 10 for cell in costs.cells] == pytest.approx([cell.tokens for cell in paper.cells], rel=1e-3)
+    mine, papers = ([cell.tokens for cell in one.of("main").cells] for one in (costs, paper))
+    assert [10 * tokens for tokens in mine] == pytest.approx(papers, rel=1e-3)
     assert costs.config.teacher_ladder == paper.config.teacher_ladder
     assert costs.config.tables == paper.config.tables
 
@@ -324,7 +339,8 @@ def test_json_of_a_scale_stays_a_list_and_costs_are_an_object(run: Run) -> None:
     assert {"cell", "tokens", "teacher_flops", "student_flops", "train_seconds", "device_bytes"} <= set(
         about["cells"][0]
     )
-    assert len(about["cells"]) == about["total"]["cells"] == 16
+    assert len(about["cells"]) == about["total"]["cells"]
+    assert about["main"]["cells"] < about["all"]["cells"] < about["total"]["cells"]
     assert about["total"]["wall_hours"] == pytest.approx(about["total"]["device_hours"] / 2)
     assert about == json.loads(json.dumps(as_json(costs_of("paper", "h100"), gpus=2)))
 
@@ -334,7 +350,9 @@ def test_text_of_a_scale_has_structures_and_costs(run: Run) -> None:
     assert status == 0
     assert "29,491,200" in out
     assert render_costs(costs_of("paper"), gpus=1) in out
-    assert "GPU-hours" in out
+    assert [line.split(":")[0] for line in out.splitlines() if "GPU-hours" in line] == [
+        "main", "all", "sensitivity besides"
+    ]  # fmt: skip
     status, out, _ = run("plan", "--scale", "paper", "--costs", *HERE)
     assert "29,491,200" not in out
     assert out == render_costs(costs_of("paper"), gpus=1)

@@ -17,6 +17,8 @@ from budgeted_lora import cli
 from budgeted_lora.config import load_config
 from budgeted_lora.graph import Graph
 from budgeted_lora.planning import doctor, machine
+from budgeted_lora.planning.costs import ScaleCosts
+from budgeted_lora.planning.devices import GPUS
 from budgeted_lora.planning.doctor import (
     Check,
     devices,
@@ -32,6 +34,8 @@ from budgeted_lora.planning.findings import Finding, troubles
 from budgeted_lora.planning.hub import check_hub
 from budgeted_lora.planning.machine import Gpu, Machine, this_machine
 from budgeted_lora.planning.start import refuse_what_cannot_fit
+from budgeted_lora.planning.storage import disk
+from budgeted_lora.planning.targets import limited
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -375,6 +379,29 @@ def test_a_run_that_cannot_fit_does_not_start(
     assert capsys.readouterr().err.startswith("budgeted-lora: warning: scale paper cannot run here: GPU missing")
     refuse_what_cannot_fit(graph_of("paper", **PINNED), remote=True)
     assert capsys.readouterr().err == ""
+
+
+def test_a_target_is_not_refused_for_what_it_does_not_make(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is enough for the main tables, not for every compression of the thresholds."""
+    graph = graph_of("paper", **PINNED)
+    needed = {
+        targets: disk(ScaleCosts(limited(graph, targets), GPUS["a100-80gb"]), jobs_at_once=2).total
+        for targets in (("main",), (), ("sensitivity",))
+    }
+    assert needed["main",] < needed["sensitivity",] < needed[()]
+    room = (needed["main",] + needed["sensitivity",]) // 2
+    monkeypatch.setattr(doctor, "machine_for", lambda _: replace(LARGE, disk_bytes=room))
+    refuse_what_cannot_fit(graph, targets=["main"], remote=False)
+    refuse_what_cannot_fit(graph, targets=["table2", "figure2"], remote=False)
+    assert capsys.readouterr().err == ""
+    for targets in ((), ("all",), ("main", "ablations"), ("sensitivity",), ("reports/paper/index.html",)):
+        with pytest.raises(SystemExit):
+            refuse_what_cannot_fit(graph, targets=targets, remote=False)
+        assert "disk short: " in capsys.readouterr().err
+    on_disk = [ran(capsys, monkeypatch, "--scale", "paper", *more)[1] for more in ((), ("--target", "main"))]
+    assert ["short    disk" in said for said in on_disk] == [True, False]
 
 
 def test_snakemake_refuses_before_the_first_job(tmp_path: Path) -> None:

@@ -461,7 +461,8 @@ class Graph:
     def claim_inputs(self, tables: Iterable[str]) -> list[str]:
         """Result files that verdicts over the students of these tables are made from."""
         windows = [f"{self.results}/teachers/{name}/perplexity_windows.parquet" for name in self.teachers]
-        return [*self.common(), *self.references(), *windows, *self.scores(CLAIM_TABLES & set(tables))]
+        first = [*self.common(), *self.calibration(), *self.references(), *windows]
+        return [*first, *self.scores(CLAIM_TABLES & set(tables))]
 
     def cell_rows(self, tables: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with.

@@ -39,6 +39,7 @@ PRINTED_IN = {
     "table2": "Table 2", "table3": "Table 3", "table4": "Table 4", "table5": "Table 5", "table6": "Table 6",
     "table7": "Table 7", "table8": "Table 8", "lora_construction": "Section C.2",
 }  # fmt: skip
+OFF_CALIBRATION = "the teachers' perplexities are not those of Table 1 (calibration.json)"
 SLACK = 1e-9  # of float arithmetic, where a printed digit is compared
 
 
@@ -149,8 +150,13 @@ def number_row(claim: Printed, line: Line, evidence: Evidence) -> Row:
         return blank(claim, status=NOT_JUDGED, **about)
     metric = claim.lines.metric
     found = evidence.find(claim.selection(line), metric)
-    if isinstance(found, Missing):
-        return blank(claim, status=NOT_RUN, **(about | {"reason": found.reason}))
+    # The absolute value of a student: there those of the teachers have to come out first.
+    calibrated = evidence.calibrated if claim.judged == "paper" and claim.table is not None else True
+    for one in (found, calibrated):
+        if isinstance(one, Missing):
+            return blank(claim, status=NOT_RUN, **(about | {"reason": one.reason}))
+    if not calibrated:
+        return blank(claim, status=NOT_JUDGED, **(about | {"reason": OFF_CALIBRATION}))
     off, tolerance, noise = distance(found, line, evidence), 0.0, evidence.covers([[found]])
     if claim.tolerance is not None:
         tolerance, noise = claim.tolerance, "as the note says"

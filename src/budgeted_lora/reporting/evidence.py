@@ -114,6 +114,14 @@ class Evidence:
         return math.hypot(ours, self.known * self.scored(one), self.seeds(one))
 
     @cached_property
+    def calibrated(self) -> bool | Missing:
+        """Whether the teachers' perplexities come out as Table 1 has them; true where nothing asks for that."""
+        if not self.config.calibration.teachers:
+            return True
+        found = self._json("calibration.json")
+        return bool(found["as_published"]) if "as_published" in found else Missing("no value in calibration.json")
+
+    @cached_property
     def known(self) -> float:
         """Standard errors that count of an error whose size is known."""
         return quantile(math.inf, self.settings.confidence)
