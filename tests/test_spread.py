@@ -146,7 +146,7 @@ def test_a_budget_of_one_seed_borrows_from_the_other_budgets_and_says_so(world: 
     assert spread.deviation == pytest.approx(deviation(*BUDGETS.values()), rel=1e-9)
     assert (spread.degrees, spread.runs) == (4, 6)
     assert spread_text(spread, "ppl", confidence=0.95) == (
-        "F = 0.2, one run, as of F = 0.4 and F = 0: 4.7 % (6 runs, t 2.78)"
+        "F = 0.2, one run, as of F = 0.4 and F = 0: 4.6 % (6 runs, t 2.78)"
     )
 
 
