@@ -8,61 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fixtures.scales import GIB, ROOT, TINY, costs_of, graph_of, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora import cli
 from budgeted_lora.budget.cost import ModelShape
-from budgeted_lora.config import Config, load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import Graph
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.models.projections import install
-from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
+from budgeted_lora.planning.costs import PROMPT_TOKENS, Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import GPUS, matching, named_device
 from budgeted_lora.planning.memory import KEPT, Network, evaluation_bytes, training_bytes
 from budgeted_lora.planning.show import as_json, render_costs, totals
-from budgeted_lora.planning.storage import TEXT_BYTES_PER_TOKEN, disk
+from budgeted_lora.planning.side_by_side import Slots
+from budgeted_lora.planning.storage import disk
 
-ROOT = Path(__file__).resolve().parents[1]
-GIB = 2**30
-TINY = {
-    "scale": "tiny", "device": "cpu", "sequence_length": 16,
-    "corpus": {"packages": ["numpy"], "validation_tokens": 1000},
-    "tokenizer": {"vocab_size": 64}, "teachers": "pretrain", "student": {"layers": 2}, "lora": {"rank": 4, "alpha": 8},
-    "teacher_ladder": {
-        "A": {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": 64},
-        "B": {"layers": 2, "hidden": 64, "ffn": 128, "heads": 4, "kv_heads": 1, "tokens": 64},
-    },
-    "training": {
-        "tokens": 16 * 4 * 100, "batch_windows": 4, "micro_batch_windows": 2, "precision": "float32",
-        "teacher_cache": "hidden",
-    },
-    "tables": {
-        "table2": [
-            {"method": "kd_full", "teacher": ["A", "B"]}, {"method": "kd_lora"},
-            {"method": "budgeted_lora", "budget": [0.4, 0.0]},
-        ],
-        "table6": [{"method": "kd_lora", "rank": [2, 4]}],
-    },
-}  # fmt: skip
-
-
-def graph_of(scale: str, **overrides: object) -> Graph:
-    return Graph(load_config(ROOT / "config" / f"{scale}.yaml", overrides))
-
-
-def costs_of(scale: str, device: str | None = None, **overrides: object) -> ScaleCosts:
-    graph = graph_of(scale, **overrides)
-    return ScaleCosts(graph, named_device(device, graph.config))
-
-
-def tiny(**changed: object) -> ScaleCosts:
-    graph = Graph(Config.model_validate(TINY | changed))
-    return ScaleCosts(graph, named_device("cpu", graph.config))
-
-
-# --- FLOPs, disk and time, by hand
+# --- FLOPs and time, by hand
 
 
 def test_flops_of_the_papers_cells() -> None:
@@ -100,20 +62,6 @@ def test_a_cache_takes_the_teacher_out_of_training() -> None:
     assert not [job for job in online.jobs if job.job.startswith("cache")]
 
 
-def test_disk_of_a_cell_and_of_the_scale() -> None:
-    costs = costs_of("paper")
-    dense = 51_314_688 + 13 * 768 + 2 * 32_000 * 768
-    [full, *_] = costs.cells
-    assert full.disk_bytes == 2 * 4 * dense, "the trained student and its compressed form, float32"
-    space = disk(costs, jobs_at_once=2)
-    assert space.cells == sum(cell.disk_bytes for cell in costs.cells)
-    assert space.tokens == pytest.approx(2 * (2.55e9 + 10.7e6), rel=0.05)
-    shards = costs.config.corpus.shards
-    assert space.corpus == pytest.approx(TEXT_BYTES_PER_TOKEN * 2.55e9 / shards.train * shards.read)
-    assert space.total > space.results > space.corpus + space.cells
-    assert space.states == 2 * max(cell.state_bytes for cell in costs.cells)
-
-
 def test_the_sums_are_those_of_the_parts() -> None:
     costs = tiny()
     sums, main = totals(costs, gpus=1), totals(costs.of("main"), gpus=1)
@@ -147,6 +95,42 @@ def test_a_smaller_budget_costs_less(budgets: list[int]) -> None:
     assert small.student_flops < large.student_flops
     assert small.teacher_flops == large.teacher_flops
     assert small.train_seconds < large.train_seconds
+
+
+def test_prompts_are_paid_by_the_cells_that_answer_them() -> None:
+    rows = {"table6": [{"method": "kd_lora", "rank": 2}], "beyond": [{"method": "kd_lora", "rank": 3}]}
+    by_table = {cell.tables: cell for cell in tiny(tables=TINY["tables"] | rows).cells}
+    alone, beyond = by_table[("table6",)], by_table[("beyond",)]
+    forward = 2 * 2 * (2 * 32 * 32 + 2 * 32 * 8 + 3 * 32 * 64) + 2 * 2 * 32 * 16 + 2 * 32 * 64
+    asked = 19 * 210 * 3 * PROMPT_TOKENS
+    assert beyond.evaluation_flops - alone.evaluation_flops == pytest.approx(asked * forward)
+    assert by_table[("table2",)].evaluation_flops == beyond.evaluation_flops
+
+
+def test_untrained_students_are_scored_where_a_table_shows_them() -> None:
+    rows = {"table4": [{"method": "kd_full", "init": ["first", "mixed"]}]}
+    costs = tiny(tables=TINY["tables"] | rows)
+    jobs = [job.job for job in costs.jobs]
+    assert "evaluate untrained mixed" in jobs
+    assert "evaluate untrained first" not in jobs
+    assert disk(costs, slots=Slots(1)).students == 2 * 4 * costs.student(None).parameters, "but both are cut"
+
+
+def test_statistics_are_measured_once_a_student() -> None:
+    """Work and files by hand: a forward and backward pass of 64 windows, d_in^2 more for each projection."""
+    rows = {"beyond": [{"method": "budgeted_lora", "budget": [0.4, 0.0], "order": "activation"}]}
+    costs = tiny(tables=TINY["tables"] | rows)
+    [job] = [job for job in costs.jobs if job.kind == "measure"]
+    squares = 2 * (6 * 32**2 + 64**2)
+    dense = 2 * (2 * 32 * 32 + 2 * 32 * 8 + 3 * 32 * 64)
+    assert (job.job, job.tokens, job.disk_bytes) == ("measure statistics of mixed", 64 * 16, 4 * (squares + dense))
+    forward = 2 * dense + 2 * 2 * 32 * 16 + 2 * 32 * 64
+    assert job.flops == pytest.approx(64 * 16 * (3 * forward + 2 * squares))
+    assert disk(costs, slots=Slots(1)).statistics == job.disk_bytes
+    assert not [job for job in tiny().jobs if job.kind == "measure"]
+    kept = {"table2": [{"method": "kd_full", "compression": "cut"}]}
+    cut = {"cut": {"macs_of_budget": [0.4], "truncation": ["outputs"], "undistilled": [True]}}
+    assert [job.kind for job in tiny(tables=kept, sweeps=cut).jobs].count("measure") == 1
 
 
 # --- memory
@@ -373,6 +357,10 @@ def test_values_laid_on_top_change_the_plan(run: Run) -> None:
         (("--scale", "paper", "--json", "--device", "h100"), "--device with --json: a list of structures has no costs"),
         (("--scale", "paper", "--calibrate", "--device", "h100"), "--device with --calibrate"),
         (("--scale", "paper", "--calibrate", "--utilisation", 0.5), "--utilisation with --calibrate"),
+        (
+            ("--scale", "paper", "--config", "gpus_per_run=4", "--gpus", 3),
+            "--gpus 3: each student trains on 4 (gpus_per_run); expected at least 4",
+        ),
         (("--scale", "paper", "--device", "v100"), "--device 'v100': expected one of a100-80gb"),
         (("--costs",), "--costs without --scale"),
         (("--gpus", 2, "--hidden", 96), "--gpus without --scale"),

@@ -7,15 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-import yaml
-from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from fixtures.machines import GIB, GPU, LARGE, PINNED, ROOT, check, elsewhere, graph_of, states  # noqa: F401
 
 from budgeted_lora import cli
-from budgeted_lora.config import load_config
-from budgeted_lora.graph import Graph
 from budgeted_lora.planning import doctor, machine
 from budgeted_lora.planning.costs import ScaleCosts
 from budgeted_lora.planning.devices import GPUS
@@ -30,51 +25,14 @@ from budgeted_lora.planning.doctor import (
     software,
     storage,
 )
-from budgeted_lora.planning.findings import Finding, troubles
-from budgeted_lora.planning.hub import check_hub
-from budgeted_lora.planning.machine import Gpu, Machine, this_machine
+from budgeted_lora.planning.findings import troubles
+from budgeted_lora.planning.machine import this_machine
+from budgeted_lora.planning.side_by_side import Slots
 from budgeted_lora.planning.start import refuse_what_cannot_fit
 from budgeted_lora.planning.storage import disk
 from budgeted_lora.planning.targets import limited
 
-ROOT = Path(__file__).resolve().parents[1]
-GIB = 2**30
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-GPU = Gpu("GPU-1", "NVIDIA A100-SXM4-80GB", 80 * GIB, 8.0)
-LARGE = Machine(
-    gpus=(GPU, replace(GPU, id="GPU-2")), cores=32, host_bytes=256 * GIB, disk_bytes=2 * 10**12, cache_bytes=10**12,
-    one_disk=True,
-)  # fmt: skip
-PINNED = {
-    "teacher_ladder": {
-        name: values | {"revision": COMMIT}
-        for name, values in yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())["teacher_ladder"].items()
-    },
-    "corpus": {"hub": {"revision": COMMIT}},
-    "evaluation": {"probes": "generated", "probes_folder": None},
-}
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results, caches, the Hub's variables and the build of torch of this machine are out of sight."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def graph_of(scale: str, **overrides: object) -> Graph:
-    return Graph(load_config(ROOT / "config" / f"{scale}.yaml", overrides))
-
-
-def check(scale: str = "paper", *, remote: bool = False, **changed: object) -> Check:
-    return Check(graph_of(scale), replace(LARGE, **changed), remote=remote)
-
-
-def states(found: list[Finding]) -> list[str]:
-    return [item.state for item in found]
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # --- hardware
@@ -128,11 +86,63 @@ def test_host_memory() -> None:
     assert "1 side by side; 2 could run by their devices, so start with --jobs 1" in finding.detail
 
 
+def test_a_box_of_two_gpus_for_one_training() -> None:
+    two = graph_of("paper", gpus_per_run=2)
+    found = [*devices(Check(two, LARGE)), *host(Check(two, LARGE)), *storage(Check(two, LARGE))]
+    assert states(found) == ["ok"] * 5
+    assert found[0].detail == "2 visible, each student trains on 2: 1 at once; other jobs take one each"
+    training = Check(two, LARGE).costs.largest_training_host()[0]
+    assert training > 2 * Check(graph_of("paper"), LARGE).costs.largest_training_host()[0]
+    enough, little = (replace(LARGE, host_bytes=size) for size in (training, training - GIB))
+    [memory] = host(Check(two, enough))
+    assert (memory.state, "2 side by side" in memory.detail) == ("ok", True), "two other jobs take less"
+    [memory] = host(Check(two, little))
+    assert (memory.state, "GiB free, training " in memory.detail) == ("short", True)
+    three = replace(LARGE, gpus=(*LARGE.gpus, replace(GPU, id="GPU-3")))
+    assert "1 at once, 1 left to other jobs; other jobs" in next(devices(Check(two, three))).detail
+    [memory] = host(Check(two, replace(three, host_bytes=training + GIB)))
+    assert "3 could run by their devices, so start with --jobs" in memory.detail
+    alone = next(devices(Check(two, replace(LARGE, gpus=(GPU,)))))
+    assert (alone.state, alone.detail) == ("short", "1 visible, each student trains on 2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"gpus": (GPU,)}, "GPU short: 1 visible, each student trains on 2; lower gpus_per_run"),
+        ({"host_bytes": 20 * GIB}, "memory short: 20.0 GiB free, training "),
+    ],
+)
+def test_a_run_that_cannot_share_gpus_does_not_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changed: dict, said: str
+) -> None:
+    """What one GPU a run would not be short of."""
+    monkeypatch.setattr(doctor, "machine_for", lambda _: replace(LARGE, **changed))
+    refuse_what_cannot_fit(graph_of("paper", **PINNED), remote=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        refuse_what_cannot_fit(graph_of("paper", gpus_per_run=2, **PINNED), remote=False)
+    assert f"scale paper cannot run here: {said}" in capsys.readouterr().err
+
+
+def test_states_of_trainings_that_share_gpus_count_once() -> None:
+    """Two GPUs train two students or one: a state less on the disk."""
+    apart, together = (Check(graph_of("paper", gpus_per_run=ranks), LARGE) for ranks in (1, 2))
+    written = [float(next(storage(item)).detail.split(", ")[1].split()[0]) for item in (apart, together)]
+    assert written[0] - written[1] == pytest.approx(1.1 * 2.4, abs=0.2)
+
+
+def test_processes_of_a_training_on_a_cpu() -> None:
+    shared = Check(graph_of("mini", gpus_per_run=2), replace(LARGE, gpus=(), cores=6))
+    assert next(devices(shared)).detail == "CPU, 6 cores (device: auto); each student trains in 2 processes"
+    assert (shared.slots.count, shared.slots.trainings) == (6, 3)
+
+
 def test_disk_counts_what_is_there_and_where_downloads_go(tmp_path: Path) -> None:
     [finding] = storage(check(disk_bytes=10**10))
     assert finding.state == "short"
     assert "free at" in finding.detail
-    assert "most of it is corpus" in finding.remedy
+    assert "most of it is cells" in finding.remedy
     need = float(finding.detail.split(", ")[1].split()[0])
     with_file = tmp_path / "results" / "paper" / "data" / "documents.parquet"
     with_file.parent.mkdir(parents=True)
@@ -143,6 +153,16 @@ def test_disk_counts_what_is_there_and_where_downloads_go(tmp_path: Path) -> Non
     first, second = storage(check(one_disk=False, cache_bytes=10**9))
     assert (first.state, second.state) == ("ok", "short")
     assert "HF_HOME" in second.remedy
+    assert "for 7.2 GB of downloads" in second.detail
+    other, one = (
+        tmp_path / "hub" / f"models--{name}" / "blobs" for name in ("x--y", "MohammedSabry--biinduct-1b-baseline")
+    )
+    for folder in (other, one):
+        folder.mkdir(parents=True)
+        with (folder / "file").open("wb") as stream:
+            stream.truncate(4 * 10**9)
+    [_, second] = storage(check(one_disk=False, cache_bytes=10**9))
+    assert "for 3.2 GB of downloads" in second.detail, "only what this scale reads is there already"
 
 
 def test_on_a_cluster_this_node_is_not_judged() -> None:
@@ -229,83 +249,6 @@ def test_write_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.detail == f"{tmp_path / 'results'}: cannot be written (Read-only file system)"
 
 
-# --- the Hub
-
-
-class Api:
-    """What the Hub would answer."""
-
-    def __init__(self, gated: object = False, error: Exception | None = None, closed: bool = False) -> None:
-        self.gated, self.error, self.closed = gated, error, closed
-
-    def repo_info(self, *_: object, **__: object) -> "Api":
-        if self.error is not None:
-            raise self.error
-        return self
-
-    def auth_check(self, *_: object, **__: object) -> None:
-        if self.closed:
-            raise made(GatedRepoError)
-
-
-def made(kind: type[Exception]) -> Exception:
-    """An error of the Hub without the HTTP response that it wants."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, "403")
-    return error
-
-
-def hub_states(monkeypatch: pytest.MonkeyPatch, api: Api, **overrides: object) -> list[Finding]:
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    return check_hub(graph_of("paper", **overrides).config, Path("results/paper"), ask=True)
-
-
-def test_a_scale_that_reads_no_hub_asks_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("asked the Hub"))
-    assert check_hub(graph_of("mini").config, Path("results/mini"), ask=True) == []
-
-
-def test_revisions_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")))
-    assert states(found) == ["missing"] * 4
-    assert found[0].remedy == "pin teacher_ladder.0.13B.revision to the 40 hex digits of a commit"
-    assert found[3].remedy.startswith("pin corpus.hub.revision")
-
-
-def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert states(hub_states(monkeypatch, Api(), **PINNED)) == ["ok"] * 4
-    assert states(hub_states(monkeypatch, Api(gated="auto"), **PINNED)) == ["ok"] * 4
-    found = hub_states(monkeypatch, Api(gated="auto", closed=True), **PINNED)
-    assert states(found) == ["missing"] * 4
-    assert (
-        found[0].line().endswith("gated, and closed to this account; ask its owners for access, then `hf auth login`")
-    )
-    found = hub_states(monkeypatch, Api(error=made(RepositoryNotFoundError)), **PINNED)
-    assert "not on the Hub under that name and commit; correct teacher_ladder.0.13B" in found[0].line()
-    found = hub_states(monkeypatch, Api(error=OSError("no route\nto host")), **PINNED)
-    assert "the Hub cannot be reached (no route to host)" in found[0].line()
-    assert all("\n" not in item.line() for item in found)
-
-
-@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"])
-def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
-    monkeypatch.setenv(variable, "1")
-    (tmp_path / "hub" / "models--MohammedSabry--biinduct-1b-baseline" / "snapshots" / COMMIT).mkdir(parents=True)
-    found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")), **PINNED)
-    assert states(found) == ["missing", "missing", "ok", "missing"]
-    assert f"unset {variable}, or fetch it where there is a network: hf download" in found[0].remedy
-    assert found[3].remedy.endswith(f"--revision {COMMIT} --repo-type dataset")
-
-
-def test_what_was_fetched_is_asked_for_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("teachers/0.13B/teacher.json", "data/manifest.json"):
-        path = tmp_path / "results" / "paper" / name
-        path.parent.mkdir(parents=True)
-        path.write_text("{}")
-    assert len(hub_states(monkeypatch, Api(), **PINNED)) == 2
-
-
 # --- other inputs
 
 
@@ -387,7 +330,7 @@ def test_a_target_is_not_refused_for_what_it_does_not_make(
     """The disk is enough for the main tables, not for every compression of the thresholds."""
     graph = graph_of("paper", **PINNED)
     needed = {
-        targets: disk(ScaleCosts(limited(graph, targets), GPUS["a100-80gb"]), jobs_at_once=2).total
+        targets: disk(ScaleCosts(limited(graph, targets), GPUS["a100-80gb"]), slots=Slots(2, 1)).total
         for targets in (("main",), (), ("sensitivity",))
     }
     assert needed["main",] < needed["sensitivity",] < needed[()]

@@ -73,7 +73,10 @@ def plan(
     svd_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
     costs: Annotated[bool, typer.Option("--costs", help="Of a scale: what it costs and nothing else.")] = False,
     device: Annotated[str | None, typer.Option(help="Of a scale: a100-80gb, h100, rtx4090, ..., cpu.")] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Of a scale: jobs side by side.")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=1, help="Of a scale: devices for jobs side by side; gpus_per_run if not given."),
+    ] = None,
     utilisation: Annotated[
         float | None, typer.Option(min=0.001, max=1, help="Of a scale: share of the device's peak, if not the table's.")
     ] = None,
@@ -91,7 +94,7 @@ def plan(
     """
     from budgeted_lora.budget.report import render_plan
     from budgeted_lora.planning.show import as_json as costs_as_json
-    from budgeted_lora.planning.show import render_costs
+    from budgeted_lora.planning.show import render_costs, render_structures, structures_json
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
@@ -104,15 +107,18 @@ def plan(
         typer.echo(json.dumps([item.as_json() for item in made], indent=2) if as_json else render_plan(made))
         return
     graph = graph_of(scale, config_folder, config)
-    made = list(graph.structures().values())
     if as_json and not costs:
-        typer.echo(json.dumps([item.as_json() for item in made], indent=2))
+        typer.echo(json.dumps(structures_json(graph), indent=2))
         return
+    together = graph.config.gpus_per_run
+    gpus = together if gpus is None else gpus
+    if gpus < together:
+        raise BadInput(f"--gpus {gpus}: each student trains on {together} (gpus_per_run); expected at least {together}")
     counted = costs_of(graph, device=device, utilisation=utilisation, calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(costs_as_json(counted, gpus=gpus), indent=2))
         return
-    typer.echo(("" if costs else render_plan(made)) + render_costs(counted, gpus=gpus), nl=False)
+    typer.echo(("" if costs else render_structures(graph)) + render_costs(counted, gpus=gpus), nl=False)
 
 
 SHAPE_FLAGS = (

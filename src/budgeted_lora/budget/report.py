@@ -2,47 +2,59 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import wrap
 
 from budgeted_lora.budget.cost import KINDS
 from budgeted_lora.budget.plan import Decision, PlannedModule, Structure
 
+WIDTH = 100  # columns of a line
 COLUMNS = (
-    "F",
-    "schedule",
-    "kept",
-    "svd",
-    "dropped",
-    "MACs/token",
-    "speedup/dense",
-    "speedup/LoRA",
-    "less than dense+LoRA",
-    "less than dense",
-    "train compute",
+    ("", "", "", "", "", "MACs", "speedup", "speedup", "fewer than", "fewer than", "train"),
+    ("F", "schedule", "kept", "svd", "dropped", "a token", "on dense", "on LoRA", "dense+LoRA", "dense", "compute"),
 )
 
 
-def render_plan(structures: Sequence[Structure]) -> str:
-    """A table with one line a budget, then which modules each budget keeps, approximates and drops."""
+def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None = None) -> str:
+    """A table with one line a budget, then which modules each budget keeps, approximates and drops.
+
+    Args:
+        notes: what else to say of each structure.
+    """
     if not structures:
         return "No budget to plan.\n"
     first = structures[0]
-    shape = first.shape
-    header = (
-        f"Student of {shape.layers} layers, hidden {shape.hidden}, kv {shape.kv}, ffn {shape.ffn}, "
-        f"LoRA rank {first.rank}: "
-        f"{len(first.modules)} modules, {first.dense_macs:,} dense MACs a token.\n"
-        "Speedups are ratios of MACs, not timings; `less` is the parameter reduction; train compute is KD Full = 1.\n"
-    )
-    rows = [COLUMNS, *(_row(item) for item in structures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    shape, ranks = first.shape, sorted({item.rank for item in structures})
+    lines = [
+        f"Student of {shape.layers} layers, hidden {shape.hidden}, kv {shape.kv}, ffn {shape.ffn}; "
+        f"LoRA rank {', '.join(map(str, ranks))}.",
+        f"{len(first.modules)} modules, {first.dense_macs:,} dense MACs a token.",
+        "Speedups are ratios of MACs, not timings; `fewer` is of parameters; train compute is KD Full = 1.",
+        *dict.fromkeys(f"Schedule{_schedule(item)} of the steps." for item in structures),
+        "",
+        *_table(structures),
+    ]
+    for index, item in enumerate(structures):
+        rank = f", rank {item.rank}" if len(ranks) > 1 else ""
+        lines += ["", f"F = {item.budget:g}{rank}{f', {notes[index]}' if notes else ''}", *describe_structure(item)]
+    return "\n".join(lines) + "\n"
+
+
+def describe_structure(item: Structure, *, sums: bool = False) -> list[str]:
+    """Which modules are kept, approximated and dropped, an indented line each; `sums`: the totals above them."""
+    lines = []
+    if sums:
+        cuts = f"{item.param_reduction_pct:.1f} % fewer than dense+LoRA"
+        speedups = f"{item.speedup_vs_dense:.2f}x on dense, {item.speedup_vs_lora:.2f}x on LoRA, {cuts}"
+        lines.append(f"F = {item.budget:g}: {item.macs:,} MACs a token, {speedups}")
+    lines += [f"{name}: {describe_modules(item.modules, decision=name)}" for name in ("keep", "svd", "drop")]
+    return [part for line in lines for part in wrap(line, WIDTH, initial_indent="  ", subsequent_indent=" " * 8)]
+
+
+def _table(structures: Sequence[Structure]) -> list[str]:
+    rows = [*COLUMNS, *(_row(item) for item in structures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    details = []
-    for item in structures:
-        details.append(f"\nF = {item.budget:g}, {_schedule(item)}")
-        for decision, label in (("keep", "keep"), ("svd", "svd"), ("drop", "drop")):
-            details.append(f"  {label}: {describe_modules(item.modules, decision=decision)}")
-    return header + "\n" + "\n".join(lines) + "\n" + "\n".join(details) + "\n"
+    return [*lines[: len(COLUMNS)], "  ".join("-" * width for width in widths), *lines[len(COLUMNS) :]]
 
 
 def describe_modules(modules: Sequence[PlannedModule], *, decision: Decision) -> str:
@@ -77,8 +89,8 @@ def _coefficient(module: PlannedModule) -> str:
 
 
 def _schedule(item: Structure) -> str:
-    name = f"schedule {item.schedule}" if item.schedule else "schedule"
-    return f"{name} from {item.start:g} to {item.end:g} of the steps"
+    name = f" {item.schedule}:" if item.schedule else ""
+    return f"{name} from {item.start:g} to {item.end:g}"
 
 
 def _row(item: Structure) -> tuple[str, ...]:

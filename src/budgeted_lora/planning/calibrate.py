@@ -2,7 +2,8 @@
 
 The step is the pipeline's own (`training.loop.accumulate_gradients` and the optimiser), at the scale's shapes and
 micro-batch; only the corpus and the checkpoints are made up. A budgeted student is timed with its dense paths whole
-and with none of them, between which the time of a run lies by its mean dense fraction.
+and with none of them, between which the time of a run lies by its mean dense fraction. Of several GPUs that train one
+student together (`gpus_per_run`) it is the part of one of them, without the sum of gradients over all.
 """
 
 import time
@@ -17,6 +18,7 @@ from budgeted_lora.memory import peak_resident_bytes
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.models.projections import set_dense
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
+from budgeted_lora.planning.side_by_side import of_one_rank
 from budgeted_lora.recipe import Recipe
 from budgeted_lora.training.cache import OnlineTeacher
 from budgeted_lora.training.install import install_method
@@ -62,7 +64,8 @@ def calibrate(costs: ScaleCosts, *, threads: int) -> tuple[dict[str, Measured], 
     skipped: list[str] = []
     for key, name, recipe in _kinds(costs):
         cost = next(cell for cell in costs.cells if cell.cell == name)
-        expected = cost.train_seconds / recipe.tokens * recipe.micro_batch_windows * recipe.sequence_length
+        recipe = of_one_rank(recipe, ranks=cost.ranks)
+        expected = cost.train_seconds * cost.ranks / cost.tokens * recipe.micro_batch_windows * recipe.sequence_length
         if expected > MOST_SECONDS:
             skipped.append(f"{key}: about {expected:.0f} s a micro-batch, not measured")
             continue

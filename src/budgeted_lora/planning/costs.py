@@ -1,7 +1,8 @@
 """The cost of every job of a scale that computes on a device: FLOPs, time, memory, disk (method, section 6).
 
 FLOPs are counted; time is FLOPs over an assumed rate of a named device, or over what `calibrate` measured. Corpus,
-tables and figures are no part of it: they need no GPU.
+tables and figures are no part of it: they need no GPU. A training on several devices (`gpus_per_run`) takes their
+part of the time of one, over an assumed efficiency; memory on the device is that of one of them.
 """
 
 from collections.abc import Mapping
@@ -9,29 +10,34 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from budgeted_lora.budget.cost import ModelShape, forward_flops, lora_macs, step_flops
+from budgeted_lora.budget.cost import ModelShape, forward_flops, lora_macs, projections, step_flops
 from budgeted_lora.budget.schedule import mean_fraction
-from budgeted_lora.config import MAIN_CELLS, Teacher
+from budgeted_lora.config import Teacher
+from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.graph import Graph
+from budgeted_lora.graph import ICL_CELLS, Graph
 from budgeted_lora.grid import student_shape
 from budgeted_lora.planning.devices import Device
 from budgeted_lora.planning.memory import (
+    PROCESS,
     Network,
     caching_bytes,
     evaluation_bytes,
     host_bytes,
     pretraining_bytes,
+    statistics_bytes,
+    trained_numbers,
     training_bytes,
     width_of,
 )
+from budgeted_lora.planning.side_by_side import EFFICIENCY, Slots, of_one_rank
 from budgeted_lora.planning.targets import limited
 from budgeted_lora.recipe import Recipe
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a checkpoint that is here says it exactly
 START_UP_SECONDS = 5.0  # of one job: imports and loading
-PROBES, PROMPT_TOKENS, LONGEST_PROMPT = 19, 150, 400  # the mean and the longest of 10-shot prompts, answers included
+PROMPT_TOKENS, LONGEST_PROMPT = 150, 400  # the mean and the longest of 10-shot prompts, answers included
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class CellCost:
-    """One student from training to its scores. `teacher_flops` is what the teacher's part of training takes."""
+    """One student from training to its scores.
+
+    Attributes:
+        ranks: devices that it trains on; it is scored on one.
+        teacher_flops: what the teacher's part of training takes.
+        train_seconds: on all its devices at once.
+        device_bytes: of each of them; `host_bytes` are of all processes.
+    """
 
     cell: str
     tables: tuple[str, ...]
     method: str
     teacher: str
     budget: float | None
+    ranks: int
     tokens: int
     teacher_flops: float
     student_flops: float
@@ -80,8 +94,14 @@ class CellCost:
 
 @dataclass(frozen=True)
 class JobCost:
-    """Another job on the device: making, caching or evaluating a teacher, evaluating an untrained student."""
+    """Another job, on one device.
 
+    Attributes:
+        kind: what it does: pretrain, cache or evaluate a teacher, measure or evaluate an untrained student.
+        job: the same with a name.
+    """
+
+    kind: str
     job: str
     tokens: int
     flops: float
@@ -137,10 +157,12 @@ class ScaleCosts:
         for name in graph.teachers:
             if self.config.teachers == "pretrain":
                 jobs.append(self._pretraining(name))
-            jobs.append(self._evaluation(f"evaluate teacher {name}", self.teacher(name)))
+            jobs.append(self._evaluation(f"teacher {name}", self.teacher(name)))
+        scored = set(graph.references())
         for name, recipe in graph.students.items():
-            student = self.student(recipe)
-            jobs.append(self._evaluation(f"evaluate untrained {name}", student, disk=4 * student.parameters))
+            if f"{graph.results}/students/{name}/perplexity.json" in scored:
+                jobs.append(self._evaluation(f"untrained {name}", self.student(recipe)))
+        jobs += [self._statistics(name) for name in measured_students(graph)]
         return [*jobs, *(self._caching(name) for name in graph.caches())]
 
     def teacher(self, name: str) -> Network:
@@ -158,38 +180,29 @@ class ScaleCosts:
         return forward_flops(network.shape, vocab_size=self.vocab_size, sequence_length=self.config.sequence_length)
 
     def _cell(self, name: str) -> CellCost:
-        cell, recipe = self.graph.cells[name], self.graph.recipe_of(name)
-        student, teacher = self.student(recipe), self.teacher(recipe.teacher)
-        fraction = dense_fraction(recipe)
-        head = 2.0 * teacher.shape.hidden * self.vocab_size
-        ahead = recipe.tokens * (head if self.graph.cached else self._forward(teacher))
-        own = recipe.tokens * step_flops(
-            student.shape,
-            method=recipe.method,
-            vocab_size=self.vocab_size,
-            sequence_length=recipe.sequence_length,
-            head_trained=recipe.train_embeddings_head_norms,
-            rank=recipe.rank,
-            rho=fraction,
-        )
+        cell, recipe, ranks = self.graph.cells[name], self.graph.recipe_of(name), self.config.gpus_per_run
+        student = self.student(recipe)
+        ahead, own = self._training_flops(recipe)
         found = self.measured.get(calibration_key(recipe))
         seconds = ahead / self.device.rate(self.precision, gradients=False)
         seconds += own / self.device.rate(self.precision, gradients=True)
         if found is not None:
-            seconds = recipe.tokens * found.seconds(dense_fraction=fraction)
-        main = bool(MAIN_CELLS & set(cell.tables))
+            seconds = recipe.tokens * found.seconds(dense_fraction=dense_fraction(recipe))
+        if ranks > 1:
+            seconds /= ranks * EFFICIENCY
+        in_context = bool(ICL_CELLS & set(cell.tables))
         networks = [student, student]  # compressed at its largest, and the student before compression
         settings, adapters = len(cell.settings), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
-        scored = settings * 2 * self._scored_tokens() + (self._prompt_tokens() if main else 0)
+        scored = settings * 2 * self._scored_tokens() + (self._prompt_tokens() if in_context else 0)
         scoring = scored * self._forward(student)
-        sizes = {"student": student, "teacher": teacher, "precision": self.precision, "online": not self.graph.cached}
-        estimated = training_bytes(recipe, device=self.kind, **sizes)
+        device_bytes, host = self._training_memory(recipe)
         return CellCost(
             cell=name,
             tables=cell.tables,
             method=recipe.method,
             teacher=recipe.teacher,
             budget=recipe.budget,
+            ranks=ranks,
             tokens=recipe.tokens,
             teacher_flops=ahead,
             student_flops=own,
@@ -197,19 +210,42 @@ class ScaleCosts:
             train_seconds=seconds + START_UP_SECONDS,
             evaluate_seconds=scoring / self.device.rate("float32", gradients=False) + settings * START_UP_SECONDS,
             measured=found is not None,
-            device_bytes=estimated,
-            evaluation_bytes=self._evaluation_bytes(networks, prompts=main),
-            host_bytes=host_bytes([student, teacher], device="cuda") if self.device.is_gpu else estimated,
+            device_bytes=device_bytes,
+            evaluation_bytes=self._evaluation_bytes(networks, prompts=in_context),
+            host_bytes=host,
             disk_bytes=4 * (student.parameters + adapters) * (1 + settings),
-            state_bytes=2 * 12 * (student.parameters if recipe.method == "kd_full" else adapters),
+            state_bytes=2 * 12 * trained_numbers(recipe, student),  # while a new one is written beside the old
         )
+
+    def _training_flops(self, recipe: Recipe) -> tuple[float, float]:
+        """Of the teacher's part of a training, and of the student's."""
+        student, teacher = self.student(recipe), self.teacher(recipe.teacher)
+        head = 2.0 * teacher.shape.hidden * self.vocab_size
+        own = step_flops(
+            student.shape,
+            method=recipe.method,
+            vocab_size=self.vocab_size,
+            sequence_length=recipe.sequence_length,
+            head_trained=recipe.train_embeddings_head_norms,
+            rank=recipe.rank,
+            rho=dense_fraction(recipe),
+        )
+        return recipe.tokens * (head if self.graph.cached else self._forward(teacher)), recipe.tokens * own
+
+    def _training_memory(self, recipe: Recipe) -> tuple[int, int]:
+        """Bytes on each device, and of the host for all processes: with several, the one that starts them too."""
+        ranks, student, teacher = self.config.gpus_per_run, self.student(recipe), self.teacher(recipe.teacher)
+        sizes = {"student": student, "teacher": teacher, "precision": self.precision, "online": not self.graph.cached}
+        one = training_bytes(of_one_rank(recipe, ranks=ranks), device=self.kind, ranks=ranks, **sizes)
+        host = host_bytes([student, teacher], device="cuda") if self.device.is_gpu else one
+        return one, ranks * host + (PROCESS["cpu"] if ranks > 1 else 0)
 
     def _scored_tokens(self) -> int:
         return self.config.corpus.validation_tokens
 
     def _prompt_tokens(self) -> int:
         evaluation = self.config.evaluation
-        return PROBES * evaluation.queries * len(evaluation.demonstration_seeds) * PROMPT_TOKENS
+        return len(PROBES) * evaluation.queries * len(evaluation.demonstration_seeds) * PROMPT_TOKENS
 
     def _evaluation_bytes(self, networks: list[Network], *, prompts: bool) -> int:
         evaluation, length = self.config.evaluation, self.config.sequence_length
@@ -221,11 +257,12 @@ class ScaleCosts:
             device=self.kind,
         )
 
-    def _evaluation(self, job: str, network: Network, *, disk: int = 0) -> JobCost:
+    def _evaluation(self, name: str, network: Network) -> JobCost:
         tokens = self._scored_tokens() + self._prompt_tokens()
         flops = tokens * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=False) + START_UP_SECONDS
-        return JobCost(job, tokens, flops, seconds, self._evaluation_bytes([network], prompts=True), disk)
+        held = self._evaluation_bytes([network], prompts=True)
+        return JobCost("evaluate", f"evaluate {name}", tokens, flops, seconds, held, 0)
 
     def _pretraining(self, name: str) -> JobCost:
         network, tokens = self.teacher(name), self.config.teacher_ladder[name].tokens or 0
@@ -233,18 +270,31 @@ class ScaleCosts:
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
         batch = self.config.pretraining.micro_batch_windows * self.config.sequence_length
         held = pretraining_bytes(network, tokens=batch, device=self.kind)
-        return JobCost(f"pretrain teacher {name}", tokens, flops, seconds, held, 2 * network.parameters)
+        return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, held, 2 * network.parameters)
+
+    def _statistics(self, name: str) -> JobCost:
+        """A forward and backward pass, and the product of every projection's inputs with themselves."""
+        network, length = self.student(self.graph.students[name]), self.config.sequence_length
+        widths = [module.d_in for module in projections(network.shape)]
+        tokens = self.config.lora.statistics_windows * length
+        flops = tokens * (3 * self._forward(network) + 2.0 * sum(width**2 for width in widths))
+        seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
+        held = statistics_bytes(network, tokens=self.config.training.micro_batch_windows * length, device=self.kind)
+        stored = 4 * sum(module.d_in**2 + module.macs for module in projections(network.shape))
+        return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, held, stored)
 
     def _caching(self, cache: str) -> JobCost:
-        network, length = self.teacher(self.graph.caches()[cache].teacher), self.config.sequence_length
-        tokens = self.graph.cached_windows(cache) * length
+        recipe, length = self.graph.caches()[cache], self.config.sequence_length
+        network, windows = self.teacher(recipe.teacher), self.graph.cached_windows(cache)
+        if recipe.rows == "packed":  # a run longer than the training file reads it again
+            windows = min(windows, self.graph.train_tokens() // length)
+        tokens = windows * length
         flops = tokens * (self._forward(network) - 2.0 * network.shape.hidden * self.vocab_size)
         seconds = flops / self.device.rate(self.precision, gradients=False) + START_UP_SECONDS
         batch = self.config.training.micro_batch_windows * length
         held = caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
-        return JobCost(
-            f"cache teacher {cache}", tokens, flops, seconds, held, tokens * network.shape.hidden * self.stored_bytes
-        )
+        stored = tokens * network.shape.hidden * self.stored_bytes
+        return JobCost("cache", f"cache teacher {cache}", tokens, flops, seconds, held, stored)
 
     @property
     def stored_bytes(self) -> int:
@@ -258,28 +308,56 @@ class ScaleCosts:
     # --- sums ---
 
     def seconds(self) -> float:
-        """Device time of all jobs, one after another."""
-        cells = sum(cell.train_seconds + cell.evaluate_seconds for cell in self.cells)
-        return cells + sum(job.seconds for job in self.jobs)
+        """Device time of all jobs, one after another; a training takes that of all its devices."""
+        return self._training_seconds() * self.config.gpus_per_run + self._other_seconds()
+
+    def wall_seconds(self, slots: Slots) -> float:
+        """Time of all jobs on devices that are kept busy."""
+        shortest = slots.wall_seconds(trainings=self._training_seconds(), others=self._other_seconds())
+        longest = [cell.train_seconds + cell.evaluate_seconds for cell in self.cells]
+        return max([shortest, *longest, *(job.seconds for job in self.jobs)])
+
+    def _training_seconds(self) -> float:
+        return sum(cell.train_seconds for cell in self.cells)
+
+    def _other_seconds(self) -> float:
+        return sum(cell.evaluate_seconds for cell in self.cells) + sum(job.seconds for job in self.jobs)
 
     def flops(self) -> float:
         return sum(cell.flops for cell in self.cells) + sum(job.flops for job in self.jobs)
 
     def largest_device_bytes(self) -> tuple[int, str]:
-        """The most device memory that a job needs, and which job."""
+        """The most memory of one device that a job needs, and which job."""
         found = [(cell.device_bytes, f"training {cell.cell}") for cell in self.cells]
-        found += [(cell.evaluation_bytes, f"evaluating {cell.cell}") for cell in self.cells]
-        return max(found + [(job.device_bytes, job.job) for job in self.jobs], default=(0, "no job"))
+        return max([*found, *self._on_one_device()], default=(0, "no job"))
+
+    def _on_one_device(self) -> list[tuple[int, str]]:
+        scoring = [(cell.evaluation_bytes, f"evaluating {cell.cell}") for cell in self.cells]
+        return scoring + [(job.device_bytes, job.job) for job in self.jobs]
 
     def largest_host_bytes(self) -> tuple[int, str]:
         """The most host memory that a job needs, and which job."""
+        return max(self.largest_training_host(), self.largest_other_host())
+
+    def largest_training_host(self) -> tuple[int, str]:
+        """The same of trainings."""
+        return max([(cell.host_bytes, f"training {cell.cell}") for cell in self.cells], default=(0, "no job"))
+
+    def largest_other_host(self) -> tuple[int, str]:
+        """The same of all other jobs."""
         if not self.device.is_gpu:
-            return self.largest_device_bytes()
-        found = [(cell.host_bytes, f"training {cell.cell}") for cell in self.cells]
-        teachers = [
-            (host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in self.graph.teachers
-        ]
-        return max(found + teachers)
+            return max(self._on_one_device(), default=(0, "no job"))
+        return max((host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in self.graph.teachers)
+
+
+def measured_students(graph: Graph) -> list[str]:
+    """Untrained students whose statistics are measured: for recipes, or for settings that keep outputs."""
+    wanted = [
+        graph.student_of(name)
+        for name, cell in graph.cells.items()
+        if graph.statistics_files(name) or any(graph.truncation_files(name, settings) for settings in cell.settings)
+    ]
+    return list(dict.fromkeys(wanted))
 
 
 def dense_fraction(recipe: Recipe) -> float:

@@ -72,7 +72,8 @@ CORE_FLOPS = 100e9  # two 8-wide float32 multiply-adds a cycle at about 3 GHz
 def cpu(threads: int) -> Device:
     """The CPU threads that one job of a scale takes."""
     peak = threads * CORE_FLOPS
-    return Device("cpu", None, peak, 0.35, 0.25, None, f"{threads} threads of 100 GFLOP/s each, a common core of today")
+    source = f"{threads} thread{'s' if threads > 1 else ''} of 100 GFLOP/s each, a common core of today"
+    return Device("cpu", None, peak, 0.35, 0.25, None, source)
 
 
 def matching(name: str) -> Device:

@@ -1,8 +1,6 @@
 """Whether a machine can run a scale: what is there beside what the plan needs."""
 
 import importlib.metadata
-import importlib.util
-import os
 import platform
 import re
 import shutil
@@ -16,18 +14,20 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from budgeted_lora.config import Config
+from budgeted_lora.data.probes import PROBES
 from budgeted_lora.graph import Graph
+from budgeted_lora.planning.corpus import check_corpus
 from budgeted_lora.planning.costs import ScaleCosts
 from budgeted_lora.planning.devices import GPUS, cpu
 from budgeted_lora.planning.findings import Finding, ok, troubles
-from budgeted_lora.planning.hub import cache_folder, check_hub
-from budgeted_lora.planning.machine import Machine, existing, this_machine
-from budgeted_lora.planning.storage import Disk, disk, held_out_tokens
+from budgeted_lora.planning.hub import cache_folder, check_hub, to_download
+from budgeted_lora.planning.machine import Machine, existing, folder_bytes, this_machine
+from budgeted_lora.planning.side_by_side import Slots
+from budgeted_lora.planning.storage import Disk, disk, downloads
 
 DISTRIBUTION = "budgeted-lora"
 SLURM_PLUGIN = "snakemake-executor-plugin-slurm"
 PYTHONS = ("3.11", "3.13")
-PROBE_FILES = 19
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ class Check:
         return ScaleCosts(self.graph, GPUS["a100-80gb"] if self.on_gpu else cpu(self.config.threads.training))
 
     @property
-    def side_by_side(self) -> int:
-        """Training jobs that run at once at most."""
-        if self.on_gpu:
-            return max(1, len(self.machine.gpus))
-        return max(1, self.machine.cores // self.config.threads.training)
+    def slots(self) -> Slots:
+        """Devices that jobs run on side by side: GPUs, or the cores of one process."""
+        devices = len(self.machine.gpus) if self.on_gpu else self.machine.cores // self.config.threads.training
+        return Slots(max(1, devices), self.config.gpus_per_run)
 
 
 def examine(graph: Graph, *, slurm: bool = False, lock: Path = Path("requirements.lock")) -> list[Finding]:
@@ -181,7 +180,8 @@ def devices(check: Check) -> Iterator[Finding]:
         yield ok("device", "jobs run on other nodes; their GPUs are not looked at from here")
         return
     if not check.on_gpu:
-        yield ok("device", f"CPU, {machine.cores} cores (device: {config.device})")
+        several = f"; each student trains in {config.gpus_per_run} processes" if config.gpus_per_run > 1 else ""
+        yield ok("device", f"CPU, {machine.cores} cores (device: {config.device}){several}")
         return
     if not machine.gpus:
         yield Finding(
@@ -192,6 +192,8 @@ def devices(check: Check) -> Iterator[Finding]:
     if len(machine.gpus) < config.gpus_per_run:
         said = f"{len(machine.gpus)} visible, each student trains on {config.gpus_per_run}"
         yield Finding("GPU", "short", said, "lower gpus_per_run, or run where there are as many")
+    elif config.gpus_per_run > 1:
+        yield ok("GPUs", together(check))
     if "+cpu" in _version("torch"):
         yield Finding("torch", "short", f"{_version('torch')} is a build without CUDA", "make setup with a CUDA index")
     need, job = check.costs.largest_device_bytes()
@@ -209,6 +211,14 @@ def devices(check: Check) -> Iterator[Finding]:
             yield ok("GPU", f"{said}{gib(gpu.memory_bytes)}, the plan needs {gib(need)}{slower}")
 
 
+def together(check: Check) -> str:
+    """How many trainings and other jobs run at once, where a training takes several GPUs."""
+    slots = check.slots
+    idle = slots.count - slots.trainings * slots.a_run
+    said = f"{slots.count} visible, each student trains on {slots.a_run}: {slots.trainings} at once"
+    return f"{said}{f', {idle} left to other jobs' if idle else ''}; other jobs take one each"
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -217,15 +227,16 @@ def _version(package: str) -> str:
 
 
 def host(check: Check) -> Iterator[Finding]:
-    """Host memory against one job; fewer jobs side by side are the remedy for the rest."""
+    """Host memory against one job, all its processes; fewer jobs side by side are the remedy for the rest."""
     if check.remote:
         return
     need, job = check.costs.largest_host_bytes()
-    have, wanted = check.machine.host_bytes, check.side_by_side
+    have, wanted = check.machine.host_bytes, check.slots.count
     if have < need:
         yield Finding("memory", "short", f"{gib(have)} free, {job} needs {gib(need)}", "free some, or smaller batches")
         return
-    fitting = min(wanted, have // need)
+    training, other = check.costs.largest_training_host()[0], check.costs.largest_other_host()[0]
+    fitting = check.slots.jobs_within(have, training=training, other=other)
     advice = "" if fitting == wanted else f"; {wanted} could run by their devices, so start with --jobs {fitting}"
     yield ok("memory", f"{gib(have)} free, {gib(need)} a job at most ({job}): {fitting} side by side{advice}")
 
@@ -233,12 +244,11 @@ def host(check: Check) -> Iterator[Finding]:
 def storage(check: Check) -> Iterator[Finding]:
     """Free disk against what the plan will still write."""
     machine, results = check.machine, Path(check.graph.results)
-    plan: Disk = disk(check.costs, jobs_at_once=check.side_by_side)
+    plan: Disk = disk(check.costs, slots=check.slots)
     there = folder_bytes(results)
-    left, downloads = max(plan.results - there, 0), plan.downloads
-    from_hub = (check.config.teachers == "hub" or check.config.corpus.source == "hub") and downloads
-    downloads = max(downloads - folder_bytes(cache_folder()), 0) if from_hub else 0
-    need = left + (downloads if machine.one_disk else 0)
+    left = max(plan.results - there, 0)
+    to_come = to_download(check.config, results, downloads(check.costs)) if plan.downloads else 0
+    need = left + (to_come if machine.one_disk else 0)
     said = f"{gb(machine.disk_bytes)} free at {existing(results)}, {gb(need)} to be written ({gb(there)} is there)"
     if machine.disk_bytes < need:
         largest = max((name for name in vars(plan) if name != "downloads"), key=lambda name: getattr(plan, name))
@@ -246,25 +256,10 @@ def storage(check: Check) -> Iterator[Finding]:
         yield Finding("disk", "short", said, remedy)
     else:
         yield ok("disk", said)
-    if downloads and not machine.one_disk:
-        said = f"{gb(machine.cache_bytes)} free at {existing(cache_folder())} for {gb(downloads)} of downloads"
-        short = machine.cache_bytes < downloads
+    if to_come and not machine.one_disk:
+        said = f"{gb(machine.cache_bytes)} free at {existing(cache_folder())} for {gb(to_come)} of downloads"
+        short = machine.cache_bytes < to_come
         yield Finding("disk", "short", said, "set HF_HOME to a larger disk") if short else ok("disk", said)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder, each once however many names it has."""
-    seen, total = set(), 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                about = os.lstat(os.path.join(root, name))
-            except OSError:  # removed while we look
-                continue
-            if (about.st_dev, about.st_ino) not in seen:
-                seen.add((about.st_dev, about.st_ino))
-                total += about.st_size
-    return total
 
 
 def writable(folders: list[Path]) -> Iterator[Finding]:
@@ -286,22 +281,15 @@ def writable(folders: list[Path]) -> Iterator[Finding]:
 
 
 def local_inputs(check: Check) -> Iterator[Finding]:
-    """Files that the configuration names, a compiler if it compiles, and whether the held-out slice will be enough."""
+    """Files that the configuration names, a compiler if it compiles, and the corpus."""
     config, graph = check.config, check.graph
     probes = config.evaluation.probes_folder
-    if config.evaluation.probes == "folder" and len(graph.probe_files()) < PROBE_FILES:
-        said = f"{probes}: {len(graph.probe_files())} of the {PROBE_FILES} files of Function Vectors"
+    if config.evaluation.probes == "folder" and len(graph.probe_files()) < len(PROBES):
+        said = f"{probes}: {len(graph.probe_files())} of the {len(PROBES)} files of Function Vectors"
         remedy = (
             "copy them there from its dataset_files (abstractive and extractive), or set evaluation.probes: generated"
         )
         yield Finding("probes", "missing", said, remedy)
-    if config.corpus.source == "files" and not graph.corpus_files():
-        yield Finding("corpus", "missing", f"no file matches {', '.join(config.corpus.files)}", "correct corpus.files")
-    read = config.corpus.packages if config.corpus.source == "docstrings" else []
-    for name in read:
-        if importlib.util.find_spec(name) is None:
-            remedy = "install it, or take it off corpus.packages"
-            yield Finding("corpus", "missing", f"package {name!r} is not installed", remedy)
     for name in graph.teachers if config.teachers == "folder" else []:
         if not graph.teacher_files(name):
             said = f"teacher {name}: {config.teacher_ladder[name].folder} holds no checkpoint"
@@ -311,21 +299,7 @@ def local_inputs(check: Check) -> Iterator[Finding]:
         yield Finding(
             "compiler", "missing", "pretraining.compile needs a C++ compiler", "install one, or compile: false"
         )
-    yield from _held_out(check)
-
-
-def _held_out(check: Check) -> Iterator[Finding]:
-    corpus = check.config.corpus
-    if not (corpus.characters or corpus.shards) or (Path(check.graph.results) / "data/manifest.json").is_file():
-        return
-    expected, wanted = held_out_tokens(check.costs), corpus.validation_tokens
-    said = f"a slice of {corpus.slice_per_mille} per mille holds about {expected:,} tokens, {wanted:,} are asked for"
-    if expected < wanted:
-        more = "corpus.shards.held_out" if corpus.shards else "corpus.characters"
-        remedy = f"raise {more}, or lower corpus.validation_tokens"
-        yield Finding("validation", "short", said, remedy)
-    else:
-        yield ok("validation", said)
+    yield from check_corpus(graph, check.costs)
 
 
 def gib(count: float) -> str:

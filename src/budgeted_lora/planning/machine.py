@@ -66,6 +66,21 @@ def existing(path: Path) -> Path:
     return path
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder, each once however many names it has."""
+    seen, total = set(), 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                about = os.lstat(os.path.join(root, name))
+            except OSError:  # removed while we look
+                continue
+            if (about.st_dev, about.st_ino) not in seen:
+                seen.add((about.st_dev, about.st_ino))
+                total += about.st_size
+    return total
+
+
 def gpus() -> list[Gpu]:
     """The GPUs of the pool: those of an inherited CUDA_VISIBLE_DEVICES, or all."""
     names = visible_devices()

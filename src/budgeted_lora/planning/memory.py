@@ -6,13 +6,14 @@ together); the rest is counted from the code. Estimates err on the large side by
 
 from dataclasses import dataclass
 
-from budgeted_lora.budget.cost import ModelShape, parameters, trainable_parameters
+from budgeted_lora.budget.cost import ModelShape, parameters, projections, trainable_parameters
 from budgeted_lora.recipe import Recipe
 
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
 PROCESS = {"cpu": 700 * 2**20, "cuda": 2 * 2**30}  # host memory of Python with torch and transformers, per device
 CHUNK_LOGITS = {"cpu": 2**18, "cuda": 2**26}  # as `training.loss.CHUNK_ELEMENTS`
+COLLECTIVES = 400 * 2**20  # assumed: what NCCL holds on each GPU of several that train together
 CHUNK_TENSORS = 40  # bytes a logit of the loss: two models' logits, three log-softmaxes and the steps between them
 
 
@@ -66,24 +67,31 @@ def width_of(precision: str) -> int:
     return 2 if precision == "bfloat16" else 4
 
 
-def training_bytes(
-    recipe: Recipe, *, student: Network, teacher: Network, precision: str, online: bool, device: str
-) -> int:
-    """Memory of a training job, on the GPU if it has one.
-
-    Args:
-        precision: what the device computes in; the student's weights are float32 in any case.
-        online: whether the teacher runs beside the student; else only its output layer is held.
-        device: cpu or cuda.
-    """
-    width, tokens = width_of(precision), recipe.micro_batch_windows * recipe.sequence_length
-    trained = trainable_parameters(
+def trained_numbers(recipe: Recipe, student: Network) -> int:
+    """Weights of a student that receive a gradient."""
+    return trainable_parameters(
         student.shape,
         method=recipe.method,
         vocab_size=student.vocab_size,
         train_embeddings_head_norms=recipe.train_embeddings_head_norms,
         rank=recipe.rank,
     )
+
+
+def training_bytes(
+    recipe: Recipe, *, student: Network, teacher: Network, precision: str, online: bool, device: str, ranks: int = 1
+) -> int:
+    """Memory of one process of a training job, on its GPU if it has one.
+
+    Args:
+        recipe: what this process does of it (`side_by_side.of_one_rank`).
+        ranks: processes that train together; each holds all weights, and its gradients twice to sum them.
+        precision: what the device computes in; the student's weights are float32 in any case.
+        online: whether the teacher runs beside the student; else only its output layer is held.
+        device: cpu or cuda.
+    """
+    width, tokens = width_of(precision), recipe.micro_batch_windows * recipe.sequence_length
+    trained = trained_numbers(recipe, student)
     adapters = 0 if recipe.method == "kd_full" else trained
     weights = 4 * (student.parameters + adapters) + 12 * trained  # gradient and two moments
     casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
@@ -93,7 +101,9 @@ def training_bytes(
     head = teacher.vocab_size * teacher.shape.hidden
     beside = width * (teacher.parameters if online else head) + tokens * teacher.shape.hidden * width * 2
     peak = max(activations + chunk, teacher.forward_bytes(tokens, width=width) if online else 0.0)
-    return _with_slack(weights + casts + beside + peak, device)
+    summed = 4 * trained if ranks > 1 else 0
+    own = _with_slack(weights + casts + beside + peak + summed, device)
+    return own + (COLLECTIVES if ranks > 1 and device == "cuda" else 0)
 
 
 def evaluation_bytes(networks: list[Network], *, tokens: int, prompts: int, prompt_tokens: int, device: str) -> int:
@@ -121,6 +131,19 @@ def pretraining_bytes(teacher: Network, *, tokens: int, device: str) -> int:
     """Memory of a job that makes a teacher: float32 throughout, all logits of a micro-batch at once."""
     activations = tokens * KEPT["float32", "dense"].bytes(teacher.shape, rank=0)
     return _with_slack(16 * teacher.parameters + activations + 3 * 4 * tokens * teacher.vocab_size, device)
+
+
+def statistics_bytes(student: Network, *, tokens: int, device: str) -> int:
+    """Memory of a job that measures a student's statistics: float32, gradients of all weights, all logits at once.
+
+    Second moments are summed in float64 in the host's memory.
+    """
+    widths = [module.d_in for module in projections(student.shape)]
+    activations = tokens * KEPT["float32", "dense"].bytes(student.shape, rank=0)
+    moments = 8 * (sum(width**2 for width in widths) if device == "cpu" else 2 * max(widths) ** 2)
+    inputs = 8 * tokens * max(widths)
+    logits = 3 * 4 * tokens * student.vocab_size
+    return _with_slack(8 * student.parameters + activations + moments + inputs + logits, device)
 
 
 def host_bytes(networks: list[Network], *, device: str) -> int:

@@ -1,27 +1,35 @@
-"""The costs of a scale and the findings of a check as text and as JSON."""
+"""The costs of a scale and the findings of a check as text of 100 columns and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from textwrap import wrap
 from typing import Any
 
-from budgeted_lora.graph import OWN_TARGETS
+from budgeted_lora.budget.report import WIDTH, describe_structure, render_plan
+from budgeted_lora.graph import OWN_TARGETS, Graph
 from budgeted_lora.planning.costs import CellCost, JobCost, ScaleCosts
-from budgeted_lora.planning.doctor import gb, gib
+from budgeted_lora.planning.doctor import gib
 from budgeted_lora.planning.findings import Finding, troubles
+from budgeted_lora.planning.side_by_side import EFFICIENCY, Slots
 from budgeted_lora.planning.storage import disk
-from budgeted_lora.render import columns
+from budgeted_lora.planning.structures import own_structures, planned_structures
+from budgeted_lora.render import columns, size
 
 CELL_COLUMNS = (
-    "cell", "tokens", "teacher FLOPs", "student FLOPs", "scoring FLOPs", "train", "score", "memory", "host", "disk"
-)  # fmt: skip
+    ("", "FLOPs of", "FLOPs of", "FLOPs of", "time to", "time to", "device", "host", ""),
+    ("tokens", "teacher", "student", "scoring", "train", "score", "memory", "memory", "disk"),
+)
 
 
 def as_json(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
     """What `plan --costs --json` prints: bytes, seconds, FLOPs; hours in the totals."""
-    device, space = costs.device, disk(costs, jobs_at_once=gpus)
+    device, slots = costs.device, Slots(gpus, costs.config.gpus_per_run)
+    space = disk(costs, slots=slots)
+    together = {"gpus_per_run": slots.a_run, "trainings_at_once": slots.trainings}
+    together["efficiency"] = EFFICIENCY if slots.a_run > 1 else None
     return {
         "scale": costs.config.scale,
-        "device": {**asdict(device), "precision": costs.precision, "jobs_at_once": gpus},
+        "device": {**asdict(device), "precision": costs.precision, "jobs_at_once": gpus, **together},
         "vocab_size": costs.vocab_size,
         "vocab_size_from": costs.vocabulary_source,
         "cells": [{**asdict(cell), "hours": cell.hours} for cell in costs.cells],
@@ -36,82 +44,128 @@ def as_json(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
 
 def totals(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
     """Sums over all jobs; device hours are those of one device, wall hours of `gpus` of them kept busy."""
-    hours = costs.seconds() / 3600
     return {
         "cells": len(costs.cells),
         "tokens": sum(cell.tokens for cell in costs.cells),
         "flops": costs.flops(),
-        "device_hours": hours,
-        "wall_hours": max(hours / gpus, longest(costs)),
+        "device_hours": costs.seconds() / 3600,
+        "wall_hours": costs.wall_seconds(Slots(gpus, costs.config.gpus_per_run)) / 3600,
         "device_bytes": costs.largest_device_bytes()[0],
         "host_bytes": costs.largest_host_bytes()[0],
     }
 
 
-def longest(costs: ScaleCosts) -> float:
-    """Hours of the longest job, below which no number of devices brings the run."""
-    return max([*(cell.hours for cell in costs.cells), *(job.seconds / 3600 for job in costs.jobs)], default=0.0)
+# --- structures
+
+
+def structures_json(graph: Graph) -> list[dict[str, Any]]:
+    """What `plan --json` prints of a scale: the planned structures, then those that compression has found so far."""
+    found = [item.as_json() for item in own_structures(graph) if item.structure is not None]
+    return [item.as_json() for item in graph.structures().values()] + found
+
+
+def render_structures(graph: Graph) -> str:
+    """The planned structures, each once, then those of cells that have an order or ranks of their own."""
+    planned = planned_structures(graph)
+    controllers = [f"{' and '.join(names)} controller" for _, names in planned]
+    same = len(set(controllers)) < 2  # then it goes without saying
+    own = list(own_structures(graph))
+    structures = [structure for structure, _ in planned]
+    text = render_plan(structures, notes=None if same else controllers) if planned or not own else ""
+    lines = []
+    for item in own:
+        if item.structure is not None:
+            lines += ["", f"{item.cell}, as it was compressed", *describe_structure(item.structure, sums=True)]
+    waiting = [item.cell for item in own if item.structure is None]
+    if waiting:
+        lines += ["", "Order or ranks of these are found in the student; their structure is known after `compress`:"]
+        lines += [f"  {cell}" for cell in waiting]
+    return text + "".join(f"{line}\n" for line in lines)
+
+
+# --- costs
 
 
 def render_costs(costs: ScaleCosts, *, gpus: int) -> str:
-    """A line a cell, a line for every other job on the device, then sums."""
-    device, config = costs.device, costs.config
-    how = (
-        "measured here"
-        if costs.measured
-        else f"assumed: {device.forward:.0%} of the peak forward, {device.step:.0%} in a step"
-    )
-    lines = [
-        f"\nWhat {config.scale} costs on {device.name}, computing in {costs.precision} ({device.source}; {how}).",
-        f"Vocabulary {costs.vocab_size:,} ({costs.vocabulary_source}). Memory is of one job.",
-        "",
-        *_table([CELL_COLUMNS, *map(_cell, costs.cells)]),
-        "",
-        *_table([("job", "tokens", "FLOPs", "time", "memory", "disk"), *map(_job, costs.jobs)]),
-        "",
-    ]
-    space = disk(costs, jobs_at_once=gpus)
-    parts = ", ".join(f"{name} {gb(value)}" for name, value in asdict(space).items() if value)
-    lines.append(f"Disk: {gb(space.total)} in all ({parts}; a tenth more for the rest)")
-    lines += _sums(costs, gpus=gpus)
-    lines.append("Corpus, compression, timings of structures, tables and figures run on the CPU and are not counted.")
+    """Cells of equal cost above the numbers of one, a line for every other job on a device, then sums."""
+    slots = Slots(gpus, costs.config.gpus_per_run)
+    lines = ["", *_heading(costs, slots), "", *_cells(costs.cells)]
+    if any(cell.measured for cell in costs.cells):
+        lines.append("* measured here")
+    lines += ["", *_table([("job", "tokens", "FLOPs", "time", "memory", "disk"), *map(_job, costs.jobs)])]
+    lines += ["", *_sums(costs, slots), "", *_disk(costs, slots)]
+    lines.append("Not counted: corpus, compression, timing of structures, tables and figures.")
     return "\n".join(lines) + "\n"
 
 
-def _sums(costs: ScaleCosts, *, gpus: int) -> list[str]:
-    """A line for `main`, for `all` where that is more, and for what each target of its own adds to that."""
-    word, lines = ("GPU" if costs.device.is_gpu else "CPU"), []
-    main, everyday = costs.of("main"), costs.of("all")
-    for name, part in {"main": main, "all": everyday}.items():
-        if name == "all" and len(part.cells) == len(main.cells):
-            continue
-        sums, space = totals(part, gpus=gpus), disk(part, jobs_at_once=gpus)
-        (need, job), (host, _) = part.largest_device_bytes(), part.largest_host_bytes()
-        lines.append(
-            f"{name}: {sums['cells']} cells, {sums['tokens']:,} tokens, {sums['flops']:.2e} FLOPs, "
-            f"{sums['device_hours']:.1f} {word}-hours ({days(sums['wall_hours'])} with {gpus} at once), "
-            f"{gib(need)} of {word if word == 'GPU' else 'host'} memory ({job}), {gib(host)} of host memory a job, "
-            f"{gb(space.total)} of disk"
+def _heading(costs: ScaleCosts, slots: Slots) -> Iterator[str]:
+    device = costs.device
+    shares = f"{device.forward:.0%} of it assumed in a forward pass, {device.step:.0%} in a student's step"
+    yield f"What {costs.config.scale} costs on {device.name}, computing in {costs.precision}."
+    yield from wrap(f"Peak: {device.source}; {shares}{', but for what was measured' if costs.measured else ''}.", WIDTH)
+    yield f"Vocabulary: {costs.vocab_size:,} ({costs.vocabulary_source})."
+    if slots.a_run > 1:
+        said = (
+            f"Each student trains on {slots.a_run} of {slots.count} devices, at {EFFICIENCY:.0%} of the speed of "
+            f"{slots.a_run} (assumed), {slots.trainings} at once; its memory is that of one device, and of the host "
+            "for all its processes. Other jobs take one device each."
         )
+        yield from wrap(said, WIDTH)
+
+
+def _cells(cells: Sequence[CellCost]) -> Iterator[str]:
+    """Names of cells that cost the same, then the numbers of each of them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for cell in cells:
+        groups.setdefault(_cell(cell), []).append(cell.cell)
+    one, two, *rows = _table([*CELL_COLUMNS, *groups], left=False)
+    yield from (f"    {one}", f"    {two}")
+    for names, row in zip(groups.values(), rows, strict=True):
+        yield from names
+        yield f"    {row}"
+
+
+def _sums(costs: ScaleCosts, slots: Slots) -> Iterator[str]:
+    """A row for `main`, for `all` where that is more, for what each target of its own adds; which jobs need most."""
+    on_gpu = costs.device.is_gpu
+    word = "GPU" if on_gpu else "CPU"
+    main, everyday = costs.of("main"), costs.of("all")
+    several = f"on {slots.count} GPUs" if on_gpu else f"{slots.count} at once"
+    at_once = several if slots.count > 1 else "one by one"
+    rows = [("", "cells", "tokens", "FLOPs", f"{word}-hours", at_once)]
+    sums = {"main": totals(main, gpus=slots.count)}
+    if len(everyday.cells) > len(main.cells):
+        sums["all"] = totals(everyday, gpus=slots.count)
     for name in sorted(OWN_TARGETS & costs.config.tables.keys()):
-        both = costs.of("all", name)
-        cells, hours = len(both.cells) - len(everyday.cells), (both.seconds() - everyday.seconds()) / 3600
-        size = disk(both, jobs_at_once=gpus).total - disk(everyday, jobs_at_once=gpus).total
-        lines.append(f"{name} besides: {cells} cells, {hours:.1f} {word}-hours, {gb(size)} of disk")
-    return lines
+        both, before = totals(costs.of("all", name), gpus=slots.count), totals(everyday, gpus=slots.count)
+        sums[f"{name} besides"] = {key: both[key] - before[key] for key in both}
+    for name, one in sums.items():
+        hours = f"{one['device_hours']:.1f}", days(one["wall_hours"])
+        rows.append((name, str(one["cells"]), f"{one['tokens']:,}", f"{one['flops']:.2e}", *hours))
+    yield from _table(rows)
+    (need, job), (host, larger) = everyday.largest_device_bytes(), everyday.largest_host_bytes()
+    device = f"{gib(need)} on a GPU ({job}), " if on_gpu else ""
+    yield ""
+    yield from wrap(f"Most memory of a job: {device}{gib(host)} of the host ({larger}).", WIDTH, subsequent_indent="  ")
+
+
+def _disk(costs: ScaleCosts, slots: Slots) -> list[str]:
+    space = disk(costs, slots=slots)
+    parts = ", ".join(f"{name} {size(value)}" for name, value in asdict(space).items() if value)
+    said = f"Disk: {size(space.total)} in all: {parts}; a tenth more for the rest."
+    return wrap(said, WIDTH, subsequent_indent="  ")
 
 
 def _cell(cell: CellCost) -> tuple[str, ...]:
     flops = (cell.teacher_flops, cell.student_flops, cell.evaluation_flops)
     return (
-        cell.cell,
         f"{cell.tokens:,}",
         *(f"{value:.2e}" for value in flops),
         days(cell.train_seconds / 3600) + ("*" if cell.measured else ""),
         days(cell.evaluate_seconds / 3600),
         gib(max(cell.device_bytes, cell.evaluation_bytes)),
         gib(cell.host_bytes),
-        gb(cell.disk_bytes),
+        size(cell.disk_bytes),
     )
 
 
@@ -122,7 +176,7 @@ def _job(job: JobCost) -> tuple[str, ...]:
         f"{job.flops:.2e}",
         days(job.seconds / 3600),
         gib(job.device_bytes),
-        gb(job.disk_bytes),
+        size(job.disk_bytes) if job.disk_bytes else "",
     )
 
 
@@ -135,12 +189,16 @@ def days(hours: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _table(rows: Sequence[Sequence[str]], *, left: bool = True) -> list[str]:
+    """Rows in columns that fit, numbers to the right; `left`: the first column holds names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    if left:
+        padded = [[row[0].ljust(widths[0]), *cells[1:]] for row, cells in zip(rows, padded, strict=True)]
+    return ["  ".join(cells).rstrip() for cells in padded]
+
+
+# --- findings
 
 
 def render_findings(found: Sequence[Finding], *, scale: str) -> str:

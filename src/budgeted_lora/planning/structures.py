@@ -1,0 +1,86 @@
+"""The structures of a scale's budgets: planned ones, each once, and those that a student's own order gave it.
+
+Where `order` or `ranks` of a row are not the paper's, which dense paths go and how large the low-rank ones are is found
+in the student's weights: its structure is read from the record of its compression, once that is there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgeted_lora.budget.cost import projections, train_compute
+from budgeted_lora.budget.plan import PlannedModule, Structure, totals
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
+from budgeted_lora.graph import OWN_STRUCTURE, Graph
+from budgeted_lora.grid import student_shape
+from budgeted_lora.planning.costs import dense_fraction
+
+
+@dataclass(frozen=True)
+class OwnStructure:
+    """What compression left of a cell whose structure is its own; `structure` is None until it is compressed."""
+
+    cell: str
+    record: Path
+    structure: Structure | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As the planned ones, and the cell."""
+        return {"cell": self.cell, **(self.structure.as_json() if self.structure else {})}
+
+
+def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
+    """Each planned structure that is timed, with the controllers that lead to it: budgets from 0 up."""
+    found: list[tuple[Structure, list[str]]] = []
+    cells = {graph.structure_of(cell): cell for cell in graph.planned}
+    for name, structure in graph.structures().items():
+        controller = str(graph.recipe_of(cells[name]).controller)
+        same = next((names for other, names in found if _alike(other, structure)), None)
+        if same is None:
+            found.append((structure, [controller]))
+        elif controller not in same:
+            same.append(controller)
+    return sorted(found, key=lambda item: (item[0].budget, item[0].rank))
+
+
+def _alike(one: Structure, other: Structure) -> bool:
+    """Whether two structures would be printed alike."""
+    return vars(one) == vars(other)
+
+
+def own_structures(graph: Graph) -> Iterator[OwnStructure]:
+    """One for every budgeted cell that has an order or ranks of its own.
+
+    Raises:
+        BadInput: a record of compression is damaged.
+    """
+    for cell in graph.cells:
+        if (graph.structure_of(cell) or "").startswith(OWN_STRUCTURE):
+            record = Path(graph.of_cells([cell], "@compression.json")[0])
+            yield OwnStructure(cell, record, _read(graph, cell, record) if record.is_file() else None)
+
+
+def _read(graph: Graph, cell: str, record: Path) -> Structure:
+    recipe, shape = graph.recipe_of(cell), student_shape(graph.config)
+    known = {projection.name: projection for projection in projections(shape)}
+    try:
+        modules = tuple(
+            PlannedModule(known[m["name"]], m["d"], m["decision"], m["lora_rank"], m["svd_rank"], m["macs"])
+            for m in read_json(record, expected="the record of a compression")["modules"]
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{record}: not the record of a compression ({error!r}); make it anew") from None
+    decisions, macs = [module.decision for module in modules], [module.macs for module in modules]
+    return Structure(
+        shape=shape,
+        rank=recipe.rank,
+        budget=recipe.budget,
+        start=recipe.schedule_start,
+        end=recipe.schedule_end,
+        schedule=recipe.schedule,
+        modules=modules,
+        totals=totals(shape, rank=recipe.rank, decisions=decisions, macs=macs),
+        train_compute=train_compute(shape, method=recipe.method, rank=recipe.rank, rho=dense_fraction(recipe)),
+    )
