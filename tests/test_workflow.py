@@ -250,8 +250,9 @@ def test_a_scale_names_the_targets_that_it_has() -> None:
     assert set(targets_of(graph_of("smoke"))) >= set(TARGETS)
     smoke, mini, paper = (targets_of(graph_of(scale)) for scale in ("smoke", "mini", "paper"))
     assert {"sensitivity", "beyond", "controls"} <= set(mini) - set(smoke)
-    assert set(paper) - set(smoke) == {"calibration"}
-    assert not set(paper) & {"ablations", *ABLATIONS}
+    assert set(paper) - set(smoke) == {"calibration", "controls", "sensitivity"}
+    assert set(paper) == {*mini, "calibration"} - {"beyond"}
+    assert not set(targets_of(graph_of("gpu-hour"))) & {"ablations", *ABLATIONS}
     rows = {"tables": {"table2": [{"method": "kd_full"}], "table6": [], "beyond": [], "controls": []}}
     empty = Graph(Config.model_validate(graph_of("mini").config.model_dump() | rows))
     assert {"ablations", "table6", "beyond", "controls"} <= {*empty.report_tables(), "ablations"}
@@ -278,9 +279,9 @@ def test_targets_are_read_as_snakemake_reads_them(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("table7", "--config", "scale=paper"), "scale paper has no target 'table7'; expected one of its targets: "),
+        (("table7", "--config", "scale=gpu-hour"), "scale gpu-hour has no target 'table7'; expected one of its"),
         (("all", "tabel2", "--config", "scale=smoke"), "scale smoke has no target 'tabel2'; expected one of its"),
-        (("ablations", "--config", "scale=paper"), "scale paper has no rows for 'ablations'; expected one of"),
+        (("ablations", "--config", "scale=gpu-hour"), "scale gpu-hour has no rows for 'ablations'; expected one of"),
     ],
 )
 def test_a_target_that_a_scale_has_not_is_status_2_and_one_line(
