@@ -10,7 +10,7 @@ from budgeted_lora.planning.storage import COMPRESSED, TEXT_BYTES_PER_TOKEN, dis
 
 
 def test_disk_of_a_cell_and_of_the_papers_scale() -> None:
-    costs = costs_of("paper")
+    costs = costs_of("paper").of("table2")
     dense = 51_314_688 + 13 * 768 + 2 * 32_000 * 768
     [full, *_] = costs.cells
     assert full.disk_bytes == 2 * 4 * dense, "the trained student and its compressed form, float32"
