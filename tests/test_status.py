@@ -36,9 +36,10 @@ TINY = Path("results/tiny")
 
 
 def configured(folder: Path, **over: object) -> Graph:
-    """Writes the scale with some sections replaced, key by key, and reads it."""
+    """Writes the scale with some sections replaced, key by key, and reads it; a table without rows goes."""
     values = {key: value | over.get(key, {}) if isinstance(value, dict) else value for key, value in SCALE.items()}
     values |= {key: value for key, value in over.items() if key not in SCALE}
+    values["tables"] = {name: rows for name, rows in values["tables"].items() if rows}
     write_text(folder / "config" / "tiny.yaml", yaml.safe_dump(values))
     return Graph(load_config(folder / "config" / "tiny.yaml"))
 
