@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 import pytest
-from test_status import TINY, configured
+import yaml
+from test_status import SCALE as BASE
+from test_status import TINY
 from training_world import VOCABULARY, make_world
 
 from budgeted_lora.budget.cost import ModelShape
 from budgeted_lora.chain import chain, data_and_teachers
 from budgeted_lora.compression.compress import compress_cell
+from budgeted_lora.config import load_config
 from budgeted_lora.evaluation.evaluate import evaluate_model
 from budgeted_lora.evaluation.speed import SpeedShape, compressed_structure, measure_speed
 from budgeted_lora.files import read_json, write_json, write_record, write_text
@@ -31,7 +34,7 @@ SCALE = {
     "speed": {"batch": 1, "length": 8, "decode_tokens": 2, "repeats": 3},
     "sweeps": {"cut": {"macs_of_budget": [0.4], "truncation": ["outputs"], "undistilled": [True]}},
     "tables": {
-        "table6": [], "beyond": [{"method": "budgeted_lora", "budget": 0.4, "order": "activation"}],
+        "beyond": [{"method": "budgeted_lora", "budget": 0.4, "order": "activation"}],
         "controls": [{"method": "kd_full", "compression": "cut"}],
     },
 }  # fmt: skip
@@ -39,8 +42,14 @@ SCALE = {
 
 def scale(folder: Path, **over: object) -> Graph:
     """The scale of test_status with a student of its own structure and one that is cut without being distilled."""
-    merged = {key: value | SCALE.get(key, {}) | over.get(key, {}) for key, value in SCALE.items()}
-    return configured(folder, **{key: value for key, value in over.items() if key not in SCALE} | merged)
+    values = BASE | {"tables": {}}
+    for section in (SCALE, over):
+        values |= {
+            key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in section.items()
+        }
+    values["tables"] = {name: rows for name, rows in values["tables"].items() if rows}
+    write_text(folder / "config" / "tiny.yaml", yaml.safe_dump(values))
+    return Graph(load_config(folder / "config" / "tiny.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -116,20 +116,16 @@ def exported_files(scale: str, *, with_cache: bool) -> list[Path]:
 
 
 def exported_records(scale: str, unfinished: dict[str, Path]) -> dict[str, str]:
-    """Snakemake's records of what is there and whole, by output, and of all that it was made from.
+    """Snakemake's records of what is there and whole, by output.
 
-    Those of caches and shards come along even where these do not: without them Snakemake compares the dates of a
-    cache's inputs with the students', and trains all anew in a clone, where the sources are newer.
+    Those of caches and shards come along even where these do not, since they may be removed once they were read:
+    without them Snakemake compares the dates of a cache's inputs with the students', and trains all anew in a clone,
+    where the sources are newer.
     """
     records = metadata.kept(metadata.RECORDS, scale)
-    waiting = [name for name in records if Path(name).exists()]
-    found: dict[str, str] = {}
-    while waiting:
-        name = waiting.pop()
-        if name in records and name not in found and name not in unfinished:
-            found[name] = records[name].read_text()
-            waiting += json.loads(found[name]).get("input") or []
-    return dict(sorted(found.items()))
+    removable = tuple(f"results/{scale}/{folder}/" for folder in ("cache", "data/shards"))
+    wanted = [name for name in records if Path(name).exists() or name.startswith(removable)]
+    return {name: records[name].read_text() for name in wanted if name not in unfinished}
 
 
 def within(path: Path, outputs: dict[str, Path]) -> bool:

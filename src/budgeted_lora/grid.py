@@ -244,10 +244,9 @@ def differences(config: Config, values: Recipe) -> dict[str, Any]:
     """
     default = recipe(config, Row(method=values.method, budget=values.budget))
     mine, usual = in_words_of_a_row(values), in_words_of_a_row(default)
-    found = {name: value for name, value in mine.items() if value != usual[name]}
-    if "alpha" in found and values.alpha * default.rank == default.alpha * values.rank:
-        del found["alpha"]
-    return found
+    found = {name: value for name, value in mine.items() if value != usual[name] and name != "alpha"}
+    scaled = values.rank is not None and values.alpha * default.rank != default.alpha * values.rank
+    return found | ({"alpha": values.alpha} if scaled else {})
 
 
 def in_words_of_a_row(values: Recipe) -> dict[str, Any]:

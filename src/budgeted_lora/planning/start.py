@@ -4,18 +4,16 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from budgeted_lora.graph import CONTROLS, Graph
+from budgeted_lora.graph import Graph
 from budgeted_lora.planning.doctor import refusal
 from budgeted_lora.planning.targets import limited
 
 
 def targets_of(graph: Graph) -> list[str]:
-    """What a person can ask a scale for by name; of tables with rows of their own only those that have some."""
-    own_rows = {CONTROLS, *graph.ablations(), *graph.page_parts()}
-    tables = [name for name in graph.report_tables() if name not in own_rows or graph.listed([name])]
-    ablations = ["ablations"] if set(tables) & set(graph.ablations()) else []
+    """What a person can ask a scale for by name."""
+    ablations = ["ablations"] if graph.ablations() else []
     calibration = ["calibration"] if graph.calibration() else []
-    return ["all", "main", "report", "claims", "figure2", "pareto", *calibration, *ablations, *tables]
+    return ["all", "main", "report", "claims", "figure2", "pareto", *calibration, *ablations, *graph.report_tables()]
 
 
 def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
@@ -30,7 +28,7 @@ def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
     there = targets_of(graph)
     named = {name for name in asked_for() if "/" not in name}
     for name in sorted(named):
-        empty = name in {"ablations", *graph.report_tables()} - set(there)
+        empty = name == "ablations" and not graph.ablations()
         if empty or name not in rules:
             lacks = "no rows for" if empty else "no target"
             print(
