@@ -364,3 +364,11 @@ def test_no_two_students_of_a_scale_read_the_same(scale: str) -> None:
     asked = load_config(ROOT / "config" / f"{scale}.yaml")
     said = [(cell.id.rpartition("-")[0], str(differences(asked, cell.recipe))) for cell in cells(asked)]
     assert len(set(said)) == len(said)
+
+
+def test_a_teachers_training_is_told_nothing_of_what_its_files_hold() -> None:
+    graph = Graph(config(pretraining__function_share=0.6, pretraining__clip=2.0))
+    assert graph.teachers_share == 0.6
+    values = json.loads(graph.pretraining())
+    assert Pretraining.model_validate(values).clip == 2.0
+    assert "function_share" not in values
