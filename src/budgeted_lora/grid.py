@@ -245,8 +245,9 @@ def differences(config: Config, values: Recipe) -> dict[str, Any]:
     default = recipe(config, Row(method=values.method, budget=values.budget))
     mine, usual = in_words_of_a_row(values), in_words_of_a_row(default)
     found = {name: value for name, value in mine.items() if value != usual[name]}
-    if "alpha" in found and values.alpha * default.rank == default.alpha * values.rank:
-        del found["alpha"]
+    found.pop("alpha", None)
+    if values.rank is not None and values.alpha * default.rank != default.alpha * values.rank:
+        found["alpha"] = values.alpha
     return found
 
 
