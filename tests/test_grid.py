@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from budgeted_lora.budget.cost import ModelShape, dense_macs
 from budgeted_lora.budget.plan import steps_needed
-from budgeted_lora.config import Config, load_config
+from budgeted_lora.config import Config, Pretraining, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.graph import Graph
 from budgeted_lora.grid import Cell, cells, control_shape, default_budgeted, differences, planned, student_shape
@@ -270,8 +270,14 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
         ({"method": "kd_lora", "smoothing": 0.0}, "smoothing 0.0 on a kd_lora row; only budgeted_lora takes one"),
         ({"method": "kd_lora", "controller": "greedy"}, "controller greedy on a kd_lora row"),
         ({"method": "kd_lora", "macs_of_budget": 0.4}, "macs_of_budget 0.4 on a kd_lora row; only kd_full takes one"),
-        ({"method": "kd_lora", "compression": "svd"}, "'svd' on a kd_lora row; only dense students, kd_full, are"),
-        ({"method": "kd_full", "compression": "moments"}, "'moments': truncation outputs needs undistilled: [true]"),
+        (
+            {"method": "kd_lora", "compression": "svd"},
+            "sweeps.svd.macs_of_budget on a kd_lora row; expected kd_full, the only method",
+        ),
+        (
+            {"method": "kd_full", "compression": "moments"},
+            "sweeps.moments: truncation: outputs without undistilled: true",
+        ),
         ({"method": "kd_full", "compression": "none"}, "'none' is not among sweeps: svd, moments"),
     ],
 )
@@ -364,3 +370,11 @@ def test_no_two_students_of_a_scale_read_the_same(scale: str) -> None:
     asked = load_config(ROOT / "config" / f"{scale}.yaml")
     said = [(cell.id.rpartition("-")[0], str(differences(asked, cell.recipe))) for cell in cells(asked)]
     assert len(set(said)) == len(said)
+
+
+def test_a_teachers_training_is_told_nothing_of_what_its_files_hold() -> None:
+    graph = Graph(config(pretraining__function_share=0.6, pretraining__clip=2.0))
+    assert graph.teachers_share == 0.6
+    values = json.loads(graph.pretraining())
+    assert Pretraining.model_validate(values).clip == 2.0
+    assert "function_share" not in values

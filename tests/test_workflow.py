@@ -352,7 +352,7 @@ def test_the_source_of_teachers_switches_the_rules(
         (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael; did you mean scale? (said in --config)"),
         (
             ("scale=short",),
-            "config/short.yaml: tables.table2, row 1 {budget: 0.4, method: budgeted_lora}: 20 steps are too few for "
+            "config/short.yaml: tables.table2, row 1 {method: budgeted_lora, budget: 0.4}: 20 steps are too few for "
             "schedule 'short' to reach the structure",
         ),
     ],

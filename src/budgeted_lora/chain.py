@@ -111,7 +111,7 @@ def teacher_stage(graph: Graph, name: str) -> Stage:
     config = graph.config
     spec = json.loads(graph.teacher_spec(name))
     if config.teachers == "pretrain":
-        settings = config.pretraining.model_dump(mode="json")
+        settings = json.loads(graph.pretraining())
         values = {"name": name, "spec": spec, "threads": config.threads.training} | settings
         [read] = teachers_tokens_stages(graph) or [tokens_stage(graph)]
         after, more = (read.name, "tokenizer"), ("history.csv",)

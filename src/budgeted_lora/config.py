@@ -71,13 +71,8 @@ class Teacher(Strict):
 
 
 class Pretraining(Strict):
-    function_share: float | None = Field(
-        None,
-        ge=0.0,
-        lt=1.0,
-        description="Share of function documents in what teachers made here read, and their tokenizer is trained on; "
-        "corpus.function_share when empty. [ours]",
-    )
+    """How a teacher is trained; what it reads lies in the token files it is given."""
+
     batch_windows: Positive = Field(16, description="Windows in one optimiser step. [ours]")
     micro_batch_windows: Positive = Field(
         4, description="Windows in one forward pass; the rest is gradient accumulation. [ours]"
@@ -102,6 +97,18 @@ class Pretraining(Strict):
                 f"{self.micro_batch_windows}"
             )
         return self
+
+
+class TeachersMade(Pretraining):
+    """The section: the same, and what goes into those files."""
+
+    function_share: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="Share of function documents in what teachers made here read, and their tokenizer is trained on; "
+        "corpus.function_share when empty. [ours]",
+    )
 
 
 class Student(Strict):
@@ -291,7 +298,7 @@ class Config(Strict):
         min_length=1, description="Teachers by the name they stand for, smallest first. [S]"
     )
     calibration: Calibration = Field(default_factory=Calibration)
-    pretraining: Pretraining = Field(default_factory=Pretraining)
+    pretraining: TeachersMade = Field(default_factory=TeachersMade)
     student: Student = Field(default_factory=Student)
     training: Training = Field(default_factory=Training)
     lora: Lora = Field(default_factory=Lora)

@@ -85,6 +85,10 @@ class Graph:
         """A section of the configuration, with values from other sections beside it."""
         return canonical_json(getattr(self.config, name).model_dump(mode="json") | more)
 
+    def pretraining(self) -> str:
+        """How teachers made here are trained."""
+        return canonical_json(self.config.pretraining.model_dump(mode="json", exclude={"function_share"}))
+
     def teacher_spec(self, teacher: str) -> str:
         return canonical_json(self.config.teacher_ladder[teacher].model_dump(mode="json"))
 

@@ -27,7 +27,7 @@ if settings.teachers == "pretrain":
             gpu=1,
         params:
             spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
-            values=graph.section("pretraining"),
+            values=graph.pretraining(),
             sequence_length=settings.sequence_length,
             rows=settings.rows,
             device=settings.device,

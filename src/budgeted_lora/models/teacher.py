@@ -58,10 +58,9 @@ def make_teacher(
     model = new_model(
         mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed
     )
-    own = settings.model_dump(exclude={"function_share"})  # which the tokens have
-    common = own | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
+    common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
-    values = {"name": name, "spec": spec.model_dump(), **own, "threads": threads}
+    values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
     files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
     determined_by = [values, sequence_length, rows, files, code_digest("pretrain"), torch.__version__, str(place)]
     with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
