@@ -21,7 +21,7 @@ import yaml
 from fixtures.checkout import checkout
 
 from budgeted_lora import stages
-from budgeted_lora.config import MAIN_CELLS, Pretraining, Teacher, load_config
+from budgeted_lora.config import MAIN_CELLS, Config, Pretraining, Teacher, load_config
 from budgeted_lora.corpus_settings import Corpus
 from budgeted_lora.evaluation.settings import read_settings
 from budgeted_lora.graph import CONTROLS, MAIN_FIGURES, Graph
