@@ -1,10 +1,14 @@
 """Starts from the SVD, orders of removal and allocated ranks: against float64 references and their invariants."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_world import make_recipe, make_world
 
+from budgeted_lora.models.load import load_model
 from budgeted_lora.models.low_rank import (
     InputStatistics,
     allocate_ranks,
@@ -15,6 +19,7 @@ from budgeted_lora.models.low_rank import (
     start_from,
 )
 from budgeted_lora.models.projections import BudgetedLinear
+from budgeted_lora.training.install import install_method
 
 
 def weight_of(d_out: int, d_in: int, seed: int) -> torch.Tensor:
@@ -122,3 +127,17 @@ def test_ranks_go_where_they_keep_most() -> None:
     steep, flat = torch.tensor([100.0] + [0.01] * 29), torch.ones(30)
     ranks = allocate_ranks({"steep": steep, "flat": flat}, {"steep": (30, 30), "flat": (30, 30)}, rank=6, step=2)
     assert ranks == {"steep": 2, "flat": 10}
+
+
+def test_the_energy_that_is_noted_is_that_of_the_weights_before_any_start(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    noted = []
+    for start in (None, "svd"):
+        model = load_model(world.student, dtype=torch.float32)
+        weights = [p.double() for n, p in model.named_parameters() if n.split(".")[-2].endswith("_proj")]
+        _, about = install_method(model, make_recipe("budgeted_lora", low_rank_init=start))
+        noted.append(about.kept_energy)
+    assert noted[0] == noted[1]
+    rank = make_recipe("budgeted_lora").rank
+    squares = [torch.linalg.svdvals(weight).square() for weight in weights]
+    assert sorted(noted[1]) == pytest.approx(sorted((one[:rank].sum() / one.sum()).item() for one in squares))

@@ -59,6 +59,7 @@ def install_method(
     if recipe.rank_step:
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         ranks = allocate_ranks(outputs, shapes, rank=recipe.rank, step=recipe.rank_step)
+    energy = kept({name: spectrum(weight) for name, weight in weights.items()}, ranks)  # a start changes W in place
     scores = None
     if recipe.order:
         scores = list(removal_scores(weights, ranks, order=recipe.order, statistics=statistics).values())
@@ -81,7 +82,7 @@ def install_method(
         order=None if scores is None else sorted(range(len(scores)), key=scores.__getitem__),
         ranks=list(ranks.values()),
         scores=scores,
-        kept_energy=kept({name: spectrum(weight) for name, weight in weights.items()}, ranks),
+        kept_energy=energy,
         kept_output_energy=kept(outputs, ranks) if outputs else None,
     )
 
