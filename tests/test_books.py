@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 from test_status import SCALE as BASE
-from test_status import TINY
+from test_status import TINY, write_scale
 from training_world import VOCABULARY, make_world
 
 from budgeted_lora.budget.cost import ModelShape
 from budgeted_lora.chain import chain, data_and_teachers
 from budgeted_lora.compression.compress import compress_cell
-from budgeted_lora.config import load_config
 from budgeted_lora.evaluation.evaluate import evaluate_model
 from budgeted_lora.evaluation.speed import SpeedShape, compressed_structure, measure_speed
 from budgeted_lora.files import read_json, write_json, write_record, write_text
@@ -42,14 +40,7 @@ SCALE = {
 
 def scale(folder: Path, **over: object) -> Graph:
     """The scale of test_status with a student of its own structure and one that is cut without being distilled."""
-    values = BASE | {"tables": {}}
-    for section in (SCALE, over):
-        values |= {
-            key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in section.items()
-        }
-    values["tables"] = {name: rows for name, rows in values["tables"].items() if rows}
-    write_text(folder / "config" / "tiny.yaml", yaml.safe_dump(values))
-    return Graph(load_config(folder / "config" / "tiny.yaml"))
+    return write_scale(folder, BASE | {"tables": {}}, SCALE, over)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,17 @@ TINY = Path("results/tiny")
 
 
 def configured(folder: Path, **over: object) -> Graph:
-    """Writes the scale with some sections replaced, key by key, and reads it; a table without rows goes."""
-    values = {key: value | over.get(key, {}) if isinstance(value, dict) else value for key, value in SCALE.items()}
-    values |= {key: value for key, value in over.items() if key not in SCALE}
+    """The scale with some sections replaced, key by key."""
+    return write_scale(folder, SCALE, over)
+
+
+def write_scale(folder: Path, *parts: Mapping[str, object]) -> Graph:
+    """Writes a scale, each part laid over those before it, key by key, and reads it; a table without rows goes."""
+    values: dict[str, object] = {}
+    for part in parts:
+        values |= {
+            key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in part.items()
+        }
     values["tables"] = {name: rows for name, rows in values["tables"].items() if rows}
     write_text(folder / "config" / "tiny.yaml", yaml.safe_dump(values))
     return Graph(load_config(folder / "config" / "tiny.yaml"))

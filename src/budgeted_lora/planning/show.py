@@ -133,11 +133,11 @@ def _sums(costs: ScaleCosts, slots: Slots) -> Iterator[str]:
     several = f"on {slots.count} GPUs" if on_gpu else f"{slots.count} at once"
     at_once = several if slots.count > 1 else "one by one"
     rows = [("", "cells", "tokens", "FLOPs", f"{word}-hours", at_once)]
-    sums = {"main": totals(main, gpus=slots.count)}
+    sums, before = {"main": totals(main, gpus=slots.count)}, totals(everyday, gpus=slots.count)
     if len(everyday.cells) > len(main.cells):
-        sums["all"] = totals(everyday, gpus=slots.count)
+        sums["all"] = before
     for name in sorted(OWN_TARGETS & costs.config.tables.keys()):
-        both, before = totals(costs.of("all", name), gpus=slots.count), totals(everyday, gpus=slots.count)
+        both = totals(costs.of("all", name), gpus=slots.count)
         sums[f"{name} besides"] = {key: both[key] - before[key] for key in both}
     for name, one in sums.items():
         hours = f"{one['device_hours']:.1f}", days(one["wall_hours"])
