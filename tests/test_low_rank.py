@@ -1,15 +1,26 @@
 """Starts from the SVD, orders of removal and allocated ranks: against float64 references and their invariants."""
 
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_world import make_recipe, make_world
+from safetensors.torch import load_file, save_file
+from training_world import World, make_recipe, make_world
 
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import write_digest
 from budgeted_lora.models.load import load_model
 from budgeted_lora.models.low_rank import (
+    STATISTICS,
     InputStatistics,
     allocate_ranks,
     low_rank_factors,
@@ -18,8 +29,19 @@ from budgeted_lora.models.low_rank import (
     square_root,
     start_from,
 )
-from budgeted_lora.models.projections import BudgetedLinear
+from budgeted_lora.models.projections import BudgetedLinear, named_projections
 from budgeted_lora.training.install import install_method
+from budgeted_lora.training.removals import cross_entropy, removal_losses
+from budgeted_lora.training.statistics import measure_statistics
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A tiny student's world, the folder of its statistics, and their record."""
+
+    world: World
+    folder: Path
+    record: dict[str, Any]
 
 
 def weight_of(d_out: int, d_in: int, seed: int) -> torch.Tensor:
@@ -141,3 +163,110 @@ def test_the_energy_that_is_noted_is_that_of_the_weights_before_any_start(tmp_pa
     rank = make_recipe("budgeted_lora").rank
     squares = [torch.linalg.svdvals(weight).square() for weight in weights]
     assert sorted(noted[1]) == pytest.approx(sorted((one[:rank].sum() / one.sum()).item() for one in squares))
+
+
+# --- what the stage measures
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """Statistics of the tiny student on six of its training windows, in batches of two."""
+    root = tmp_path_factory.mktemp("statistics")
+    world = make_world(root)
+    measure_statistics(
+        student=world.student, tokens=world.tokens, windows=6, batch_windows=2, sequence_length=16, rows="packed",
+        rank=2, removal_windows=4, out=root / "statistics", record=root / "statistics.json", scale="tiny",
+        device="cpu", threads=1,
+    )  # fmt: skip
+    write_digest(root / "statistics")
+    return Measured(world, root / "statistics", json.loads((root / "statistics.json").read_text()))
+
+
+def text_of(world: World, windows: int) -> torch.Tensor:
+    file = TokenFile.open(world.tokens)
+    ids, valid = file.windows(np.arange(windows), sequence_length=16, rows="packed")
+    assert valid.all()
+    return torch.from_numpy(ids)
+
+
+def test_statistics_are_those_of_one_float64_pass(measured: Measured) -> None:
+    """E[x x^T] and dL/dW of all windows at once, whatever the batches."""
+    model, ids = load_model(measured.world.student, dtype=torch.float32).double(), text_of(measured.world, 6)
+    name, inputs = "model.layers.1.mlp.down_proj", []
+    linear = model.get_submodule(name)
+    linear.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().flatten(0, 1)))
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    loss.backward()
+    found = InputStatistics.open(measured.folder)
+    moment = inputs[0].T @ inputs[0] / ids.numel()
+    torch.testing.assert_close(found.moments[name].double(), moment, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.gradients[name].double(), linear.weight.grad / ids.numel(), rtol=1e-3, atol=1e-6)
+    assert measured.record["tokens"] == ids.numel()
+
+
+def test_the_loss_of_each_removal_is_that_of_the_model_without_it(measured: Measured) -> None:
+    model, ids = load_model(measured.world.student, dtype=torch.float32).double(), text_of(measured.world, 4)
+    statistics = InputStatistics.open(measured.folder)
+
+    def loss() -> float:
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+    whole, removals = loss(), {entry["name"]: entry for entry in measured.record["removals"]}
+    assert measured.record["removal_windows"] == 4
+    assert set(removals) == set(statistics.moments)
+    for name in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj"):
+        weight = model.get_submodule(name).weight
+        before = weight.detach().clone()
+        up, down = low_rank_factors(before, rank=2, moment=statistics.moments[name])
+        left, values, right = torch.linalg.svd(before)
+        cut = (left[:, :2] * values[:2]) @ right[:2]
+        for start, instead in (("zero", 0.0 * before), ("svd", cut), ("activation_svd", up @ down)):
+            weight.data.copy_(instead)
+            assert removals[name][start] == pytest.approx(loss() - whole, rel=1e-3, abs=1e-5), (name, start)
+        weight.data.copy_(before)
+
+
+def test_removals_leave_the_model_as_it_was(measured: Measured) -> None:
+    model, ids = load_model(measured.world.student, dtype=torch.float32), text_of(measured.world, 2)
+    linears = {name: linear for name, _, _, linear in named_projections(model)}
+    before, batches = model.state_dict(), [(ids, torch.ones_like(ids, dtype=torch.bool))]
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    whole = cross_entropy(model, batches)
+    removal_losses(model, linears, InputStatistics.open(measured.folder).moments, batches, rank=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert cross_entropy(model, batches) == whole
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    tensors = load_file(folder / STATISTICS)
+    change(tensors)
+    save_file(tensors, folder / STATISTICS)
+    return folder
+
+
+NAME = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t[f"{NAME}.moment"].fill_(float("nan")), f"{NAME}.moment has values that are not finite"),
+        (lambda t: t.update({"mean": torch.ones(2)}), "tensor mean; expected names that end in .moment or .gradient"),
+        (lambda t: t.pop(f"{NAME}.gradient"), f"gradient of {NAME} is none; expected"),
+        (lambda t: t.update({f"{NAME}.moment": torch.eye(3)}), f"moment of {NAME} is \\[3, 3\\]; expected"),
+    ],
+    ids=["not finite", "unknown", "missing", "another shape"],
+)
+def test_statistics_that_are_not_this_students_are_refused(
+    measured: Measured, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], said: str
+) -> None:
+    folder = spoil(Path(shutil.copytree(measured.folder, tmp_path / "statistics")), change)
+    write_digest(folder)
+    model = load_model(measured.world.student, dtype=torch.float32)
+    with pytest.raises(BadInput, match=said):
+        install_method(
+            model, make_recipe("budgeted_lora", order="activation", statistics_windows=6), InputStatistics.open(folder)
+        )

@@ -483,7 +483,7 @@ def test_an_ablation_row_remakes_its_own_table_only(done: Path, after: str, new:
 
 
 def test_a_table_of_its_own_is_made_though_the_page_is_made_anew_before_it(done: Path) -> None:
-    """A new row remakes the page, which such a target only comes after: what it lacks itself must be seen all the same."""
+    """A new row remakes the page, which such a target only comes after: what it lacks must be seen all the same."""
     row = "\ntables:\n  beyond:\n    - {method: budgeted_lora, budget: 0.0, low_rank_init: svd}\n"
     with edited(done / "config" / "smoke.yaml", lambda text: text.replace("\ntables:\n", row)):
         found = pending(done, "beyond")

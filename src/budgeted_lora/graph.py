@@ -45,6 +45,7 @@ CONTROLS = "controls"  # table of what a reader would do instead; drawn by the P
 BEYOND = "beyond"
 BEYOND_FIGURES = (BEYOND, "beyond_why")
 ICL_CELLS = MAIN_CELLS | {BEYOND}  # tables whose students are scored in context
+REMOVAL_WINDOWS = 16  # of the statistics' windows: every projection costs three passes over them
 OWN_STRUCTURE = "cell_"  # begins the name of a structure that one cell alone has
 OWN_TARGETS = frozenset({"sensitivity", BEYOND})  # tables that no other target asks for
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
@@ -152,7 +153,9 @@ class Graph:
         """What input statistics are measured on."""
         config = self.config
         values = {"windows": config.lora.statistics_windows, "batch_windows": config.training.micro_batch_windows}
-        return canonical_json(values | {"sequence_length": config.sequence_length, "rows": config.rows})
+        values |= {"sequence_length": config.sequence_length, "rows": config.rows}
+        values |= {"rank": config.lora.rank, "removal_windows": REMOVAL_WINDOWS}
+        return canonical_json(values)
 
     def student_of(self, cell: str) -> str:
         """Name of the untrained student that a cell starts from."""

@@ -41,7 +41,7 @@ class InputStatistics:
         """Reads the folder that `measure_statistics` wrote.
 
         Raises:
-            BadInput: the file is missing or damaged.
+            BadInput: the file is missing or damaged, holds something else, or a value that is not finite.
         """
         path = Path(folder) / STATISTICS
         check_digest(folder)
@@ -53,9 +53,31 @@ class InputStatistics:
             raise BadInput(f"{path}: not a whole safetensors file ({' '.join(str(error).split())[:200]})") from None
         kinds = {"moment": {}, "gradient": {}}
         for name, tensor in tensors.items():
-            module, kind = name.rsplit(".", 1)
+            module, _, kind = name.rpartition(".")
+            if kind not in kinds:
+                raise BadInput(f"{path}: tensor {name}; expected names that end in .moment or .gradient")
+            if not tensor.isfinite().all():
+                raise BadInput(f"{path}: {name} has values that are not finite; measure the statistics anew")
             kinds[kind][module] = tensor
         return cls(kinds["moment"], kinds["gradient"])
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Whether these are statistics of a student with these weights W [d_out, d_in], by name.
+
+        Raises:
+            BadInput: a projection is missing or has another shape.
+        """
+        for name, weight in weights.items():
+            out, inner = weight.shape
+            for kind, found, shape in (
+                ("moment", self.moments.get(name), (inner, inner)),
+                ("gradient", self.gradients.get(name), (out, inner)),
+            ):
+                if found is None or found.shape != shape:
+                    has = "none" if found is None else list(found.shape)
+                    raise BadInput(
+                        f"input statistics: {kind} of {name} is {has}; expected {list(shape)}: another student's?"
+                    )
 
 
 def square_root(moment: Tensor) -> tuple[Tensor, Tensor]:

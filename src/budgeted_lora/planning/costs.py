@@ -16,7 +16,7 @@ from budgeted_lora.config import Teacher
 from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.graph import ICL_CELLS, Graph
+from budgeted_lora.graph import ICL_CELLS, REMOVAL_WINDOWS, Graph
 from budgeted_lora.grid import student_shape
 from budgeted_lora.planning.devices import Device
 from budgeted_lora.planning.memory import (
@@ -273,11 +273,13 @@ class ScaleCosts:
         return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, held, 2 * network.parameters)
 
     def _statistics(self, name: str) -> JobCost:
-        """A forward and backward pass, and the product of every projection's inputs with themselves."""
+        """Both passes, every projection's inputs times themselves, and forward passes without each projection."""
         network, length = self.student(self.graph.students[name]), self.config.sequence_length
         widths = [module.d_in for module in projections(network.shape)]
         tokens = self.config.lora.statistics_windows * length
         flops = tokens * (3 * self._forward(network) + 2.0 * sum(width**2 for width in widths))
+        removals = min(REMOVAL_WINDOWS, self.config.lora.statistics_windows) * length * (3 * len(widths) + 1)
+        flops += removals * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
         held = statistics_bytes(network, tokens=self.config.training.micro_batch_windows * length, device=self.kind)
         stored = 4 * sum(module.d_in**2 + module.macs for module in projections(network.shape))

@@ -43,7 +43,7 @@ def install_method(
         The budgeted projections by name, none for KD Full; and the decisions.
 
     Raises:
-        BadInput: the recipe needs input statistics and there is none.
+        BadInput: the recipe needs input statistics and there is none, or they are another student's.
     """
     if recipe.method == "kd_full":
         model.requires_grad_(True)
@@ -53,6 +53,8 @@ def install_method(
             f"{recipe.method}: its start, order or ranks need input statistics; expected --statistics FOLDER"
         )
     weights = {name: linear.weight.detach().cpu() for name, _, _, linear in named_projections(model)}
+    if statistics is not None:
+        statistics.check(weights)
     moments = {name: None for name in weights} if statistics is None else statistics.moments
     ranks = dict.fromkeys(weights, recipe.rank)
     outputs = {name: spectrum(weight, moments[name]) for name, weight in weights.items()} if statistics else {}
