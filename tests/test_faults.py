@@ -76,7 +76,8 @@ def cutting(root: Path, out: Path) -> Words:
 
 
 def measuring(root: Path, out: Path) -> Words:
-    values = {"windows": 4, "batch_windows": 2, "sequence_length": LENGTH, "rows": "packed"}
+    values = {"windows": 4, "batch_windows": 2, "sequence_length": LENGTH, "rows": "packed", "rank": 2}
+    values |= {"removal_windows": 2}
     return [
         "stage", "measure-statistics", "--values", values, "--student", root / "student", "--tokens",
         root / "train.bin", "--out", out / "statistics", "--record", out / "statistics.json", *ON_CPU,

@@ -450,6 +450,9 @@ class Graph:
         """Result files that a figure is made from, besides its `rows`."""
         tables = self.tables_read(figure)
         files = [f"{self.results}/data/manifest.json", *self.references(), *self.scores(tables), *self.speeds(tables)]
+        if figure == "beyond_why":
+            needing = [name for name in self.listed(tables) if self.statistics_files(name)]
+            files += dict.fromkeys(f"{self.statistics_of(name)}.json" for name in needing)
         if figure in ("retention", "loss_curves", "gates", "beyond_why"):
             files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
         return files

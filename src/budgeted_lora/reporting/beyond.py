@@ -12,7 +12,10 @@ from budgeted_lora.reporting.grouping import Settings, caveats
 from budgeted_lora.reporting.layout import ABSENT, Table, number
 from budgeted_lora.reporting.load import Published, Results
 from budgeted_lora.reporting.seeds import (
+    NOT_RECIPE,
+    Difference,
     Drawn,
+    Run,
     difference_text,
     draw,
     lines,
@@ -25,18 +28,31 @@ from budgeted_lora.reporting.style import BLACK, GREY, MARKERS, OTHER, colour
 BEYOND = "beyond"
 PAPER = "paper's rule"
 UNDISTILLED = "no distillation, SVD"
+REFERENCES = {"kd_full": "KD Full", "kd_lora": "KD LoRA"}
 STARTS = {"svd": "SVD of W", "activation_svd": "SVD of outputs"}
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
-INKS = ("#0072B2", "#D55E00", "#00875F", "#B8548B", "#D98200", "#3A9BD9", "#8A6D3B")
+INKS = ("#0072B2", "#D55E00", "#00875F", "#B8548B", "#D98200", "#3A9BD9", "#8A6D3B", "#6A51A3", "#E7298A", "#66A61E")
 PARTS = ("perplexity", "train", "structure", "speed")
+SHARED = frozenset({"method", "budget", "low_rank_init", "order", "rank_step", "statistics_windows", "tokens", "steps"})
+
+
+def rules_of(frame: pd.DataFrame, results: Results) -> list[str]:
+    """The rule of each row; where budgeted students differ in anything else, what is not the most common value too."""
+    budgeted = frame[frame["method"] == "budgeted_lora"]
+    keys = [name for name in results.cells.columns if name not in NOT_RECIPE | SHARED]
+    usual = {name: budgeted[name].map(str).mode()[0] for name in keys if budgeted[name].map(str).nunique() > 1}
+    rules = []
+    for _, row in frame.iterrows():
+        own = row["method"] == "budgeted_lora"
+        odd = [f"{name.replace('_', ' ')} {row[name]}" for name in usual if own and str(row[name]) != usual[name]]
+        rules.append(", ".join([rule_of(row), *odd]))
+    return rules
 
 
 def rule_of(row: pd.Series) -> str:
     """What a student does otherwise than the paper's, in words."""
-    if row["method"] == "kd_lora":
-        return "KD LoRA"
-    if str(row.get("undistilled")) == "True":
-        return UNDISTILLED
+    if row["method"] in REFERENCES:
+        return REFERENCES[row["method"]]
     words = [STARTS.get(row.get("low_rank_init")), ORDERS.get(row.get("order"))]
     words += ["allocated ranks"] if pd.notna(row.get("rank_step")) else []
     return " + ".join(word for word in words if word) or PAPER
@@ -50,10 +66,8 @@ def beyond_lines(results: Results, drawn: Drawn | None = None) -> pd.DataFrame:
     scores = scored(results)
     frame = lines(results, scores, drawn)
     frame["rule"] = [
-        f"{UNDISTILLED} by {'outputs' if 'by-outputs' in row['setting'] else 'weights'}"
-        if "undistilled" in row["setting"]
-        else rule_of(row)
-        for _, row in frame.iterrows()
+        f"{UNDISTILLED} by {'outputs' if 'by-outputs' in setting else 'weights'}" if "undistilled" in setting else rule
+        for rule, setting in zip(rules_of(frame, results), frame["setting"], strict=True)
     ]
     return frame
 
@@ -61,17 +75,18 @@ def beyond_lines(results: Results, drawn: Drawn | None = None) -> pd.DataFrame:
 def scored(results: Results) -> pd.DataFrame:
     """Runs of the table with their in-context composites, NaN where none was measured."""
     scores = runs(results, BEYOND, parts=PARTS)
-    whole = [not (row.method == "kd_full" and row.setting == "default") for row in scores.itertuples()]
-    scores = scores[whole].reset_index(drop=True)
     cut = (scores["setting"] != "default").to_numpy()  # nobody trains or times what is cut without distillation
     for name in ("train_seconds", "tokens", *(name for name in scores if name.startswith("measured_"))):
         scores[name] = scores[name].astype(float).mask(cut)
     scores["budget"] = scores["budget"].where(~cut, [budget_cut_to(name) for name in scores["setting"]])
-    composites = []
-    for row in scores.itertuples():
-        found = results.json(f"{results.compressed(row.cell)}/icl.json") if row.setting == "default" else None
-        composites.append(float("nan") if found is None else found["composite"])
-    return scores.assign(icl=composites)
+    found = [
+        results.json(f"{results.compressed(row.cell)}/icl.json") if row.setting == "default" else None
+        for row in scores.itertuples()
+    ]
+    columns = {"icl": "composite", "icl_chance": "chance_composite"}
+    return scores.assign(
+        **{name: [(icl or {}).get(key, float("nan")) for icl in found] for name, key in columns.items()}
+    )
 
 
 def budget_cut_to(setting: str) -> float:
@@ -86,18 +101,17 @@ def beyond(results: Results, published: Published, settings: Settings) -> Table:
     frame = beyond_lines(results, drawn)
     frame = frame.sort_values(["tokens", "budget", "ppl"], na_position="last", kind="stable").reset_index(drop=True)
     paper = {(row.tokens, row.budget): row.runs for row in frame.itertuples() if row.rule == PAPER}
-    differences = [
-        drawn.difference(row.runs, paper[row.tokens, row.budget])
-        if row.rule != PAPER and (row.tokens, row.budget) in paper
-        else None
-        for row in frame.itertuples()
-    ]
-    names = ["rule", "method", "budget", "tokens", "seeds", "ppl", "ppl_se", "ppl_sd", "icl", "kept", "svd", "dropped"]
-    names += ["macs", "speedup_vs_dense", "measured_modules", "measured_prefill", "measured_decode", "train_seconds"]
+    lowest = {}  # the frame is sorted by perplexity
+    for row in frame[(frame["method"] == "budgeted_lora") & frame["ppl"].notna()].itertuples():
+        lowest.setdefault((row.tokens, row.budget), row.runs)
+    differences, behind = against(frame, drawn, paper), against(frame, drawn, lowest)
+    names = ["rule", "method", "budget", "tokens", "seeds", "ppl", "ppl_se", "ppl_sd", "ppl_uncompressed"]
+    names += ["icl", "icl_chance", "kept", "svd", "dropped", "macs", "speedup_vs_dense"]
+    names += ["measured_modules", "measured_prefill", "measured_decode", "train_seconds", "executed_compute"]
     numbers = frame[names].assign(
-        to_paper=[entry.value if entry else float("nan") for entry in differences],
-        to_paper_se=[entry.standard_error if entry else float("nan") for entry in differences],
-        to_paper_sd=[entry.sd if entry else float("nan") for entry in differences],
+        ppl_first_seed=[drawn.values.get(row.runs[0], float("nan")) for row in frame.itertuples()],
+        **difference_columns("to_paper", differences),
+        **difference_columns("to_lowest", behind),
     )
     shown = pd.DataFrame(
         {
@@ -105,23 +119,56 @@ def beyond(results: Results, published: Published, settings: Settings) -> Table:
             "F": [ABSENT if pd.isna(value) else number(value, 1) for value in frame["budget"]],
             "Tokens": [number(value, 0) for value in frame["tokens"]],
             "PPL": ppl_texts(frame),
+            "Uncompressed": [number(value, 2) for value in frame["ppl_uncompressed"]],
             "To the paper's rule": [difference_text(entry) for entry in differences],
             "ICL %": [number(100 * value, 1) for value in frame["icl"]],
             "Kept/svd/dropped": [f"{row.kept:.0f}/{row.svd:.0f}/{row.dropped:.0f}" for row in frame.itertuples()],
             "MAC speedup": [number(value, 2, unit="×") for value in frame["speedup_vs_dense"]],
             "Measured: modules": [number(value, 2, unit="×") for value in frame["measured_modules"]],
             "Measured: prefill": [number(value, 2, unit="×") for value in frame["measured_prefill"]],
+            "Measured: decode": [number(value, 2, unit="×") for value in frame["measured_decode"]],
         }
     )
     notes = [
         "Rules differ in where the low-rank path starts (the paper: A at random, B at zero), in which dense path goes "
-        "first (the paper: the cheapest) and in how ranks are spread (the paper: evenly). Budget, low-rank MACs and "
-        "train compute are the paper's; which modules stay dense depends on the order, so MACs differ where it does.",
+        "first (the paper: the cheapest) and in how ranks are spread (the paper: evenly). Budget, schedule and MACs of "
+        "all low-rank paths together are the paper's; which modules stay dense depends on the order, and a low-rank "
+        "path beside a dense one is merged into it, so the MACs that remain differ a little.",
+        "Uncompressed: perplexity before modules are dropped, approximated and merged. The paper's rule loses what an "
+        "approximation of rank d r_max, a constant the paper does not state, cannot hold of W; with a start at the "
+        "SVD only the residual is approximated.",
         "The difference is paired by window and by seed; negative means better than the paper's rule.",
-        "No distillation: the untrained student cut by truncated SVD to the same MACs, by weights or by outputs.",
+        "No distillation: the untrained student, every projection cut by truncated SVD to the same share of its MACs, "
+        "ranks rounded down, by weights or by outputs; its structure is not that of the budgeted students.",
+        *chance_notes(frame["icl_chance"]),
         *several_seeds(frame["seeds"]),
     ]
     return Table(BEYOND, "Beyond the paper: other rules at the same budget", numbers, shown, notes + caveats(results))
+
+
+def against(
+    frame: pd.DataFrame, drawn: Drawn, base: dict[tuple[float, float], tuple[Run, ...]]
+) -> list[Difference | None]:
+    """Each line minus the one of its length of training and budget in `base`; None for that one, or without one."""
+    pairs = [(row.runs, base.get((row.tokens, row.budget))) for row in frame.itertuples()]
+    return [None if other is None or runs == other else drawn.difference(runs, other) for runs, other in pairs]
+
+
+def difference_columns(name: str, found: list[Difference | None]) -> dict[str, list[float | bool]]:
+    """A difference's value, standard error, standard deviation over seeds, and whether it is told from zero."""
+    nan = float("nan")
+    return {
+        name: [entry.value if entry else nan for entry in found],
+        f"{name}_se": [entry.standard_error if entry else nan for entry in found],
+        f"{name}_sd": [entry.sd if entry else nan for entry in found],
+        f"{name}_clear": [bool(entry and entry.clear) for entry in found],
+    }
+
+
+def chance_notes(chances: pd.Series) -> list[str]:
+    """What guessing scores in context, if that was measured."""
+    known = chances.dropna()
+    return [] if known.empty else [f"ICL: accuracy in context; guessing has {100 * known.iloc[0]:.1f} %."]
 
 
 def beyond_figure(results: Results) -> Figure:
@@ -130,14 +177,22 @@ def beyond_figure(results: Results) -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 5.4))
     longest, shortest = frame["tokens"].max(), frame["tokens"].min()
     budgeted = frame[frame["method"] == "budgeted_lora"]
+    inks = rule_inks(budgeted)
     for position, (rule, group) in enumerate(by_rule(budgeted)):
-        ink = rule_ink(rule, position)
+        ink = inks[rule]
         for tokens, mine in group.groupby("tokens"):
             marker, longer = MARKERS[position % len(MARKERS)], tokens != shortest
             draw_line(axes, mine, ink=ink, marker=marker, dashed=longer, label=rule)
+    for row in frame[frame["rule"].isin(REFERENCES.values())].itertuples():
+        longer, ink = row.tokens != shortest, colour(row.method, row.budget)
+        style, label = ("--", None) if longer else (":", row.rule)
+        axes.axhline(row.ppl, color=ink, linestyle=style, linewidth=1.2, label=label)
     cut = frame[frame["rule"].str.startswith(UNDISTILLED)]
     axes.plot(cut["speedup_vs_dense"], cut["ppl"], "x", color=GREY, label=UNDISTILLED if len(cut) else None)
-    draw_references(axes, results)
+    if len(results.listed("controls")):
+        found = lines(results, control_runs(results))
+        smaller = found[found["kind"] == SMALLER]
+        axes.plot(smaller["speedup_vs_dense"], smaller["ppl"], "X", color=OTHER, label="control: smaller KD Full")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -161,9 +216,10 @@ def by_rule(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(rule, frame[frame["rule"] == rule].sort_values("speedup_vs_dense")) for rule in names]
 
 
-def rule_ink(rule: str, position: int) -> str:
-    """The colour of a rule that stands at a position of `by_rule`."""
-    return BLACK if rule == PAPER else INKS[(position - 1) % len(INKS)]
+def rule_inks(frame: pd.DataFrame) -> dict[str, str]:
+    """The colour of each rule, the same in every figure of the same cells: by the order in which they are listed."""
+    others = [rule for rule in dict.fromkeys(frame["rule"]) if rule != PAPER]
+    return {PAPER: BLACK} | {rule: INKS[position % len(INKS)] for position, rule in enumerate(others)}
 
 
 def draw_line(axes: Axes, group: pd.DataFrame, *, ink: str, marker: str, dashed: bool, label: str) -> None:
@@ -172,16 +228,3 @@ def draw_line(axes: Axes, group: pd.DataFrame, *, ink: str, marker: str, dashed:
     axes.plot(x, y, color=ink, marker=marker, linestyle="--" if dashed else "-", label=None if dashed else label)
     several = group[group["seeds"] > 1]
     axes.vlines(several["speedup_vs_dense"], several["ppl_low"], several["ppl_high"], color=ink, linewidth=7, alpha=0.3)
-
-
-def draw_references(axes: Axes, results: Results) -> None:
-    """KD Full and KD LoRA as levels, the smaller KD Full students of equal MACs as brown points."""
-    own = lines(results, results.scores("table2", parts=["perplexity"]))
-    first = own["teacher"].iloc[0]
-    for row in own[(own["teacher"] == first) & (own["method"] != "budgeted_lora")].itertuples():
-        name = "KD Full" if row.method == "kd_full" else "KD LoRA"
-        axes.axhline(row.ppl, color=colour(row.method, row.budget), linestyle=":", linewidth=1.2, label=name)
-    if len(results.listed("controls")):
-        found = lines(results, control_runs(results))
-        smaller = found[found["kind"] == SMALLER]
-        axes.plot(smaller["speedup_vs_dense"], smaller["ppl"], "X", color=OTHER, label="control: smaller KD Full")

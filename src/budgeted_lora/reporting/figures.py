@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.beyond import BEYOND, beyond_figure
-from budgeted_lora.reporting.beyond_page import BEYOND_WHY, beyond_why
+from budgeted_lora.reporting.beyond_why import BEYOND_WHY, beyond_why
 from budgeted_lora.reporting.grouping import groups, icl_scores, icl_tables, one_variant, sorted_teachers
 from budgeted_lora.reporting.load import Results, method_label, method_order
 from budgeted_lora.reporting.pareto import pareto
@@ -262,15 +262,16 @@ OWN_FIGURES: dict[str, Plot] = {
     BEYOND: Plot(
         beyond_figure,
         "Beyond the paper: perplexity against MAC speedup",
-        "A line a rule, from large budgets to small; wide strokes span the seeds. Dotted: KD Full and KD LoRA of the "
-        "same tokens. Grey crosses: the untrained student cut by truncated SVD, without distillation.",
+        "A line a rule, from large budgets to small; wide strokes span the seeds. Level lines: KD Full and KD LoRA. "
+        "Grey crosses: the untrained student cut by truncated SVD, without distillation.",
     ),
     BEYOND_WHY: Plot(
         beyond_why,
         "Beyond the paper: why",
-        "Above: training loss of every rule at one budget, first seed. Below: the share of each projection's energy "
-        "that its best approximation of rank r leaves out, of the weights and of the outputs on calibration windows. "
-        "Marks: which projections keep their dense path to the end, by the paper's order and by that of the outputs.",
+        "Above: training loss of every rule at one budget, first seed. Middle: how much of the output energy that no "
+        "path of rank r can hold went with the dense paths removed so far. Below, of the untrained student: the share "
+        "of each projection's output energy outside rank r, with marks where the dense path stays to the end; and how "
+        "the loss rises when that path alone goes, with nothing in its place and with the SVD of outputs.",
     ),
 }
 

@@ -1,0 +1,169 @@
+"""Why other rules do better or worse: loss and removals along the schedule, and each projection's part in them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, SymLogNorm
+from matplotlib.figure import Figure
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.reporting.beyond import BEYOND, ORDERS, PAPER, by_rule, rule_inks, rules_of
+from budgeted_lora.reporting.load import Results
+from budgeted_lora.reporting.style import BLACK, SHORT, clip_start, shade_decay
+
+BEYOND_WHY = "beyond_why"
+PROJECTION_STARTS = {"zero": "nothing in its place", "svd": "the SVD of W", "activation_svd": "the SVD of outputs"}
+SHARES = ("kept_energy", "kept_output_energy")
+ORDER_INKS = {"mac": BLACK, "energy": "#D98200", "activation": "#0072B2", "gradient": "#B8548B"}
+
+
+def beyond_why(results: Results) -> Figure:
+    """Loss and what was removed along the schedule, and what each projection's dense path is worth."""
+    listed = students(results)
+    inks = rule_inks(listed)
+    budget = listed.groupby("budget")["rule"].nunique().idxmax()
+    mine = listed[(listed["budget"] == budget) & (listed["tokens"] == listed["tokens"].min())]
+    found = modules(results)
+    maps = heat_maps(found)
+    figure = plt.figure(figsize=(7.2, 9.6 if maps else 3.8))
+    grid = figure.add_gridspec(3 if maps else 1, 1, height_ratios=[1.3, 0.8, 1] if maps else [1])
+    above = figure.add_subplot(grid[0])
+    draw_losses(above, results, mine, inks=inks, budget=budget)
+    if maps:
+        draw_removed(figure.add_subplot(grid[1], sharex=above), results, mine, found)
+        below = grid[2].subgridspec(1, len(maps))
+        marks = {rule: last_dense(results, mine[mine["rule"] == rule]) for rule in marked(mine)}
+        for position, (title, values, norm) in enumerate(maps):
+            axes = figure.add_subplot(below[position])
+            draw_map(axes, values, title=title, norm=norm, marks=marks if position == 0 else {})
+    return figure
+
+
+def heat_maps(found: pd.DataFrame | None) -> list[tuple[str, pd.Series, Normalize]]:
+    """Title, values by projection and colour scale of each heat map that the results allow."""
+    if found is None or "kept_output_energy" not in found:
+        return []
+    maps = [("Output energy outside rank r", 1.0 - found["kept_output_energy"], Normalize(0.0, 1.0))]
+    if "zero" in found:
+        high = found[["zero", "activation_svd"]].to_numpy().max()
+        for name, title in (
+            ("zero", "Loss rise without it, nats"),
+            ("activation_svd", "The same, SVD of outputs in place"),
+        ):
+            maps.append((title, found[name], SymLogNorm(0.003, vmin=0.0, vmax=high)))
+    return maps
+
+
+def draw_losses(axes: Axes, results: Results, mine: pd.DataFrame, *, inks: dict[str, str], budget: float) -> None:
+    """Loss over steps, a line a rule (first seed), the stretch of the schedule shaded."""
+    for rule, group in by_rule(mine.assign(speedup_vs_dense=0.0)):
+        history = results.history(group.sort_values("seed")["cell"].iloc[0])
+        if history is None:
+            continue
+        smooth = history["loss"].rolling(max(1, len(history) // 30), min_periods=1, center=True).mean()
+        axes.plot(history["step"], smooth, color=inks[rule], linewidth=1.4, label=rule)
+        shade_decay(axes, history, history["step"])
+    axes.set_title(f"Training loss at F = {budget:.1f}; grey: dense paths fade", loc="left")
+    axes.set_ylabel("Loss (nats)")
+    axes.legend(fontsize="x-small", ncols=2, loc="upper right")
+    clip_start(axes)
+
+
+def draw_removed(axes: Axes, results: Results, mine: pd.DataFrame, found: pd.DataFrame) -> None:
+    """Share of all output energy outside rank r that the dense paths removed so far carried, a line an order."""
+    lost = found["activation"] * found["macs"]
+    for order, group in mine.groupby("order"):
+        retention = results.retention(group.sort_values("seed")["cell"].iloc[0])
+        if retention is None:
+            continue
+        removed = (1.0 - retention[lost.index]) @ lost / lost.sum()
+        label = ORDERS.get(order, "order by MACs, the paper's")
+        axes.plot(retention.index, 100 * removed, color=ORDER_INKS[order], linewidth=1.4, label=label)
+    axes.set_title("Removed so far of all output energy outside rank r", loc="left")
+    axes.set_xlabel("Step")
+    axes.set_ylabel("Removed (%)")
+    axes.legend(fontsize="x-small", loc="lower right")
+
+
+def draw_map(axes: Axes, values: pd.Series, *, title: str, norm: Normalize, marks: dict[str, set[str] | None]) -> None:
+    """Heat map, layers down and projections across; marks show which dense paths stay to the end under a rule."""
+    names = list(values.index)
+    kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+    image = axes.imshow(values.to_numpy().reshape(-1, len(kinds)), cmap="cividis", norm=norm, aspect="auto")
+    axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03).ax.tick_params(labelsize="x-small")
+    axes.set_xticks(range(len(kinds)), [SHORT.get(kind, kind) for kind in kinds], fontsize="x-small", rotation=60)
+    axes.set_yticks(range(len(names) // len(kinds)))
+    axes.set_ylabel("Layer", fontsize="small")
+    for offset, marker, face, (rule, dense) in zip(
+        (-0.2, 0.2), "o^", ("white", "#FF6A4D"), marks.items(), strict=False
+    ):
+        spots = [divmod(names.index(name), len(kinds)) for name in sorted(dense or ())]
+        if spots:
+            rows, columns = np.array(spots).T
+            axes.scatter(
+                columns + offset, rows, s=16, marker=marker, color=face, edgecolor=BLACK, linewidth=0.6, label=rule
+            )
+    axes.set_title(title, loc="left", fontsize="x-small")
+    axes.spines[:].set_visible(False)
+    if marks:
+        axes.figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="x-small",
+            title="left map: still dense at the end under", title_fontsize="x-small",
+        )  # fmt: skip
+
+
+def marked(mine: pd.DataFrame) -> list[str]:
+    """The paper's rule and the first that orders by outputs: those whose last dense paths are marked."""
+    by_outputs = mine[(mine["order"] == "activation") & mine["rank_step"].isna()]
+    by_outputs = by_outputs.sort_values(
+        "low_rank_init", kind="stable"
+    )  # one with a start of its own before one without
+    return [PAPER, *by_outputs["rule"].head(1)]
+
+
+def students(results: Results) -> pd.DataFrame:
+    """The budgeted students of the table, each with its `rule`; `order` is `mac` for the paper's.
+
+    Raises:
+        BadInput: there is none.
+    """
+    listed = results.listed(BEYOND)
+    listed = listed[listed["method"] == "budgeted_lora"].reset_index(drop=True)
+    if listed.empty:
+        raise BadInput(f"{results.root / 'cells.csv'}: no budgeted_lora cell of {BEYOND}; expected at least one")
+    return listed.assign(rule=rules_of(listed, results), order=listed["order"].replace("", None).fillna("mac"))
+
+
+def modules(results: Results) -> pd.DataFrame | None:
+    """What is known of each projection of the untrained student, by name; None if nothing is.
+
+    Columns, as far as they were measured: `macs`; `kept_energy` and `kept_output_energy`, shares in [0, 1] within
+    rank r; estimated harm per MAC by each order (`mac` is the paper's: the cheapest first); and the increase of the
+    student's loss in nats when that dense path alone goes, for every start of `PROJECTION_STARTS`.
+    """
+    listed = students(results)
+    columns: dict[str, pd.Series] = {}
+    for row in listed[listed["rank_step"].isna()].sort_values(["tokens", "seed"], kind="stable").itertuples():
+        structure = results.json(f"{results.compressed(row.cell)}/compression.json")
+        about = (results.json(f"cells/{row.cell}/train.json") or {}).get("low_rank") or {}
+        if structure is None or row.order == "mac":
+            continue
+        names = [module["name"] for module in structure["modules"]]
+        columns["macs"] = pd.Series([module["dense_macs"] for module in structure["modules"]], names)
+        for name, values in ((row.order, about.get("scores")), *((key, about.get(key)) for key in SHARES)):
+            if values is not None and name not in columns:
+                columns[name] = pd.Series(values, names)
+    if "macs" not in columns:
+        return None
+    columns["mac"] = columns["macs"]
+    statistics = results.json(f"students/{listed['init'].iloc[0]}/statistics.json") or {}
+    removals = pd.DataFrame(statistics.get("removals", [])).set_index("name") if statistics.get("removals") else None
+    found = pd.DataFrame(columns)
+    return found if removals is None else found.join(removals)
+
+
+def last_dense(results: Results, group: pd.DataFrame) -> set[str] | None:
+    """Projections whose dense path is still there after the last step of a group's first cell; None without one."""
+    retention = results.retention(group.sort_values("seed")["cell"].iloc[0]) if len(group) else None
+    return None if retention is None else {name for name, d in retention.iloc[-1].items() if d > 0.0}
