@@ -325,6 +325,17 @@ def test_steps_are_counted_with_the_configured_svd_threshold() -> None:
         cells(config(**few))
 
 
+def test_an_order_of_the_scale_is_not_that_of_a_controller_without_one() -> None:
+    rows = [
+        {"method": "budgeted_lora", "budget": 0.4},
+        {"method": "budgeted_lora", "budget": 0.4, "controller": "uniform"},
+    ]
+    greedy, uniform = (cell.recipe for cell in cells(config(tables={"t": rows}, budget={"order": "activation"})))
+    assert (greedy.order, uniform.order) == ("activation", None)
+    assert greedy.statistics_windows
+    assert uniform.statistics_windows is None
+
+
 def test_no_step_of_the_scale_itself_is_told_from_one_of_a_row() -> None:
     assert one({"method": "kd_full", "tokens": 256}, training__tokens=1).recipe.steps == 1
     with pytest.raises(BadInput, match=r"\}: training\.tokens 255 make 0 steps"):

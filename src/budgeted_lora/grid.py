@@ -157,7 +157,7 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             "gate_logit": either("gate_logit", budget.gate_logit),
             "gate_lr_multiplier": either("gate_lr_multiplier", budget.gate_lr_multiplier),
         }
-        order = pick["order"] or budget.order
+        order = pick["order"] or (budget.order if values["controller"] == "greedy" else "mac")
         values["order"] = None if order == "mac" else order
     refuse_order_and_step(pick, values)
     measured = {values.get("low_rank_init"), values.get("order")} & {"activation_svd", "activation", "gradient"}
