@@ -74,9 +74,9 @@ lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-figures: ## copy the figures that README.md shows from reports/mini/figures to docs/figures
-	@names="$$(grep -o 'docs/figures/[A-Za-z0-9._-]*' README.md | sed 's|.*/||' | sort -u)"; \
-	if [ -z "$$names" ]; then echo "make figures: README.md shows nothing of docs/figures" >&2; exit 2; fi; \
+figures: ## copy the figures that README.md and docs show from reports/mini/figures to docs/figures
+	@names="$$(grep -oh '(\(docs/\)\?figures/[A-Za-z0-9._-]*' README.md docs/*.md | sed 's|.*/||' | sort -u)"; \
+	if [ -z "$$names" ]; then echo "make figures: nothing of docs/figures is shown" >&2; exit 2; fi; \
 	mkdir -p docs/figures; \
 	for name in $$names; do cp "reports/mini/figures/$$name" "docs/figures/$$name" || exit 2; echo "$$name"; done
 
