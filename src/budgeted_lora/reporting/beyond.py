@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from budgeted_lora.reporting.controls import SMALLER, control_runs
 from budgeted_lora.reporting.grouping import Settings, caveats
@@ -174,7 +175,7 @@ def chance_notes(chances: pd.Series) -> list[str]:
 def beyond_figure(results: Results) -> Figure:
     """Perplexity against MAC speedup: a line a rule, band over seeds; controls, KD Full and KD LoRA beside them."""
     frame = beyond_lines(results)
-    figure, axes = plt.subplots(figsize=(7.2, 5.4))
+    figure, axes = plt.subplots(figsize=(7.2, 6.6))
     longest, shortest = frame["tokens"].max(), frame["tokens"].min()
     budgeted = frame[frame["method"] == "budgeted_lora"]
     inks = rule_inks(budgeted)
@@ -186,7 +187,7 @@ def beyond_figure(results: Results) -> Figure:
     for row in frame[frame["rule"].isin(REFERENCES.values())].itertuples():
         longer, ink = row.tokens != shortest, colour(row.method, row.budget)
         style, label = ("--", None) if longer else (":", row.rule)
-        axes.axhline(row.ppl, color=ink, linestyle=style, linewidth=1.2, label=label)
+        axes.axhline(row.ppl, color=ink, linestyle=style, linewidth=0.9, label=label)
     cut = frame[frame["rule"].str.startswith(UNDISTILLED)]
     axes.plot(cut["speedup_vs_dense"], cut["ppl"], "x", color=GREY, label=UNDISTILLED if len(cut) else None)
     if len(results.listed("controls")):
@@ -195,17 +196,14 @@ def beyond_figure(results: Results) -> Figure:
         axes.plot(smaller["speedup_vs_dense"], smaller["ppl"], "X", color=OTHER, label="control: smaller KD Full")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="y", which="minor", labelsize="x-small")
+    axes.tick_params(axis="y", which="minor", labelsize="small")
     axes.set_xlabel("Speedup of the projections by MAC count (not a timing)")
     axes.set_ylabel("Validation perplexity (log scale, lower is better)")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small")
     if longest != shortest:
-        axes.text(
-            0.99, 0.02, f"dashed: {longest / shortest:.0f} times the tokens", transform=axes.transAxes, ha="right",
-            fontsize="small", color=GREY,
-        )  # fmt: skip
+        axes.plot([], [], "--", color=GREY, label=f"dashed: {longest / shortest:.0f} times the tokens")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from budgeted_lora.reporting.beyond import PAPER, REFERENCES, UNDISTILLED
-from budgeted_lora.reporting.beyond_why import PROJECTION_STARTS, modules
+from budgeted_lora.reporting.beyond import ORDERS, PAPER, REFERENCES, UNDISTILLED
+from budgeted_lora.reporting.beyond_why import PROJECTION_STARTS, modules, students
 from budgeted_lora.reporting.controls import SMALLER, control_runs
 from budgeted_lora.reporting.layout import number
 from budgeted_lora.reporting.load import Results
@@ -188,8 +188,23 @@ def reasons(results: Results) -> list[str]:
             f"{each}; the dearest is {worst}, {number(starts['zero'].max(), 2)} nats with nothing in its place and "
             f"{number(starts['activation_svd'][starts['zero'].idxmax()], 2)} with the SVD of outputs."
         )
-        texts += order_texts(found)
+        texts += order_texts(found) + sum_texts(results, found)
     return texts
+
+
+def sum_texts(results: Results, found: pd.DataFrame) -> list[str]:
+    """What the removals of each order cost one by one, summed, at the budget with most orders."""
+    listed = students(results)
+    budget = listed.groupby("budget")["order"].nunique().idxmax()
+    ends = {}
+    for order, group in listed[listed["budget"] == budget].groupby("order"):
+        retention = results.retention(group.sort_values(["tokens", "seed"])["cell"].iloc[0])
+        if retention is not None:
+            ends[ORDERS.get(order, "order by MACs")] = (1.0 - retention.iloc[-1][found.index]) @ found["activation_svd"]
+    each = ", ".join(
+        f"{number(value, 2)} for the {name}" for name, value in sorted(ends.items(), key=lambda item: item[1])
+    )
+    return [f"Over all that is removed at F = {budget:.1f} these losses sum to, in nats: {each}."] if ends else []
 
 
 def order_texts(found: pd.DataFrame) -> list[str]:

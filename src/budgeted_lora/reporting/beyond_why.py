@@ -26,14 +26,14 @@ def beyond_why(results: Results) -> Figure:
     mine = listed[(listed["budget"] == budget) & (listed["tokens"] == listed["tokens"].min())]
     found = modules(results)
     maps = heat_maps(found)
-    figure = plt.figure(figsize=(7.2, 9.6 if maps else 3.8))
-    grid = figure.add_gridspec(3 if maps else 1, 1, height_ratios=[1.3, 0.8, 1] if maps else [1])
+    figure = plt.figure(figsize=(7.2, 10.2 if maps else 4.4))
+    grid = figure.add_gridspec(3 if maps else 1, 1, height_ratios=[1.4, 0.8, 1] if maps else [1])
     above = figure.add_subplot(grid[0])
     draw_losses(above, results, mine, inks=inks, budget=budget)
     if maps:
         draw_removed(figure.add_subplot(grid[1], sharex=above), results, mine, found)
         below = grid[2].subgridspec(1, len(maps))
-        marks = {rule: last_dense(results, mine[mine["rule"] == rule]) for rule in marked(mine)}
+        marks = {rule: last_dense(results, mine[mine["rule"] == rule]) for rule in marked(results, mine)}
         for position, (title, values, norm) in enumerate(maps):
             axes = figure.add_subplot(below[position])
             draw_map(axes, values, title=title, norm=norm, marks=marks if position == 0 else {})
@@ -42,17 +42,15 @@ def beyond_why(results: Results) -> Figure:
 
 def heat_maps(found: pd.DataFrame | None) -> list[tuple[str, pd.Series, Normalize]]:
     """Title, values by projection and colour scale of each heat map that the results allow."""
-    if found is None or "kept_output_energy" not in found:
+    if found is None or not {"kept_output_energy", "zero"} <= set(found):
         return []
-    maps = [("Output energy outside rank r", 1.0 - found["kept_output_energy"], Normalize(0.0, 1.0))]
-    if "zero" in found:
-        high = found[["zero", "activation_svd"]].to_numpy().max()
-        for name, title in (
-            ("zero", "Loss rise without it, nats"),
-            ("activation_svd", "The same, SVD of outputs in place"),
-        ):
-            maps.append((title, found[name], SymLogNorm(0.003, vmin=0.0, vmax=high)))
-    return maps
+    high = found[["zero", "activation_svd"]].to_numpy().max()
+    scale = SymLogNorm(0.003, vmin=0.0, vmax=high)
+    return [
+        ("Output energy outside rank r", 1.0 - found["kept_output_energy"], Normalize(0.0, 1.0)),
+        ("Loss rise without it (nats)", found["zero"], scale),
+        ("The same, SVD of outputs there", found["activation_svd"], scale),
+    ]
 
 
 def draw_losses(axes: Axes, results: Results, mine: pd.DataFrame, *, inks: dict[str, str], budget: float) -> None:
@@ -66,24 +64,23 @@ def draw_losses(axes: Axes, results: Results, mine: pd.DataFrame, *, inks: dict[
         shade_decay(axes, history, history["step"])
     axes.set_title(f"Training loss at F = {budget:.1f}; grey: dense paths fade", loc="left")
     axes.set_ylabel("Loss (nats)")
-    axes.legend(fontsize="x-small", ncols=2, loc="upper right")
+    axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.07))
     clip_start(axes)
 
 
 def draw_removed(axes: Axes, results: Results, mine: pd.DataFrame, found: pd.DataFrame) -> None:
-    """Share of all output energy outside rank r that the dense paths removed so far carried, a line an order."""
-    lost = found["activation"] * found["macs"]
+    """Sum over projections of (1 - d) times what removing that dense path alone costs, a line an order."""
     for order, group in mine.groupby("order"):
         retention = results.retention(group.sort_values("seed")["cell"].iloc[0])
         if retention is None:
             continue
-        removed = (1.0 - retention[lost.index]) @ lost / lost.sum()
+        removed = (1.0 - retention[found.index]) @ found["activation_svd"]
         label = ORDERS.get(order, "order by MACs, the paper's")
-        axes.plot(retention.index, 100 * removed, color=ORDER_INKS[order], linewidth=1.4, label=label)
-    axes.set_title("Removed so far of all output energy outside rank r", loc="left")
+        axes.plot(retention.index, removed, color=ORDER_INKS[order], linewidth=1.4, label=label)
+    axes.set_title("Sum of what each removal so far costs alone, the SVD of outputs in its place", loc="left")
     axes.set_xlabel("Step")
-    axes.set_ylabel("Removed (%)")
-    axes.legend(fontsize="x-small", loc="lower right")
+    axes.set_ylabel("Loss (nats)")
+    axes.legend(fontsize="x-small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.3))
 
 
 def draw_map(axes: Axes, values: pd.Series, *, title: str, norm: Normalize, marks: dict[str, set[str] | None]) -> None:
@@ -113,13 +110,14 @@ def draw_map(axes: Axes, values: pd.Series, *, title: str, norm: Normalize, mark
         )  # fmt: skip
 
 
-def marked(mine: pd.DataFrame) -> list[str]:
-    """The paper's rule and the first that orders by outputs: those whose last dense paths are marked."""
-    by_outputs = mine[(mine["order"] == "activation") & mine["rank_step"].isna()]
-    by_outputs = by_outputs.sort_values(
-        "low_rank_init", kind="stable"
-    )  # one with a start of its own before one without
-    return [PAPER, *by_outputs["rule"].head(1)]
+def marked(results: Results, mine: pd.DataFrame) -> list[str]:
+    """The paper's rule, and the one with an order of its own that trained to the lowest loss."""
+    last = {}
+    for rule, group in mine[mine["order"] != "mac"].groupby("rule"):
+        history = results.history(group.sort_values("seed")["cell"].iloc[0])
+        if history is not None:
+            last[rule] = history["loss"].tail(5).mean()
+    return [PAPER, *([min(last, key=last.__getitem__)] if last else [])]
 
 
 def students(results: Results) -> pd.DataFrame:

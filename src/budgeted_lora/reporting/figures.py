@@ -268,10 +268,10 @@ OWN_FIGURES: dict[str, Plot] = {
     BEYOND_WHY: Plot(
         beyond_why,
         "Beyond the paper: why",
-        "Above: training loss of every rule at one budget, first seed. Middle: how much of the output energy that no "
-        "path of rank r can hold went with the dense paths removed so far. Below, of the untrained student: the share "
-        "of each projection's output energy outside rank r, with marks where the dense path stays to the end; and how "
-        "the loss rises when that path alone goes, with nothing in its place and with the SVD of outputs.",
+        "Above: training loss of every rule at one budget, first seed. Middle: what the removals so far cost the "
+        "untrained student one by one, summed, with the SVD of outputs in their place. Below, of that student: the "
+        "share of each projection's output energy outside rank r, with marks where the dense path stays to the end; "
+        "and how the loss rises when that path alone goes, with nothing in its place and with the SVD of outputs.",
     ),
 }
 
