@@ -121,7 +121,7 @@ def test_findings_name_the_lowest_rule_of_each_budget_and_what_more_tokens_do(re
     assert "Next: SVD of outputs + order by energy, 32." in first
     assert "SVD of W is lowest of 2 rules, 4" in last
     assert "Next" not in last
-    assert any("in context" in text and "and so below guessing (15.0 %)" in text for text in found)
+    assert any("in context" in text and "both below guessing 15.0 %" in text for text in found)
     assert any(text.startswith("KD LoRA, without any budget: 28") and "21" in text for text in found)
     (cut,) = [
         text

@@ -32,7 +32,7 @@ UNDISTILLED = "no distillation, SVD"
 REFERENCES = {"kd_full": "KD Full", "kd_lora": "KD LoRA"}
 STARTS = {"svd": "SVD of W", "activation_svd": "SVD of outputs"}
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
-INKS = ("#0072B2", "#D55E00", "#00875F", "#B8548B", "#D98200", "#3A9BD9", "#8A6D3B", "#6A51A3", "#E7298A", "#66A61E")
+INKS = ("#0072B2", "#D55E00", "#00875F", "#B8548B", "#D98200", "#3A9BD9", "#17A2B8", "#6A51A3", "#E7298A", "#66A61E")
 PARTS = ("perplexity", "train", "structure", "speed")
 SHARED = frozenset({"method", "budget", "low_rank_init", "order", "rank_step", "statistics_windows", "tokens", "steps"})
 

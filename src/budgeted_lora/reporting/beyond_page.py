@@ -85,10 +85,10 @@ def use_texts(budgeted: pd.DataFrame, best: pd.Series) -> list[str]:
     parts = []
     if pd.notna(best["icl"]) and pd.notna(paper["icl"]):
         chance = best["icl_chance"]
-        below = " and so below guessing" if max(best["icl"], paper["icl"]) < chance else ""
+        guessing = "both below guessing" if max(best["icl"], paper["icl"]) < chance else "guessing has"
         parts.append(
-            f"in context {100 * best['icl']:.1f} %, {100 * paper['icl']:.1f} % with the paper's rule{below} "
-            f"({100 * chance:.1f} %)"
+            f"in context {100 * best['icl']:.1f} %, {100 * paper['icl']:.1f} % with the paper's rule, {guessing} "
+            f"{100 * chance:.1f} %"
         )
     if pd.notna(best["measured_prefill"]) and pd.notna(paper["measured_prefill"]):
         parts.append(
