@@ -11,7 +11,7 @@ from budgeted_lora.reporting.seeds import lines
 
 CHOSEN = (
     "The lowest of several rules is named here on the text that all of them are scored on, which favours it a little; "
-    "seeds change the order of the training windows and, of the paper's rule alone, the start of A."
+    "seeds change the order of the training windows and, where low-rank paths start at zero, the draw of A."
 )
 UNTESTED = (
     "Not tested: any of this at the paper's width, on its corpus, or over billions of tokens. Whether the distance is "
