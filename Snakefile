@@ -14,13 +14,13 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from budgeted_lora.config import MAIN_CELLS
+from budgeted_lora.config.scale import MAIN_CELLS
 from budgeted_lora.errors import BadInput
-from budgeted_lora.graph import ICL_CELLS, MAIN_FIGURES, PARETO, load_graph
+from budgeted_lora.workflow.graph import ICL_CELLS, MAIN_FIGURES, PARETO, load_graph
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
-from budgeted_lora.runs import begin_run, join_run, refuse_a_clock_set_back
-from budgeted_lora.slurm import job_name
-from budgeted_lora.sources import source_files
+from budgeted_lora.workflow.runs import begin_run, join_run, refuse_a_clock_set_back
+from budgeted_lora.workflow.slurm import job_name
+from budgeted_lora.workflow.code import source_files
 
 min_version("9.0")
 

@@ -30,15 +30,15 @@ import zstandard
 from fixtures.mistral import mistral_model, mistral_tokenizer, write_tokenizer
 from tokenizers import Tokenizer
 
-from budgeted_lora.data.collect import in_slice
+from budgeted_lora.data.documents import in_slice
 from budgeted_lora.data.readers import _sources, read_docstrings
-from budgeted_lora.data.shard import packing, tokenize_shard, with_digest
 from budgeted_lora.data.shard_reader import read_shard
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.files import write_json
-from budgeted_lora.memory import peak_resident_bytes
+from budgeted_lora.models.device import peak_resident_bytes
 from budgeted_lora.provenance import cpu_name, git_state, library_versions
+from budgeted_lora.stages.tokenize_shard import packing, tokenize_shard, with_digest
 
 LONG = (10_000, 100_000, 1_000_000, 4_000_000)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from command_line import Outcome, status_of
+from fixtures.command_line import Outcome, status_of
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from budgeted_lora.data.collect import in_slice, text_md5
+from budgeted_lora.data.documents import in_slice, text_md5
 from budgeted_lora.data.probes import function_document
 
 

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_path, read_json, sha256_file, write_record
+from budgeted_lora.files import (
+    atomic_path,
+    read_json,
+    sha256_file,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -128,3 +133,6 @@ def write_tokens(path: Path, documents: Iterator[list[int]], *, vocab_size: int,
     }
     write_record(path.with_suffix(".json"), record)
     return record
+
+
+SIDES = ("train", "held_out")

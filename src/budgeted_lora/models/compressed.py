@@ -4,11 +4,13 @@ import budgeted_lora.models.compressed
 model = transformers.AutoModelForCausalLM.from_pretrained(folder)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from budgeted_lora.errors import BadInput
 
@@ -68,3 +70,16 @@ class CompressedMistralForCausalLM(MistralForCausalLM):
 
 AutoConfig.register(CompressedMistralConfig.model_type, CompressedMistralConfig, exist_ok=True)
 AutoModelForCausalLM.register(CompressedMistralConfig, CompressedMistralForCausalLM, exist_ok=True)
+
+
+def _plain_model(model: PreTrainedModel, factorized: Mapping[str, int]) -> PreTrainedModel:
+    """An untrained float32 model of the same sizes, its named projections factorised."""
+    values = model.config.to_dict()
+    if factorized:
+        fields = MistralConfig.__dataclass_fields__.keys() - {"architectures", "transformers_version", "dtype"}
+        kept = {name: value for name, value in values.items() if name in fields}
+        config = CompressedMistralConfig(**({"sliding_window": None} | kept), factorized=dict(factorized))
+        kind = CompressedMistralForCausalLM
+    else:
+        kind, config = type(model), type(model.config)(**values)
+    return kind._from_config(config, attn_implementation="sdpa", dtype=torch.float32)

@@ -1,14 +1,10 @@
 """Stage: the student, some layers of the first teacher with its embeddings, final norm and head (method, section 2)."""
 
-from pathlib import Path
-
 import torch
 from transformers import PreTrainedModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder
-from budgeted_lora.models.load import load_model, new_model, save_model
-from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.models.load import new_model
 
 
 def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
@@ -69,22 +65,3 @@ def narrowed(layer: dict[str, torch.Tensor], *, ffn: int) -> dict[str, torch.Ten
     kept = size.topk(ffn).indices.sort().values
     sliced = {f"mlp.{name}_proj.weight": layer[f"mlp.{name}_proj.weight"][kept] for name in ("gate", "up")}
     return layer | sliced | {"mlp.down_proj.weight": layer["mlp.down_proj.weight"][:, kept]}
-
-
-def cut_student(
-    *, teacher: Path, init: str, depth: int, out: Path, record: Path, scale: str, ffn: int | None = None, seed: int = 0
-) -> None:
-    """Writes the untrained student's model folder and a record of the layers it took."""
-    clock = Clock()
-    source = load_model(teacher)
-    student = cut(source, init=init, depth=depth, ffn=ffn, seed=seed)
-    with atomic_folder(out) as folder:
-        save_model(student, folder)
-    payload = {
-        "init": init,
-        "layers": layer_indices(init, layers=source.config.num_hidden_layers, depth=depth),
-        "ffn": student.config.intermediate_size,
-        "parameters": sum(parameter.numel() for parameter in student.parameters()),
-    }
-    values = {"init": init, "depth": depth, "ffn": ffn, "seed": seed}
-    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[teacher], clock=clock)

@@ -14,9 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import check_digest, read_json, write_record, write_with
+from budgeted_lora.files import (
+    check_digest,
+    read_json,
+    write_record,
+    write_with,
+)
+from budgeted_lora.method.projections import BudgetedLinear, install
 from budgeted_lora.models.load import load_model
-from budgeted_lora.models.projections import BudgetedLinear, install
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter.json"
 

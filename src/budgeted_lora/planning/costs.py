@@ -10,15 +10,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from budgeted_lora.budget.cost import ModelShape, forward_flops, lora_macs, projections, step_flops
-from budgeted_lora.budget.schedule import mean_fraction
-from budgeted_lora.config import Teacher
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.sections import Teacher
 from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.graph import ICL_CELLS, REMOVAL_WINDOWS, Graph
-from budgeted_lora.grid import student_shape
-from budgeted_lora.planning.devices import Device
+from budgeted_lora.method.cost import (
+    ModelShape,
+    forward_flops,
+    lora_macs,
+    projections,
+    step_flops,
+)
+from budgeted_lora.method.schedule import mean_fraction
+from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_rank
 from budgeted_lora.planning.memory import (
     PROCESS,
     Network,
@@ -31,9 +36,10 @@ from budgeted_lora.planning.memory import (
     training_bytes,
     width_of,
 )
-from budgeted_lora.planning.side_by_side import EFFICIENCY, Slots, of_one_rank
-from budgeted_lora.planning.targets import limited
-from budgeted_lora.recipe import Recipe
+from budgeted_lora.workflow.graph import ICL_CELLS, Graph
+from budgeted_lora.workflow.recipes import student_shape
+from budgeted_lora.workflow.targets import limited
+from budgeted_lora.workflow.values import REMOVAL_WINDOWS
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a checkpoint that is here says it exactly
 START_UP_SECONDS = 5.0  # of one job: imports and loading

@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from budgeted_lora.config import Config
+from budgeted_lora.config.scale import Config
 from budgeted_lora.planning.findings import Finding, ok
 from budgeted_lora.planning.machine import folder_bytes
-from budgeted_lora.shards import ShardJobs
+from budgeted_lora.workflow.shards import ShardJobs
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 TIMEOUT_SECONDS = 10

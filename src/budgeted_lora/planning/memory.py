@@ -1,13 +1,18 @@
 """How much memory a job needs, in bytes: weights, gradients, moments, what the backward pass keeps, a chunk of logits.
 
-What a layer keeps is counted from what autograd saves of the real modules (tests/test_costs.py holds the two
+What a layer keeps is counted from what autograd saves of the real modules (tests/planning/test_costs.py holds the two
 together); the rest is counted from the code. Estimates err on the large side by `SLACK`.
 """
 
 from dataclasses import dataclass
 
-from budgeted_lora.budget.cost import ModelShape, parameters, projections, trainable_parameters
-from budgeted_lora.recipe import Recipe
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.method.cost import (
+    ModelShape,
+    parameters,
+    projections,
+    trainable_parameters,
+)
 
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory

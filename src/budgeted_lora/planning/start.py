@@ -4,9 +4,9 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from budgeted_lora.graph import Graph
 from budgeted_lora.planning.doctor import refusal
-from budgeted_lora.planning.targets import limited
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.targets import limited
 
 
 def targets_of(graph: Graph) -> list[str]:

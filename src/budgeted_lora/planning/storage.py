@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from budgeted_lora.planning.costs import ScaleCosts
-from budgeted_lora.planning.side_by_side import Slots
+from budgeted_lora.planning.devices import Slots
 
 TEXT_BYTES_PER_TOKEN = 4.5  # of English prose in a vocabulary of some ten thousand entries
 DOCSTRINGS = 32_000_000  # bytes of text that the documentation strings of a typical environment hold

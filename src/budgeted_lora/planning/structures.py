@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.budget.cost import projections, train_compute
-from budgeted_lora.budget.plan import PlannedModule, Structure, totals
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.graph import OWN_STRUCTURE, Graph
-from budgeted_lora.grid import student_shape
+from budgeted_lora.method.cost import projections, train_compute
+from budgeted_lora.method.structure import PlannedModule, Structure, totals
 from budgeted_lora.planning.costs import dense_fraction
+from budgeted_lora.workflow.graph import OWN_STRUCTURE, Graph
+from budgeted_lora.workflow.recipes import student_shape
 
 
 @dataclass(frozen=True)

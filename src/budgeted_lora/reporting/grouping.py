@@ -1,11 +1,12 @@
 """What tables and figures share: rows by method and budget, and the checks before values are averaged."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.load import Results, method_label, method_order
+from budgeted_lora.reporting.results import Results
 
 VARIANTS = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step")
 MISSING_NOTE = "Partial: {} result files are missing; a dash stands where they are needed."
@@ -88,3 +89,29 @@ def caveats(results: Results) -> list[str]:
         "This scale's student has not the paper's proportions: its counts are not expected to be the published ones."
     )
     return [*([shape] if results.standing.proportions is False else []), *partial_note(results)]
+
+
+METHODS = ("kd_full", "kd_lora", "budgeted_lora")
+
+
+def setting_of(budget: float) -> str:
+    """A budget as published.csv writes it: F=0.4; empty without one."""
+    return "" if pd.isna(budget) else f"F={float(budget)}"
+
+
+def method_label(method: str, budget: float = float("nan")) -> str:
+    """How a method is called in tables and figures."""
+    name = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}[method]
+    return name if pd.isna(budget) else f"{name}, F={float(budget)}"
+
+
+def student_label(row: Any) -> str:
+    """Short name of a student beside its point: KD LoRA · 1B, F=0.4 · 1B, F=0.0 uniform · 0.13B."""
+    method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")
+    return f"{method}{' uniform' if row.controller == 'uniform' else ''} · {row.teacher}"
+
+
+def method_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows as the paper orders them: KD Full, KD LoRA, then budgets from large to small."""
+    key = frame["method"].map(METHODS.index) * 10 - frame["budget"].fillna(0.0)
+    return frame.assign(_key=key).sort_values("_key", kind="stable").drop(columns="_key").reset_index(drop=True)

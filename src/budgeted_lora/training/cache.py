@@ -9,7 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,21 +19,21 @@ from tqdm import tqdm
 
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, check_digest, naming, read_json, sha256_file, short_hash, write_record
-from budgeted_lora.state import code_digest, discard, locked_folder
+from budgeted_lora.files import (
+    atomic_folder,
+    check_digest,
+    naming,
+    read_json,
+    sha256_file,
+    short_hash,
+    write_record,
+)
+from budgeted_lora.training.state import locked_folder
+from budgeted_lora.workflow.code import code_digest
+from budgeted_lora.workflow.runs import discard
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
 HEAD = "lm_head.weight"
-
-
-class TeacherSource(Protocol):
-    """What the training loop asks of a teacher."""
-
-    head: Tensor  # [V, H'], in the teacher's dtype
-
-    def hidden(self, windows: np.ndarray, ids: Tensor) -> Tensor:
-        """Final hidden states [B, L, H'] of windows given by number and by their tokens [B, L]."""
-        ...
 
 
 class OnlineTeacher:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.projections import BudgetedLinear
+from budgeted_lora.method.projections import BudgetedLinear
 
 BACKEND = {"cpu": "gloo", "cuda": "nccl"}
 

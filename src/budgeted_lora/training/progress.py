@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from budgeted_lora.budget.controller import Controller
+from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import TrainingDiverged
 from budgeted_lora.files import naming
-from budgeted_lora.models.projections import BudgetedLinear
-from budgeted_lora.recipe import Recipe
+from budgeted_lora.method.controller import Controller
+from budgeted_lora.method.loop import Progress
+from budgeted_lora.method.projections import BudgetedLinear
 
 HISTORY = (
     "step",
@@ -34,20 +34,6 @@ HISTORY = (
     "tokens_per_second",
 )
 ACTIVE_GATE = 0.5  # a rank counts as active in the history above this gate; compression has its own threshold
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a resumed one needs besides tensors, and what is summed over all steps."""
-
-    step: int = 0  # steps done
-    coefficients: list[float] | None = None  # of the controller
-    dense_macs: int = 0  # sum over steps of the dense MACs a token cost in the forward pass
-    retained: float = 0.0  # sum over steps of the retained fraction
-    seconds: float = 0.0
-    history: int = 0  # bytes of history.csv
-    retention: int = 0  # bytes of retention.csv
-    losses: tuple[float, ...] = ()  # loss, KL, CE and gradient norm of the last row
 
 
 class Log:

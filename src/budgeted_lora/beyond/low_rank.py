@@ -1,0 +1,185 @@
+"""Beyond the paper: where low-rank paths start, in which order dense paths go, and how ranks are spread.
+
+The paper starts A at random and B at zero, removes the cheapest dense paths first and gives every projection the same
+rank. Here the start is the best rank-r approximation of W itself: y = d (W - B0 A0) x + B (g * (A x)) with B A starting
+at B0 A0, so that at d = 1 the first output is W x and what the budget fades out is the residual alone. "Best" is
+measured by the weights (SVD) or by the outputs, with the second moment M = E[x x^T] of a projection's inputs x:
+||(W - B0 A0) M^(1/2)||_F, whose minimum is the SVD of W M^(1/2) (as in SVD-LLM, arXiv 2403.07378).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import check_digest
+from budgeted_lora.method.projections import BudgetedLinear
+
+STATISTICS = "statistics.safetensors"
+FLOOR = 1e-6  # of the largest eigenvalue of a second moment: directions that statistics never saw
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What a few training windows say of each projection, by name.
+
+    Attributes:
+        moments: E[x x^T] of the inputs, [d_in, d_in], float32.
+        gradients: dL/dW of the cross-entropy on them, [d_out, d_in], float32.
+    """
+
+    moments: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "InputStatistics":
+        """Reads the folder that `measure_statistics` wrote.
+
+        Raises:
+            BadInput: the file is missing or damaged, holds something else, or a value that is not finite.
+        """
+        path = Path(folder) / STATISTICS
+        check_digest(folder)
+        try:
+            tensors = load_file(path)
+        except FileNotFoundError:
+            raise BadInput(f"{path}: no such file; expected the input statistics of an untrained student") from None
+        except SafetensorError as error:
+            raise BadInput(f"{path}: not a whole safetensors file ({' '.join(str(error).split())[:200]})") from None
+        kinds = {"moment": {}, "gradient": {}}
+        for name, tensor in tensors.items():
+            module, _, kind = name.rpartition(".")
+            if kind not in kinds:
+                raise BadInput(f"{path}: tensor {name}; expected names that end in .moment or .gradient")
+            if not tensor.isfinite().all():
+                raise BadInput(f"{path}: {name} has values that are not finite; measure the statistics anew")
+            kinds[kind][module] = tensor
+        return cls(kinds["moment"], kinds["gradient"])
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Whether these are statistics of a student with these weights W [d_out, d_in], by name.
+
+        Raises:
+            BadInput: a projection is missing or has another shape.
+        """
+        for name, weight in weights.items():
+            out, inner = weight.shape
+            for kind, found, shape in (
+                ("moment", self.moments.get(name), (inner, inner)),
+                ("gradient", self.gradients.get(name), (out, inner)),
+            ):
+                if found is None or found.shape != shape:
+                    has = "none" if found is None else list(found.shape)
+                    raise BadInput(
+                        f"input statistics: {kind} of {name} is {has}; expected {list(shape)}: another student's?"
+                    )
+
+
+def square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """M^(1/2) and M^(-1/2) of a second moment [d_in, d_in], float64; eigenvalues are at least FLOOR of the largest."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp_min(FLOOR * values[-1].clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+
+
+def low_rank_factors(weight: Tensor, *, rank: int, moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The best approximation B0 A0 of a weight by one of rank r, in the metric of the inputs if `moment` is given.
+
+    Args:
+        weight: W [d_out, d_in].
+        rank: r.
+        moment: second moment of the inputs, [d_in, d_in].
+
+    Returns:
+        B0 [d_out, r] and A0 [r, d_in], float64, the singular values split evenly between them.
+    """
+    weight = weight.double()
+    root, inverse = (None, None) if moment is None else square_root(moment)
+    left, values, right = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
+    half = values[:rank].sqrt()
+    down = half[:, None] * right[:rank]
+    return left[:, :rank] * half, down if inverse is None else down @ inverse
+
+
+def spectrum(weight: Tensor, moment: Tensor | None = None) -> Tensor:
+    """Squared singular values of W, or of W M^(1/2): energy of weights, or of outputs. [min(d)], float64."""
+    weight = weight.double()
+    return torch.linalg.svdvals(weight if moment is None else weight @ square_root(moment)[0]).square()
+
+
+@torch.no_grad()
+def start_from(module: BudgetedLinear, *, moment: Tensor | None = None) -> None:
+    """Moves the best rank-r part of a module's W into its low-rank path; the dense path keeps the residual.
+
+    B is divided by the scale and the gates' first values, so that the module's output at d = 1 does not change.
+    """
+    weight = module.weight.detach().cpu()  # where moments lie, and where a resumed run finds the same bytes again
+    up, down = low_rank_factors(weight, rank=module.rank, moment=moment)
+    gates = module.gates()
+    strength = module.scale * (torch.ones(module.rank) if gates is None else gates.cpu()).double()
+    module.weight.copy_(weight.double() - up @ down)
+    module.lora_a.copy_(down)
+    module.lora_b.copy_(up / strength)
+
+
+def removal_scores(
+    weights: Mapping[str, Tensor], ranks: Mapping[str, int], *, order: str, statistics: InputStatistics | None
+) -> dict[str, float]:
+    """Estimated harm of removing each dense path, per MAC it saves, when a low-rank path of rank r remains.
+
+    Args:
+        weights: W [d_out, d_in] of each projection.
+        ranks: r of each.
+        order: energy (of W outside its top r singular directions), activation (the same of the outputs), or gradient
+            (first-order change of the loss when the residual of the outputs' best approximation goes).
+        statistics: needed by activation and gradient.
+    """
+    scores = {}
+    for name, weight in weights.items():
+        rank = ranks[name]
+        if order == "gradient":
+            up, down = low_rank_factors(weight, rank=rank, moment=statistics.moments[name])
+            residual = weight.double() - up @ down
+            harm = (statistics.gradients[name].double() * residual).sum().abs()
+        else:
+            harm = spectrum(weight, statistics.moments[name] if order == "activation" else None)[rank:].sum()
+        scores[name] = harm.item() / weight.numel()
+    return scores
+
+
+def allocate_ranks(
+    spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], *, rank: int, step: int
+) -> dict[str, int]:
+    """Ranks of the same total MACs as `rank` everywhere, each step where it keeps the most energy per MAC.
+
+    A projection's energy counts relative to its own sum, no rank exceeds the break-even rank d_in d_out /
+    (d_in + d_out), at which two thin layers cost what the dense one did, and every rank is a multiple of `step`
+    (one step at least, unless break-even lies below it).
+
+    Args:
+        spectra: squared singular values of each projection, descending.
+        shapes: (d_out, d_in) of each.
+        rank: the rank whose MACs are spread.
+        step: multiple that hardware likes.
+    """
+    price = {name: sum(shape) for name, shape in shapes.items()}
+    most = {name: max(1, (a * b - 1) // (a + b)) for name, (a, b) in shapes.items()}
+    ranks = {name: min(step, most[name]) for name in spectra}
+    left = rank * sum(price.values()) - sum(price[name] * ranks[name] for name in ranks)
+    kept = {name: torch.cumsum(values / values.sum(), 0) for name, values in spectra.items()}
+
+    def gain(name: str) -> float:
+        before, after = ranks[name], ranks[name] + step
+        return (kept[name][after - 1] - kept[name][before - 1]).item() / (step * price[name])
+
+    open_ = [name for name in ranks if ranks[name] + step <= most[name]]
+    while open_ := [name for name in open_ if ranks[name] + step <= most[name] and step * price[name] <= left]:
+        best = max(open_, key=gain)
+        ranks[best] += step
+        left -= step * price[best]
+    return ranks

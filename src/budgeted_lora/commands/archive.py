@@ -1,0 +1,313 @@
+"""A scale's results, reports and Snakemake's records of them as one file, for another checkout or a colleague.
+
+The archive is a tar: `manifest.json` (every file with size, SHA-256 and modification time), `manifest.sha256`,
+`metadata.json` (Snakemake's records by output), then the files. Import unpacks into a hidden folder, verifies every
+byte, and only then moves files into place, the records last: a damaged archive changes nothing, and an import that is
+killed can be repeated. Modification times come along to the nanosecond, since Snakemake compares them; sources of a
+fresh clone are newer than the results, but small, so that it compares them by the digests in its records.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import budgeted_lora
+from budgeted_lora.commands import snakemake_records as metadata
+from budgeted_lora.commands.archive_format import (
+    BLOCK,
+    DIGEST,
+    ENDINGS,
+    MANIFEST,
+    RECORDS,
+    Entry,
+    Hashing,
+    Manifest,
+    digest_line,
+    is_plain,
+    member,
+    read_manifest,
+    read_member,
+    reading,
+    writing,
+)
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_path, canonical_json, sha256_file
+from budgeted_lora.provenance import git_state
+
+TIMESTAMP = ".snakemake_timestamp"  # in a folder that is an output: Snakemake takes its date for the folder's
+IN_A_CHECKOUT = ("src/", "config/", "workflow/")  # inputs of the workflow that git brings
+LOCKS = ("run.lock", "jobs.lock")  # of a run of the workflow, in results/<scale>
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was moved, and what a person should know about it."""
+
+    scale: str
+    files: int
+    bytes: int
+    records: int
+    notes: tuple[str, ...] = ()
+
+
+# --- export
+
+
+def export_archive(archive: Path, *, scale: str, with_cache: bool = False) -> Summary:
+    """Writes results and reports of a scale, and Snakemake's records of them, into one file.
+
+    Args:
+        archive: ends in .tar.zst or .tar.gz; replaced if it is there.
+        with_cache: take the teachers' cached hidden states along, which are large and can be computed again.
+
+    Raises:
+        BadInput: nothing is there, Snakemake is at work on it, a file changed meanwhile or is a link, or the name of
+            the archive ends otherwise or lies inside what it is to hold.
+    """
+    if not archive.name.endswith(ENDINGS):
+        raise BadInput(f"{archive}: expected a name that ends in .tar.zst or .tar.gz")
+    if any(archive.resolve().is_relative_to(Path(root).resolve()) for root in metadata.roots(scale)):
+        raise BadInput(f"{archive}: lies inside what it would hold; name a place outside {metadata.roots(scale)[0]}")
+    if metadata.at_work(scale):
+        raise BadInput(metadata.busy(scale))
+    unfinished = metadata.kept(metadata.MARKERS, scale)
+    files = [path for path in exported_files(scale, with_cache=with_cache) if not within(path, unfinished)]
+    if not files:
+        raise BadInput(f"results/{scale}: holds nothing to export")
+    texts = exported_records(scale, unfinished)
+    records = canonical_json(texts).encode()
+    manifest = Manifest(
+        scale=scale,
+        package_version=budgeted_lora.__version__,
+        git_commit=git_state()["git_commit"],
+        records=Entry(sha256=hashlib.sha256(records).hexdigest(), bytes=len(records), mtime_ns=0),
+        files={str(path): entry_of(path) for path in files},
+    )
+    with atomic_path(archive) as temporary:
+        write_archive(temporary, manifest, records, name=archive.name)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return Summary(scale, len(files), size, len(texts), export_notes(texts, unfinished))
+
+
+def exported_files(scale: str, *, with_cache: bool) -> list[Path]:
+    """Files to take along, sorted; neither training state nor what an interrupted write left behind."""
+    results = Path(metadata.roots(scale)[0])
+    left_out = {results / "state", *(results / name for name in LOCKS)}
+    left_out |= set() if with_cache else {results / "cache"}
+    found = []
+    for root in metadata.roots(scale):
+        for folder, folders, names in os.walk(root):
+            place = Path(folder)
+            folders[:] = [name for name in folders if not name.startswith(".") and place / name not in left_out]
+            links = [place / name for name in (*folders, *names) if (place / name).is_symlink()]
+            if links:
+                raise BadInput(f"{links[0]}: is a link; an archive holds plain files only")
+            visible = [name for name in names if name == TIMESTAMP or not name.startswith(".")]
+            found += [place / name for name in visible if place / name not in left_out]
+    return sorted(found)
+
+
+def exported_records(scale: str, unfinished: dict[str, Path]) -> dict[str, str]:
+    """Snakemake's records of what is there and whole, by output.
+
+    Those of caches and shards come along even where these do not, since they may be removed once they were read:
+    without them Snakemake compares the dates of a cache's inputs with the students', and trains all anew in a clone,
+    where the sources are newer.
+    """
+    records = metadata.kept(metadata.RECORDS, scale)
+    removable = tuple(f"results/{scale}/{folder}/" for folder in ("cache", "data/shards"))
+    wanted = [name for name in records if Path(name).exists() or name.startswith(removable)]
+    return {name: records[name].read_text() for name in wanted if name not in unfinished}
+
+
+def within(path: Path, outputs: dict[str, Path]) -> bool:
+    """Whether a path is one of these outputs or lies in one that is a folder."""
+    return any(str(place) in outputs for place in (path, *path.parents))
+
+
+def entry_of(path: Path) -> Entry:
+    about = path.stat()
+    return Entry(sha256=sha256_file(path), bytes=about.st_size, mtime_ns=about.st_mtime_ns)
+
+
+def export_notes(records: dict[str, str], unfinished: dict[str, Path]) -> tuple[str, ...]:
+    """What a person should know about an export."""
+    notes = []
+    if unfinished:
+        notes.append(f"left out {len(unfinished)} outputs of jobs that were cut short, e.g. {min(unfinished)}")
+    if not records:
+        notes.append("Snakemake has no records of these results: where they are imported, it trusts them as they are")
+    read = {path for text in records.values() for path in json.loads(text).get("input") or []}
+    outside = {path for path in read if path.startswith("/")}
+    if outside:
+        notes.append(
+            f"{len(outside)} inputs have absolute paths, e.g. {min(outside)}; where these differ, what was made "
+            "from them is made again (an editable install, `make setup`, gives relative ones)"
+        )
+    beside = {path for path in read if not path.startswith(("/", "results/", "reports/", *IN_A_CHECKOUT))}
+    if beside:
+        notes.append(
+            f"{len(beside)} inputs are in no archive and no clone, e.g. {min(beside)}; where they are not brought "
+            "too, what was made from them is made again"
+        )
+    return tuple(notes)
+
+
+def write_archive(path: Path, manifest: Manifest, records: bytes, *, name: str) -> None:
+    """Writes the archive called `name` to `path`.
+
+    Raises:
+        BadInput: a file changed since the manifest was made.
+    """
+    head = canonical_json(manifest.model_dump(mode="json")).encode()
+    with writing(path, name=name) as tar:
+        for first, content in ((MANIFEST, head), (DIGEST, digest_line(head)), (RECORDS, records)):
+            tar.addfile(member(first, size=len(content)), io.BytesIO(content))
+        for file, entry in manifest.files.items():
+            with Path(file).open("rb") as source:
+                reader = Hashing(source)
+                try:
+                    tar.addfile(member(file, size=entry.bytes, mtime=entry.mtime_ns // 10**9), reader)
+                except OSError as error:
+                    if error.errno is not None:
+                        raise
+                    reader.sha256.update(b"shorter than it was")  # tarfile's way of saying so
+            if reader.sha256.hexdigest() != entry.sha256:
+                raise BadInput(f"{file}: changed while it was exported; is a run going on?")
+
+
+# --- import
+
+
+def import_archive(archive: Path, *, force: bool = False) -> Summary:
+    """Puts what an archive holds into this checkout, once every byte of it is verified.
+
+    Files that are here and not in the archive stay, but for those in a folder that is one output.
+
+    Args:
+        force: replace files that differ.
+
+    Raises:
+        BadInput: no checkout, no archive, a damaged one, one with a path outside its scale or a link, results that
+            differ, or a Snakemake at work on the scale. Nothing is changed then.
+    """
+    if not Path("Snakefile").is_file():
+        raise BadInput("import: no Snakefile in this folder; expected the root of a checkout")
+    with ExitStack() as stack:
+        tar = stack.enter_context(reading(archive))
+        manifest = read_manifest(tar)
+        check_before(archive, manifest)
+        staged = {root: stack.enter_context(staging(Path(root), manifest.scale)) for root in ("results", "reports")}
+        records = unpack(tar, manifest, staged)
+        differing = differences(manifest)
+        if differing and not force:
+            raise BadInput(
+                f"{archive}: {len(differing)} files here differ from those in it, e.g. {differing[0]}; "
+                "--force replaces them"
+            )
+        place(manifest, staged)
+    metadata.put(records)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return Summary(manifest.scale, len(manifest.files), size, len(records))
+
+
+def check_before(archive: Path, manifest: Manifest) -> None:
+    """What can be refused before anything is unpacked."""
+    if metadata.at_work(manifest.scale):
+        raise BadInput(metadata.busy(manifest.scale))
+    size, free = sum(entry.bytes for entry in manifest.files.values()), shutil.disk_usage(".").free
+    if size > free:
+        raise BadInput(f"{archive}: needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free here")
+
+
+@contextmanager
+def staging(root: Path, scale: str) -> Iterator[Path]:
+    """A hidden folder in `root`, from which files move by renaming; gone at the end, like a `root` left empty."""
+    made = not root.exists()
+    root.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=root, prefix=f".import-{scale}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and not any(root.iterdir()):
+            root.rmdir()
+
+
+def unpack(tar: tarfile.TarFile, manifest: Manifest, staged: dict[str, Path]) -> dict[str, str]:
+    """Unpacks every file beside its place, digests verified; returns Snakemake's records.
+
+    Raises:
+        ValueError: a member that the manifest does not name or names otherwise, or one that is missing.
+    """
+    text = read_member(tar, RECORDS, limit=max(manifest.records.bytes, 0))
+    if hashlib.sha256(text).hexdigest() != manifest.records.sha256:
+        raise ValueError(f"{RECORDS} has another digest than the manifest says")
+    waiting = dict(manifest.files)
+    while (found := tar.next()) is not None:
+        entry = waiting.pop(found.name, None)
+        if entry is None or not is_plain(found) or found.size != entry.bytes:
+            raise ValueError(f"{found.name!r} is not a file as the manifest names it")
+        target = beside(found.name, staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            reader = Hashing(tar.extractfile(found))
+            shutil.copyfileobj(reader, out, BLOCK)
+            out.flush()
+            os.fsync(out.fileno())
+        if reader.sha256.hexdigest() != entry.sha256:
+            raise ValueError(f"{found.name} has another digest than the manifest says")
+        os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
+    if waiting:
+        raise ValueError(f"{len(waiting)} files are missing, e.g. {min(waiting)}")
+    while tar.fileobj.read(BLOCK):  # to the end of the stream, where the checksum of the whole is compared
+        pass
+    records = json.loads(text)
+    strange = [name for name, record in records.items() if not metadata.of_scale(name, manifest.scale)]
+    if strange or not all(isinstance(record, str) for record in records.values()):
+        raise ValueError(f"{RECORDS} is not of scale {manifest.scale}")
+    return records
+
+
+def beside(name: str, staged: dict[str, Path]) -> Path:
+    root, _, rest = name.partition("/")
+    return staged[root] / rest
+
+
+def whole_folders(manifest: Manifest) -> set[str]:
+    """Folders that are one output each."""
+    return {str(PurePosixPath(name).parent) for name in manifest.files if PurePosixPath(name).name == TIMESTAMP}
+
+
+def differences(manifest: Manifest) -> list[str]:
+    """Files here that importing would change or remove, sorted."""
+    found = []
+    for name, entry in manifest.files.items():
+        path = Path(name)
+        if os.path.lexists(path) and not (
+            path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+        ):
+            found.append(name)
+    for folder in whole_folders(manifest):
+        found += [str(p) for p in Path(folder).rglob("*") if p.is_file() and str(p) not in manifest.files]
+    return sorted(found)
+
+
+def place(manifest: Manifest, staged: dict[str, Path]) -> None:
+    """Moves the verified files to their places."""
+    for folder in sorted(whole_folders(manifest)):
+        if Path(folder).is_symlink() or Path(folder).is_file():
+            Path(folder).unlink()
+        elif Path(folder).exists():
+            shutil.rmtree(folder)
+    for name in manifest.files:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        beside(name, staged).replace(name)

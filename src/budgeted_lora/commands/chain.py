@@ -1,0 +1,202 @@
+"""The stages that a cell's results come from: what each writes, what its records must say, what it is made from.
+
+`cells` and `why` compare them with what is there (`status`), `prune` keeps what they write.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgeted_lora.config.recipe import compute_values
+from budgeted_lora.workflow.cells import DEFAULT_SETTINGS
+from budgeted_lora.workflow.graph import ICL_CELLS, OWN_STRUCTURE, Graph
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a cell's chain: what it writes, and what its records must say.
+
+    Attributes:
+        own: whether it belongs to this cell alone; others are shared, and what they lack is no lack of the cell.
+        files: all that it writes and later stages or a person read.
+        records: values expected in the JSON results, None where values are not compared.
+        after: names of the stages that it is made from.
+        whole: whether the records hold the expected values and no others.
+        structure: the compression.json whose structure was timed.
+    """
+
+    name: str
+    own: bool
+    files: tuple[Path, ...]
+    records: Mapping[Path, Mapping[str, Any] | None]
+    after: tuple[str, ...] = ()
+    whole: bool = False
+    structure: Path | None = None
+
+
+def chain(graph: Graph, cell: str) -> list[Stage]:
+    """The stages of a cell, in the order of the work."""
+    names = dict.fromkeys((graph.config.first_teacher, graph.recipe_of(cell).teacher))
+    stages = [*data_and_teachers(graph, names), student_stage(graph, cell), *statistics_stages(graph, cell)]
+    stages += [*cache_stages(graph, cell), train_stage(graph, cell)]
+    for settings in graph.cells[cell].settings:
+        stages += compressed_stages(graph, cell, settings)
+    return stages + speed_stages(graph, cell)
+
+
+def data_and_teachers(graph: Graph, teachers: Iterable[str]) -> list[Stage]:
+    """What cells of these teachers share: corpus, tokenizer, token files and the teachers, in the order of the work."""
+    made = [teacher_stage(graph, name) for name in teachers]
+    corpus, tokenizer, tokens = corpus_stage(graph), tokenizer_stage(graph), tokens_stage(graph)
+    if graph.config.teachers == "pretrain":
+        return [corpus, tokenizer, tokens, *teachers_tokens_stages(graph), *made]
+    return [*made, tokenizer, corpus, tokens]
+
+
+def under(folder: str | Path, *names: str) -> tuple[Path, ...]:
+    return tuple(Path(folder) / name for name in names)
+
+
+def corpus_stage(graph: Graph) -> Stage:
+    """The documents; of a corpus in shards the tokens of each."""
+    if graph.config.corpus.shards:
+        return shards_stage(graph)
+    files = under(f"{graph.results}/data", "corpus.json", "documents.parquet", "documents.parquet.sha256")
+    return Stage("corpus", False, files, {files[0]: json.loads(graph.corpus())})
+
+
+def shards_stage(graph: Graph) -> Stage:
+    """Every shard, downloaded where it is not at hand, and tokenised."""
+    jobs = graph.shard_jobs()
+    records = {Path(jobs.record(name)): json.loads(jobs.values(name)) for name in jobs.names}
+    files = (*records, *map(Path, jobs.tokens()))
+    if jobs.downloaded:
+        fetched = {Path(jobs.source_record(name)): json.loads(jobs.fetch_values(name)) for name in jobs.names}
+        records |= fetched
+        files += (*fetched, *(Path(jobs.source(name)) for name in jobs.names))
+    return Stage("corpus", False, files, records, after=("tokenizer",))
+
+
+def tokenizer_stage(graph: Graph) -> Stage:
+    after = {"pretrain": ("corpus",), "shipped": ()}
+    files = under(f"{graph.results}/data", "tokenizer", "tokenizer.sha256")
+    checkpoint = (f"teacher {graph.config.first_teacher}",)
+    return Stage("tokenizer", False, files, {}, after=after.get(graph.config.teachers, checkpoint))
+
+
+def tokens_stage(graph: Graph) -> Stage:
+    values = graph.shard_jobs().join_values() if graph.config.corpus.shards else graph.mix()
+    files = token_files(f"{graph.results}/data")
+    return Stage("tokens", False, files, {files[0]: json.loads(values)}, after=("corpus", "tokenizer"))
+
+
+def teachers_tokens_stages(graph: Graph) -> list[Stage]:
+    """The token files of teachers that are made here and read a mix of their own."""
+    if graph.pretraining_data == f"{graph.results}/data":
+        return []
+    files = token_files(graph.pretraining_data)
+    values = json.loads(graph.mix(for_teachers=True))
+    return [Stage("tokens for teachers", False, files, {files[0]: values}, after=("corpus", "tokenizer"))]
+
+
+def token_files(folder: str) -> tuple[Path, ...]:
+    """The manifest, then what it is about."""
+    parts = [f"{name}.{ending}" for name in ("train", "validation", "functions") for ending in ("bin", "idx", "json")]
+    return under(folder, "manifest.json", *parts)
+
+
+def teacher_stage(graph: Graph, name: str) -> Stage:
+    config = graph.config
+    spec = json.loads(graph.teacher_spec(name))
+    if config.teachers == "pretrain":
+        settings = json.loads(graph.pretraining())
+        values = {"name": name, "spec": spec, "threads": config.threads.training} | settings
+        [read] = teachers_tokens_stages(graph) or [tokens_stage(graph)]
+        after, more = (read.name, "tokenizer"), ("history.csv",)
+    else:
+        values, after, more = {"name": name, "source": config.teachers} | spec, (), ()
+    files = under(f"{graph.results}/teachers/{name}", "teacher.json", "model", "model.sha256", *more)
+    return Stage(f"teacher {name}", False, files, {files[0]: values}, after=after)
+
+
+def student_stage(graph: Graph, cell: str) -> Stage:
+    name = graph.student_of(cell)
+    files = under(f"{graph.results}/students/{name}", "student.json", "model", "model.sha256")
+    after = (f"teacher {graph.config.first_teacher}",)
+    return Stage(f"student {name}", False, files, {files[0]: json.loads(graph.student(name))}, after=after)
+
+
+def statistics_stages(graph: Graph, cell: str) -> list[Stage]:
+    """Second moments and gradients of the untrained student, where the cell or its compression needs them."""
+    if not needs_statistics(graph, cell):
+        return []
+    student, folder = graph.student_of(cell), Path(graph.statistics_of(cell))
+    files = under(folder.parent, "statistics.json", "statistics", "statistics.sha256")
+    values = json.loads(graph.statistics()) | {"threads": graph.config.threads.training}
+    return [Stage(f"statistics {student}", False, files, {files[0]: values}, after=(f"student {student}", "tokens"))]
+
+
+def needs_statistics(graph: Graph, cell: str) -> bool:
+    of_compression = any(graph.truncation_files(cell, settings) for settings in graph.cells[cell].settings)
+    return bool(graph.statistics_files(cell)) or of_compression
+
+
+def cache_stages(graph: Graph, cell: str) -> list[Stage]:
+    """The teacher's hidden states, where they are cached."""
+    after = (f"teacher {graph.recipe_of(cell).teacher}", "tokens")
+    folders = [Path(path).parent for path in graph.cache_files(cell)]
+    files = [under(folder, "cache.json", "hidden.bin", "provenance.json") for folder in folders]
+    return [Stage(f"cache {paths[0].parent.name}", False, paths, {paths[2]: None}, after=after) for paths in files]
+
+
+def train_stage(graph: Graph, cell: str) -> Stage:
+    names = ("train.json", "history.csv", "retention.csv", "trained", "trained.sha256")
+    files = tuple(Path(path) for path in graph.of_cells([cell], *names))
+    config = graph.config
+    how = compute_values(threads=config.threads.training, gpus_per_run=config.gpus_per_run)
+    values = json.loads(graph.recipe(cell)) | how
+    student = graph.student_of(cell)
+    after = ("tokens", f"teacher {graph.recipe_of(cell).teacher}", f"student {student}")
+    after += (f"statistics {student}",) if graph.statistics_files(cell) else ()
+    return Stage("train", True, files, {files[0]: values}, after=after, whole=True)
+
+
+def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
+    """Compression by one of the cell's settings, and the scores of what it left."""
+    folder = f"{graph.results}/cells/{cell}/compressed/{settings}"
+    suffix = "" if settings == DEFAULT_SETTINGS else f" {settings}"
+    files = under(folder, "compression.json", "model", "model.sha256")
+    values = {
+        "recipe": json.loads(graph.recipe(cell)),
+        "settings": json.loads(graph.compression(settings)),
+        "threads": graph.config.threads.evaluation,
+    }
+    after = ("train", f"statistics {graph.student_of(cell)}") if graph.truncation_files(cell, settings) else ("train",)
+    compress = Stage(f"compress{suffix}", True, files, {files[0]: values}, after=after, whole=True)
+    evaluation = json.loads(graph.evaluation())
+    records = {path: evaluation for path in under(folder, "perplexity.json")}
+    more = under(folder, "perplexity_windows.parquet")
+    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & ICL_CELLS:
+        records |= {path: evaluation for path in under(folder, "icl.json")}
+        more += under(folder, "icl_examples.parquet")
+    after = (compress.name, "tokens", "tokenizer")
+    score = Stage(f"score{suffix}", True, (*records, *more), records, after=after, whole=True)
+    return [compress, score]
+
+
+def speed_stages(graph: Graph, cell: str) -> list[Stage]:
+    """The timing of the cell's structure, where that is measured: of a planned one shared, else the cell's own."""
+    name = graph.structure_of(cell)
+    if name not in graph.timed():
+        return []
+    own = name.startswith(OWN_STRUCTURE)
+    (file,) = under(f"{graph.results}/speed", f"{name}.json")
+    settings = graph.config.speed.model_dump(mode="json") | {"threads": graph.config.threads.timing}
+    about = json.loads(graph.own_speed_values(cell) if own else graph.speed_values(name))
+    records = {file: about["student"] | settings}
+    if not own:
+        return [Stage(f"speed {name}", False, (file,), records)]
+    (compressed,) = map(Path, graph.of_cells([cell], "@compression.json"))
+    return [Stage("speed", True, (file,), records, after=("compress",), structure=compressed)]

@@ -1,0 +1,1 @@
+"""The configuration: typed sections, rows of tables, recipes, scale files."""

@@ -1,0 +1,184 @@
+"""Projections in training: a frozen dense path of strength d beside a gated low-rank path (paper, section 3)."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.method.cost import ModelShape, projections
+
+
+class BudgetedLinear(nn.Module):
+    """y = d W x + (alpha / r) B (g * (A x)), with W frozen and d a plain number that the controller sets.
+
+    At d = 0 the dense matmul does not run, neither forward nor backward. Without gates this is plain LoRA.
+
+    Args:
+        weight: W, [d_out, d_in]; taken over, not copied, and frozen.
+        rank: r of the low-rank path.
+        alpha: the low-rank path is scaled by alpha / r.
+        dropout: probability on the input of the low-rank path, in training only.
+        gate_logit: initial logit of the r gates g = sigmoid(logits); None for no gates.
+        generator: source of A's values (on the CPU); B starts at zero.
+
+    Raises:
+        BadInput: rank exceeds a dimension of W.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        gate_logit: float | None,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        d_out, d_in = weight.shape
+        if not 1 <= rank <= min(d_in, d_out):
+            raise BadInput(f"LoRA rank is {rank}; expected 1 to {min(d_in, d_out)} for a projection {d_in} -> {d_out}")
+        self.d_in, self.d_out, self.rank = d_in, d_out, rank
+        self.scale = alpha / rank
+        self.dropout = dropout
+        self.dense = 1.0
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        # Kaiming-uniform with a = sqrt(5), as LoRA implementations have it: uniform within 1 / sqrt(d_in).
+        a = torch.empty(rank, d_in).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=generator)
+        like = {"device": weight.device, "dtype": weight.dtype}
+        self.lora_a = nn.Parameter(a.to(**like))
+        self.lora_b = nn.Parameter(torch.zeros(d_out, rank, **like))
+        gates = None if gate_logit is None else nn.Parameter(torch.full((rank,), float(gate_logit), **like))
+        self.register_parameter("gate_logits", gates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x [..., d_in] -> [..., d_out]."""
+        hidden = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)
+        if self.gate_logits is None:
+            hidden = hidden * self.scale
+        else:
+            hidden = hidden * (self.scale * torch.sigmoid(self.gate_logits)).to(hidden.dtype)
+        low_rank = F.linear(hidden, self.lora_b)
+        if self.dense == 0.0:
+            return low_rank
+        return torch.add(low_rank, F.linear(x, self.weight), alpha=self.dense)
+
+    @property
+    def macs(self) -> int:
+        """MACs per token of the dense path."""
+        return self.d_in * self.d_out
+
+    def gates(self) -> Tensor | None:
+        """g = sigmoid(logits), [r], without gradient; None for plain LoRA."""
+        return None if self.gate_logits is None else torch.sigmoid(self.gate_logits.detach())
+
+    def active_ranks(self, *, threshold: float) -> int:
+        """Ranks whose gate is above the threshold; all of them for plain LoRA."""
+        gates = self.gates()
+        return self.rank if gates is None else int((gates > threshold).sum())
+
+    def extra_repr(self) -> str:
+        gated = self.gate_logits is not None
+        return (
+            f"{self.d_in} -> {self.d_out}, rank={self.rank}, scale={self.scale:g}, dense={self.dense:g}, gated={gated}"
+        )
+
+
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """The cost model's view of a Mistral-style model.
+
+    Raises:
+        BadInput: heads do not fill the hidden size, which the cost model takes for granted.
+    """
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        raise BadInput(
+            f"{config.num_attention_heads} heads of {head_dim} do not make the hidden size {config.hidden_size}; "
+            "expected heads x head_dim = hidden"
+        )
+    return ModelShape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        kv=config.num_key_value_heads * head_dim,
+        ffn=config.intermediate_size,
+    )
+
+
+def named_projections(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
+    """Name, parent module, attribute and linear layer of each projection, in `named_modules()` order.
+
+    Raises:
+        BadInput: a projection is missing, has a bias, or has other sizes than the configuration says.
+    """
+    for expected in projections(model_shape(model)):
+        parent_name, attribute = expected.name.rsplit(".", 1)
+        try:
+            parent = model.get_submodule(parent_name)
+            linear = parent.get_submodule(attribute)
+        except AttributeError:
+            raise BadInput(f"the model has no {expected.name}; expected a Mistral-style decoder") from None
+        if not isinstance(linear, nn.Linear) or linear.bias is not None:
+            raise BadInput(f"{expected.name} is {linear}; expected a linear layer without bias")
+        if tuple(linear.weight.shape) != (expected.d_out, expected.d_in):
+            raise BadInput(
+                f"{expected.name} has weight {list(linear.weight.shape)}; expected {[expected.d_out, expected.d_in]}"
+            )
+        yield expected.name, parent, attribute, linear
+
+
+def install(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    gates: bool,
+    gate_logit: float = 2.0,
+    seed: int,
+    train_embeddings_head_norms: bool = False,
+    ranks: Mapping[str, int] | None = None,
+) -> dict[str, BudgetedLinear]:
+    """Puts a low-rank path beside all seven projections of every layer and freezes the dense weights.
+
+    Args:
+        gates: whether ranks are gated (Budgeted LoRA) or not (KD LoRA).
+        seed: seed of A; the global random state is not touched.
+        train_embeddings_head_norms: whether what is no projection keeps training.
+        ranks: rank of each projection by name, where they differ; the scale alpha / rank stays the same for all.
+
+    Returns:
+        The new modules by name, in `named_modules()` order.
+
+    Raises:
+        BadInput: the model is no Mistral-style decoder without biases, or rank exceeds a dimension.
+    """
+    found = list(named_projections(model))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.requires_grad_(train_embeddings_head_norms)
+    installed = {}
+    for name, parent, attribute, linear in found:
+        own = rank if ranks is None else ranks[name]
+        module = BudgetedLinear(
+            linear.weight,
+            rank=own,
+            alpha=alpha * own / rank,
+            dropout=dropout,
+            gate_logit=gate_logit if gates else None,
+            generator=generator,
+        )
+        setattr(parent, attribute, module)
+        installed[name] = module
+    return installed
+
+
+def set_dense(modules: Mapping[str, BudgetedLinear], coefficients: Sequence[float]) -> None:
+    """Gives each module its coefficient d, in the order of the mapping."""
+    for module, d in zip(modules.values(), coefficients, strict=True):
+        module.dense = float(d)

@@ -1,0 +1,148 @@
+"""A short measurement in place of an assumed utilisation: a few training steps of each kind, with random weights.
+
+The step is the pipeline's own (`training.loop.accumulate_gradients` and the optimiser), at the scale's shapes and
+micro-batch; only the corpus and the checkpoints are made up. A budgeted student is timed with its dense paths whole
+and with none of them, between which the time of a run lies by its mean dense fraction. Of several GPUs that train one
+student together (`gpus_per_run`) it is the part of one of them, without the sum of gradients over all.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.method.loop import accumulate_gradients, new_optimizer
+from budgeted_lora.method.projections import set_dense
+from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
+from budgeted_lora.models.load import mistral_config, new_model
+from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
+from budgeted_lora.planning.devices import of_one_rank
+from budgeted_lora.training.cache import OnlineTeacher
+from budgeted_lora.training.install import install_method
+
+WARM_UP, STEPS = 1, 3
+MOST_SECONDS = 30.0  # a micro-batch that would take longer by the assumed rate is not measured
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """Windows of random tokens in place of a token file."""
+
+    vocab_size: int
+
+    def windows(self, indices: np.ndarray, *, sequence_length: int, rows: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.random.default_rng(0).integers(0, self.vocab_size, (len(indices), sequence_length))
+        return ids, np.ones_like(ids, dtype=bool)
+
+
+@dataclass(frozen=True)
+class RandomCache:
+    """Hidden states of the right size in place of a teacher's cache."""
+
+    head: torch.Tensor
+
+    def hidden(self, windows: np.ndarray, ids: torch.Tensor) -> torch.Tensor:
+        return torch.randn(*ids.shape, self.head.shape[1], device=ids.device, dtype=self.head.dtype)
+
+
+def calibrate(costs: ScaleCosts, *, threads: int) -> tuple[dict[str, Measured], list[str]]:
+    """Times training steps of every kind that a scale's cells are made of.
+
+    Must be entered with a device slot held (`slots.gpu_slots`). What would take longer than `MOST_SECONDS` a
+    micro-batch, as the paper's sizes on a CPU, is left to the assumed rate.
+
+    Returns:
+        the measurements by `calibration_key`, and a line for each kind that was left out.
+    """
+    place = prepare("auto" if costs.device.is_gpu else "cpu", threads=threads)
+    found: dict[str, Measured] = {}
+    skipped: list[str] = []
+    for key, name, recipe in _kinds(costs):
+        cost = next(cell for cell in costs.cells if cell.cell == name)
+        recipe = of_one_rank(recipe, ranks=cost.ranks)
+        expected = cost.train_seconds * cost.ranks / cost.tokens * recipe.micro_batch_windows * recipe.sequence_length
+        if expected > MOST_SECONDS:
+            skipped.append(f"{key}: about {expected:.0f} s a micro-batch, not measured")
+            continue
+        try:
+            found[key] = _measured(costs, recipe, place=place)
+        except torch.OutOfMemoryError:
+            skipped.append(f"{key}: out of memory at {recipe.micro_batch_windows} windows a micro-batch")
+            torch.cuda.empty_cache()
+    return found, skipped
+
+
+def _kinds(costs: ScaleCosts) -> Iterator[tuple[str, str, Recipe]]:
+    seen = set()
+    for name in costs.graph.cells:
+        recipe = costs.graph.recipe_of(name)
+        key = calibration_key(recipe)
+        if key not in seen:
+            seen.add(key)
+            yield key, name, recipe
+
+
+def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Measured:
+    """Seconds a token of one kind of student."""
+    precision = compute_dtype(recipe.precision, place)
+    first = costs.config.teacher_ladder[costs.config.first_teacher]
+    spec = costs.config.teacher_ladder[recipe.teacher]
+    sizes = {"vocab_size": costs.vocab_size, "context": recipe.sequence_length, "end_id": 0}
+    shape = {key: getattr(first, key) for key in ("hidden", "ffn", "heads", "kv_heads")}
+    shape |= {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
+    student = new_model(mistral_config(**shape, **sizes), seed=0).to(place)
+    if costs.graph.cached:
+        teacher: Any = RandomCache(torch.randn(costs.vocab_size, spec.hidden, device=place, dtype=precision))
+    else:
+        shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
+        with torch.device(place):
+            teacher = OnlineTeacher(new_model(mistral_config(**shape, **sizes), seed=0).to(precision))
+    # Where low-rank paths start, and in which order dense ones go, takes no time; both would need input statistics.
+    plain = {"low_rank_init": None, "order": None, "rank_step": None, "statistics_windows": None}
+    modules, _ = install_method(student, recipe.model_copy(update=plain))
+    optimizer = new_optimizer(student, recipe)
+    student.train()
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for coefficient in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
+        set_dense(modules, [coefficient] * len(modules))
+        file = RandomTokens(costs.vocab_size)
+        times.append(_seconds_a_token(student, teacher, optimizer, file, recipe, place=place, precision=precision))
+    peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
+    return Measured(whole=times[0], without=times[-1], peak_bytes=peak)
+
+
+def _seconds_a_token(
+    student: Any,
+    teacher: Any,
+    optimizer: torch.optim.Optimizer,
+    tokens: RandomTokens,
+    recipe: Recipe,
+    *,
+    place: torch.device,
+    precision: torch.dtype,
+) -> float:
+    """Of a whole step: micro-batches at the median time of one, and one update of the weights."""
+    windows, micro, update = np.arange(recipe.micro_batch_windows), [], []
+    for _ in range(WARM_UP + STEPS):
+        start = _now(place)
+        accumulate_gradients(student, teacher, tokens, windows, recipe, device=place, precision=precision)
+        middle = _now(place)
+        optimizer.step()
+        optimizer.zero_grad()
+        micro.append(middle - start)
+        update.append(_now(place) - middle)
+    a_window = float(np.median(micro[WARM_UP:])) / recipe.micro_batch_windows
+    an_update = float(np.median(update[WARM_UP:])) / recipe.batch_windows
+    return (a_window + an_update) / recipe.sequence_length
+
+
+def _now(place: torch.device) -> float:
+    if place.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,1 @@
+"""What the paper claims, the evidence from a run, and the verdicts."""

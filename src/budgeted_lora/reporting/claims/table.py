@@ -1,0 +1,99 @@
+"""The verdicts as claims.csv and claims.md, and as a section of the page; the constants nobody outside can know."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from budgeted_lora.config.scale import Config
+from budgeted_lora.files import write_text
+from budgeted_lora.reporting.claims.evidence import Evidence
+from budgeted_lora.reporting.claims.file import read_claims
+from budgeted_lora.reporting.claims.verdicts import VERDICTS, judge
+from budgeted_lora.reporting.grouping import Settings
+from budgeted_lora.reporting.published import read_lines
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import Table, markdown
+
+HEADINGS = {
+    "status": "Verdict", "claim": "Claim", "source": "Source", "published": "Published", "measured": "Measured",
+    "tolerance": "Tolerance", "reason": "Remark",
+}  # fmt: skip
+FILES = ("claims_all.csv", "claims.csv")  # with the ablations, without
+
+
+def build_claims(*, results: Path, published: Path, claims: Path, out: Path, config: Config) -> Path:
+    """Writes `out` and the same as Markdown beside it; a result that is missing makes a claim `not run`.
+
+    Args:
+        results: results/<scale>. published: published.csv. claims: claims.yaml. out: the CSV to write.
+        config: the scale; its report section says how many resamples and what coverage.
+
+    Raises:
+        BadInput: a file is missing or unusable, or two models scored different validation windows.
+    """
+    printed = read_lines(published)
+    found = read_claims(claims, printed)
+    opened = Results.open(results, partial=True)
+    evidence = Evidence(opened, config, Settings(config.report.bootstrap, config.report.confidence))
+    frame = pd.DataFrame([asdict(row) for claim in found.claims for row in judge(claim, evidence, printed)])
+    write_text(out, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(out.with_suffix(".md"), markdown(as_table(frame, config.scale)))
+    return out
+
+
+def as_table(frame: pd.DataFrame, scale: str) -> Table:
+    """The claims as a person reads them, contradicted ones first."""
+    shown = frame.loc[sorted(frame.index, key=lambda i: place(frame["status"][i])), list(HEADINGS)]
+    shown = shown.rename(columns=HEADINGS)
+    shown["Verdict"] = [signed(status) for status in shown["Verdict"]]
+    counts = "; ".join(f"{verdict} {count}" for verdict, count in tally(frame["status"]))
+    return Table("claims", f"The paper's claims at scale {scale}: {counts}", frame, shown)
+
+
+def place(status: str) -> int:
+    """Where a verdict stands in the order of the page; unknown words last."""
+    return list(VERDICTS).index(status) if status in VERDICTS else len(VERDICTS)
+
+
+def signed(status: str) -> str:
+    """A verdict with its sign: ✓ reproduced."""
+    return f"{VERDICTS.get(status, '')} {status}".strip()
+
+
+def tally(statuses: Iterable[str]) -> list[tuple[str, int]]:
+    """How many claims got each verdict, in the page's order."""
+    counts = Counter(statuses)
+    return [(verdict, counts[verdict]) for verdict in sorted(counts, key=place)]
+
+
+def claims_section(folder: Path, relative: str) -> dict[str, Any] | None:
+    """What the page shows of the claims beside it; None without any.
+
+    Verdicts with the ablations are shown unless those of the main tables are newer.
+
+    Args:
+        folder: the page's folder. relative: path from it to results/<scale>, with / between parts.
+    """
+    there = [folder / name for name in FILES if (folder / name).is_file()]
+    if not there:
+        return None
+    path = max(there, key=lambda one: one.stat().st_mtime_ns)  # the first of equals
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    for row in rows:
+        row |= {name: row.get(name, "") for name in (*HEADINGS, "noise")}
+        row["verdict"] = signed(row["status"])
+        row["css"] = f"verdict-{place(row['status'])}"
+        row["links"] = [(label(file), f"{relative}/{file}") for file in row.get("files", "").split()]
+    rows.sort(key=lambda row: place(row["status"]))
+    counts = [(signed(status), count) for status, count in tally(row["status"] for row in rows)]
+    return {"file": path.name, "counts": counts, "rows": rows}
+
+
+def label(file: str) -> str:
+    """A result file as a link says it: the folder of its cell or model, and its name."""
+    parts = file.split("/")
+    return f"{parts[1]} {parts[-1].partition('.')[0]}" if len(parts) > 2 else file

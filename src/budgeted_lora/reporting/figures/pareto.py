@@ -1,0 +1,181 @@
+"""Perplexity against cost: the students, the controls at equal MACs, and the frontier (method.md 8)."""
+
+import itertools
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from budgeted_lora.reporting.figures.style import (
+    BLACK,
+    GREY,
+    MARKERS,
+    OTHER,
+    colour,
+    label_points,
+)
+from budgeted_lora.reporting.grouping import method_order, sorted_teachers, student_label
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import number
+from budgeted_lora.reporting.tables.controls import SMALLER, TRUNCATED, control_runs
+from budgeted_lora.reporting.uncertainty import lines
+
+CONTROL_MARKERS = {SMALLER: "X", TRUNCATED: "*"}
+CONTROL_SIZES = {SMALLER: 8, TRUNCATED: 11}
+SPREAD = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The horizontal axis of a Pareto plot, and the results it is read from."""
+
+    part: str
+    column: str
+    title: str
+    larger_is_better: bool
+
+
+COSTS = {
+    "pareto_train_compute": Cost("train", "train_compute", "Train compute, relative to KD Full (counted MACs)", False),
+    "pareto_mac_speedup": Cost(
+        "structure", "speedup_vs_dense", "Speedup of the projections by MAC count (not a timing)", True
+    ),
+    "pareto_measured_speedup": Cost(
+        "speed", "measured_modules", "Measured speedup of the projections (wall clock)", True
+    ),
+}
+
+
+def pareto(results: Results, name: str) -> Figure:
+    """Perplexity against one cost: a point a student, its uncertainty, and the frontier nothing beats on both."""
+    cost = COSTS[name]
+    points = pareto_points(results, cost)
+    figure, axes = plt.subplots(figsize=(6.8, 5.2))
+    if points.empty:
+        return figure
+    names = sorted_teachers(results, points[points["kind"] == ""])
+    x, y = points[cost.column].to_numpy(), points["ppl"].to_numpy()
+    axes.set_yscale("log")  # a student without its dense paths may lie a decade above one that keeps them
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    rough = np.round(x / x.max(), 2)  # costs a hundredth apart count as equal
+    best = frontier(-rough if cost.larger_is_better else rough, y)
+    strokes = draw_frontier(axes, x[best], y[best])
+    strokes += [draw_point(axes, row, getattr(row, cost.column), names) for row in points.itertuples()]
+    teachers = results.teachers()
+    if len(teachers) and pd.notna(teachers["ppl"].iloc[0]):
+        level = teachers["ppl"].iloc[0]
+        axes.axhline(level, color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
+        strokes.append(np.array([[x.min() - np.ptp(x), level], [x.max() + np.ptp(x), level]]))
+    axes.margins(x=0.16, y=0.12)
+    axes.set_xlabel(cost.title)
+    axes.set_ylabel("Validation perplexity (log scale, lower is better)")
+    figure.legend(handles=pareto_legend(names, teachers, points), loc="outside upper center", ncols=3, fontsize="small")
+    labels = [
+        (getattr(row, cost.column), row.ppl, label(row), ink(row.method, row.budget, row.kind))
+        for row in points.itertuples()
+    ]
+    label_points(axes, labels, lines=strokes)
+    return figure
+
+
+def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
+    """One row a point: the lines of the main tables and, where their cost is known, of the controls.
+
+    A further column `kind` is empty for a student that is no control.
+    """
+    scores = method_order(results.scores("table2", "table8", "pareto", parts=["perplexity", cost.part]))
+    if cost.part == "structure":
+        scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
+    points = lines(results, scores).assign(kind="", share=float("nan"))
+    if cost.part != "speed" and len(results.listed("controls")):  # nobody times the controls
+        points = pd.concat([points, lines(results, control_runs(results))], ignore_index=True)
+    return points.dropna(subset=["ppl", cost.column]).reset_index(drop=True)
+
+
+def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarray:
+    """A point with its standard error over windows and, wide and pale, the range of its seeds.
+
+    Returns:
+        the stroke of its bars [2, 2], data coordinates.
+    """
+    paint = ink(row.method, row.budget, row.kind)
+    marker = CONTROL_MARKERS.get(row.kind) or MARKERS[names.index(row.teacher) % len(MARKERS)]
+    face = "white" if row.controller == "uniform" else paint
+    axes.errorbar(
+        x, row.ppl, yerr=row.ppl_se, color=paint, marker=marker, markerfacecolor=face,
+        markersize=CONTROL_SIZES.get(row.kind, 6), elinewidth=0.8, zorder=3,
+    )  # fmt: skip
+    low, high = row.ppl - row.ppl_se, row.ppl + row.ppl_se
+    if row.seeds > 1:
+        axes.plot([x, x], [row.ppl_low, row.ppl_high], color=paint, zorder=2, **SPREAD)
+        low, high = min(low, row.ppl_low), max(high, row.ppl_high)
+    return np.array([[x, low], [x, high]])
+
+
+def ink(method: str, budget: float, kind: str) -> str:
+    """Colour of a point; controls share one."""
+    return OTHER if kind else colour(method, budget)
+
+
+def label(row: object) -> str:
+    """Short name beside a point; a control says how many of the dense MACs it has."""
+    if not row.kind:
+        return student_label(row)
+    return f"{row.kind}, {number(row.share, 2)} of the MACs"
+
+
+def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point beats on both, by ascending cost (both: lower is better)."""
+    order = np.lexsort((loss, cost))
+    kept, best = [], float("inf")
+    for index in order:
+        if loss[index] < best:
+            kept.append(index)
+            best = loss[index]
+    return np.array(kept, dtype=int)
+
+
+def draw_frontier(axes: Axes, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """The frontier as steps, cheapest first: up to the next point, the last one is the best to be had.
+
+    Returns:
+        its level and upright strokes, each [2, 2], data coordinates.
+    """
+    axes.step(x, y, where="post", color=GREY, linewidth=5, alpha=0.25, zorder=1, solid_capstyle="butt")
+    corners = [corner for i in range(len(x)) for corner in ([[x[i], y[i - 1]]] if i else []) + [[x[i], y[i]]]]
+    return [np.array(pair) for pair in itertools.pairwise(corners)]
+
+
+def pareto_legend(names: list[str], teachers: pd.DataFrame, points: pd.DataFrame) -> list[Line2D]:
+    """Markers of teachers and controls (methods are named at their points), the frontier, the band, the teacher."""
+    shapes = [
+        Line2D([], [], color=BLACK, marker=MARKERS[i % len(MARKERS)], linestyle="", label=f"teacher {name}")
+        for i, name in enumerate(names)
+    ]
+    there = [kind for kind in CONTROL_MARKERS if (points["kind"] == kind).any()]
+    shapes += [
+        Line2D(
+            [],
+            [],
+            color=OTHER,
+            marker=CONTROL_MARKERS[kind],
+            markersize=CONTROL_SIZES[kind],
+            linestyle="",
+            label=f"control: {kind}",
+        )
+        for kind in there
+    ]
+    strokes = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
+    if points["seeds"].max() > 1:
+        strokes.append(Line2D([], [], color=BLACK, label="range over seeds", **SPREAD))
+    if len(teachers):
+        name = teachers["name"].iloc[0]
+        strokes.append(Line2D([], [], color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, label=f"{name} itself"))
+    return [*shapes, *strokes]

@@ -1,0 +1,53 @@
+"""Stage: a teacher's final hidden states, once for all its students."""
+
+from pathlib import Path
+
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.models.device import compute_dtype, prepare
+from budgeted_lora.models.load import check_vocabulary, load_model
+from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.training.cache import cache_hidden
+
+
+def cache_teacher(
+    *,
+    teacher: Path,
+    tokens: Path,
+    windows: int,
+    sequence_length: int,
+    rows: str,
+    batch_windows: int,
+    precision: str,
+    scale: str,
+    out: Path,
+    state: Path,
+    device: str,
+    threads: int,
+) -> None:
+    """Computes a teacher's final hidden states for the first `windows` windows of `tokens` (train.bin).
+
+    Args:
+        precision: bfloat16 or float32, as in the recipes of the students that will read it.
+        out: folder that gets hidden.bin and cache.json, whose bytes repeat, and provenance.json, which holds the rest.
+        state: as in `stage.train_cell`.
+    """
+    clock = Clock()
+    place = prepare(device, threads=threads)
+    file = TokenFile.open(tokens)
+    check_vocabulary(teacher, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the teacher)")
+    model = load_model(teacher, dtype=compute_dtype(precision, place))
+    about = cache_hidden(
+        model,
+        file,
+        windows=windows,
+        sequence_length=sequence_length,
+        rows=rows,
+        batch_windows=batch_windows,
+        teacher=teacher,
+        out=out,
+        state=state,
+        device=place,
+    )
+    inputs = [teacher, tokens.with_suffix(".json")]
+    values = {**about, "threads": threads, "precision": precision}
+    write_result(out / "provenance.json", {}, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)

@@ -1,0 +1,66 @@
+"""Stage collect_corpus: read the corpus, drop exact duplicates, split it by MD5."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from budgeted_lora.config.scale import Corpus
+from budgeted_lora.data.documents import BATCH, SCHEMA, _table, split_documents, train_texts, unique_documents
+from budgeted_lora.data.overlap import shared_fractions
+from budgeted_lora.data.readers import package_versions, read_documents
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_path
+from budgeted_lora.provenance import Clock, write_result
+
+
+def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: int = 1) -> None:
+    """Writes the documents (Parquet: text, md5, split) and a JSON record of how they were split.
+
+    `split` is train, validation, or overlap: held out, but sharing too many n-grams with training text to count.
+
+    Raises:
+        BadInput: nothing to read, or no document falls into the slice.
+    """
+    clock = Clock()
+    counts = {"read": 0, "short": 0, "duplicates": 0, "train": 0}
+    documents = unique_documents(read_documents(corpus, processes=processes), corpus, counts)
+    with atomic_path(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".collect.") as folder:
+        training = Path(folder) / "train.parquet"
+        held_out = split_documents(documents, training, slice_per_mille=corpus.slice_per_mille, counts=counts)
+        if not held_out or not counts["train"]:
+            raise BadInput(
+                f"corpus: {counts['read']} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per "
+                "mille; expected at least one document on each side (widen corpus.slice_per_mille or read more)"
+            )
+        shares = shared_fractions([text for text, _ in held_out], train_texts(training), n=corpus.overlap_ngram)
+        marked = [
+            (text, digest, "overlap" if share > corpus.overlap_share else "validation")
+            for (text, digest), share in zip(held_out, shares, strict=True)
+        ]
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            for batch in pq.ParquetFile(training).iter_batches(BATCH):
+                writer.write_batch(batch)
+            writer.write_table(_table(marked))
+    overlapping = sum(split == "overlap" for *_, split in marked)
+    kept_shares = shares[shares <= corpus.overlap_share]
+    payload: dict[str, Any] = {
+        "source": corpus.source,
+        "package_versions": package_versions(corpus.packages) if corpus.source == "docstrings" else None,
+        "hub": corpus.hub.model_dump() if corpus.source == "hub" else None,
+        "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {corpus.slice_per_mille}",
+        "documents": {
+            **counts,
+            "held_out": len(held_out),
+            "validation": len(held_out) - overlapping,
+            "overlap": overlapping,
+        },
+        "overlap": {
+            "ngram": corpus.overlap_ngram,
+            "largest_share_kept": corpus.overlap_share,
+            "mean_share_before": float(shares.mean()),
+            "mean_share_after": float(kept_shares.mean()) if len(kept_shares) else None,
+        },
+    }
+    write_result(report, payload, scale=scale, cell=None, values=corpus.model_dump(), inputs=[out], clock=clock)

@@ -1,0 +1,171 @@
+"""Stage compress_cell: compress one trained student to what its budget left."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from budgeted_lora.beyond.low_rank import InputStatistics
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.sections import Compression
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_folder, check_digest, write_text
+from budgeted_lora.method.compress import compress_student
+from budgeted_lora.method.projections import model_shape
+from budgeted_lora.method.structure import totals
+from budgeted_lora.models.card import copy_tokenizer, model_card
+from budgeted_lora.models.load import load_model, save_model
+from budgeted_lora.models.trained import TrainedStudent, load_trained
+from budgeted_lora.provenance import Clock, write_result
+
+PARITY_WINDOWS = 4
+
+
+PARITY_TOLERANCE = 1e-3  # of the largest logit, float32; rounding alone stays far below
+
+
+def summarize(
+    model: PreTrainedModel, records: list[dict[str, Any]], *, method: str, rank: int | None
+) -> dict[str, Any]:
+    """The totals of compression.json.
+
+    KD Full and KD LoRA count as 0 % smaller, by the paper's convention: their row is the dense model. Only a student
+    with LoRA has a "vs LoRA" base.
+    """
+    sums = totals(
+        model_shape(model),
+        rank=rank or 1,
+        decisions=[record["decision"] for record in records],
+        macs=[record["macs"] for record in records],
+    )
+    result = {**vars(sums), "avg_rank": sum(record["lora_rank"] for record in records) / len(records)}
+    if method != "budgeted_lora" and sums.macs == sums.dense_macs:
+        result["param_reduction_pct"] = 0.0
+    if rank is None:
+        result |= {"speedup_vs_lora": None, "avg_rank": None}
+    return result
+
+
+@torch.no_grad()
+def parity(
+    before: PreTrainedModel, after: PreTrainedModel, *, ids: Tensor, mask: Tensor, exact: bool
+) -> dict[str, Any]:
+    """Largest difference of logits, float32, over the positions of `mask` [B, L] of a batch `ids` [B, L].
+
+    Raises:
+        RuntimeError: the compressed map should be the trained one, and the logits say otherwise.
+    """
+    expected, found = before(input_ids=ids).logits[mask], after(input_ids=ids).logits[mask]
+    difference, largest = (expected - found).abs().max().item(), expected.abs().max().item()
+    if exact and not difference <= PARITY_TOLERANCE * max(1.0, largest):
+        raise RuntimeError(
+            f"compression approximated nothing, yet logits differ by {difference:.3g} (largest logit {largest:.3g})"
+        )
+    return {
+        "max_abs_logit_difference": difference,
+        "max_abs_logit": largest,
+        "exact": exact,
+        "dtype": "float32",
+        "windows": len(ids),
+        "tokens": int(mask.sum()),
+    }
+
+
+def compress_cell(
+    *,
+    recipe: Recipe,
+    cell: str,
+    scale: str,
+    student: Path,
+    trained: Path,
+    tokens: Path,
+    tokenizer: Path,
+    settings: Mapping[str, Any],
+    out: Path,
+    threads: int = 1,
+    statistics: Path | None = None,
+) -> None:
+    """Compresses one trained student: writes out/model/ and out/compression.json.
+
+    The model that parity is measured on is the one read back from disk.
+
+    Args:
+        student: model folder that training began with; gives the configuration.
+        trained: folder that training wrote (`models.trained`).
+        tokens: validation.bin, of which the first windows are the parity batch.
+        tokenizer: folder whose files go into the model folder.
+        settings: values of `config.Compression`; with macs_of_budget also `macs`, what that budget leaves.
+        threads: CPU threads; the bytes of an SVD may depend on them.
+        statistics: folder of the untrained student's statistics, where the settings need one.
+
+    Raises:
+        BadInput: an input is missing, damaged or of another method, or the token file holds no window.
+        RuntimeError: nothing was approximated, yet the logits differ.
+    """
+    clock, out = Clock(), Path(out)
+    values = dict(settings)
+    macs = values.pop("macs", None)
+    chosen = Compression.model_validate(values)
+    with _cpu_threads(threads):
+        if chosen.undistilled:
+            before = TrainedStudent(load_model(student).float().eval(), {}, "kd_full")
+        else:
+            before = load_trained(student=student, trained=trained)
+        if before.method != recipe.method:
+            raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
+        check_digest(tokenizer)
+        ids, mask = _parity_batch(tokens, recipe)
+        model, records = compress_student(
+            before,
+            settings=chosen,
+            drop_threshold=recipe.drop_threshold or 0.0,
+            macs=macs,
+            moments=InputStatistics.open(statistics).moments if statistics and chosen.undistilled else None,
+        )
+        sums = summarize(model, records, method=recipe.method, rank=recipe.rank)
+        with atomic_folder(out / "model") as folder:
+            save_model(model, folder)
+            copy_tokenizer(tokenizer, folder)
+            write_text(folder / "README.md", model_card(cell=cell, scale=scale, recipe=recipe, totals=sums))
+        exact = all(record["exact"] for record in records)
+        same = parity(before.model, load_model(out / "model"), ids=ids, mask=mask, exact=exact)
+    write_result(
+        out / "compression.json",
+        {"modules": records, "totals": sums, "parity": same},
+        scale=scale,
+        cell=cell,
+        values={
+            "recipe": recipe.model_dump(mode="json"),
+            "settings": dict(settings),
+            "threads": threads,
+        },
+        inputs=[student, trained, tokens, tokenizer, *([statistics] if statistics else [])],
+        clock=clock,
+    )
+
+
+def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The first windows of a token file, ids and mask [B, L]."""
+    file = TokenFile.open(tokens)
+    count = min(PARITY_WINDOWS, file.len_windows(recipe.sequence_length, recipe.rows))
+    if count == 0:
+        raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
+    ids, mask = file.windows(np.arange(count), sequence_length=recipe.sequence_length, rows=recipe.rows)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+@contextmanager
+def _cpu_threads(threads: int) -> Iterator[None]:
+    """Gives torch `threads` CPU threads until the block ends."""
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)

@@ -1,0 +1,145 @@
+"""Stage: a teacher that exists already: shipped with the package, in a local folder, or on the Hub."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from budgeted_lora.config.sections import Teacher
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import (
+    atomic_folder,
+    check_digest,
+    read_json,
+    sha256_file,
+)
+from budgeted_lora.models.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    check_checkpoint,
+    check_downloads,
+    check_same_vocabulary,
+    shipped_folder,
+    weight_files,
+)
+from budgeted_lora.provenance import Clock, write_result
+
+DOWNLOADED = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_words: bool) -> dict[str, Any]:
+    """The card of a shipped teacher, once it is shown to fit the configuration.
+
+    Raises:
+        BadInput: damaged weights, another shape, or a slice the teacher may have been trained on.
+    """
+    card = read_json(folder / "card.json", expected="the card of a shipped teacher")
+    if sha256_file(folder / "model.safetensors") != card["sha256"]:
+        raise BadInput(f"{folder}/model.safetensors: its SHA-256 is not the card's; reinstall the package")
+    shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
+    if shape != card["shape"]:
+        raise BadInput(f"teacher_ladder.{card['stands_for']} is {shape}, but the shipped teacher is {card['shape']}")
+    trained = card["held_out"]
+    if slice_per_mille > trained["slice_per_mille"]:
+        raise BadInput(
+            f"corpus.slice_per_mille is {slice_per_mille}, but the shipped teacher {card['stands_for']} was kept "
+            f"only from the first {trained['slice_per_mille']} per mille; a wider slice may hold its training text"
+        )
+    if hold_out_words and not trained["hold_out_words"]:
+        raise BadInput(
+            "corpus.hold_out_words is on, but the shipped teachers saw the held-out words; use teachers: pretrain"
+        )
+    return card
+
+
+def copy_checkpoint(source: Path, out: Path) -> None:
+    """Copies configuration, safetensors and tokenizer of a checkpoint folder, nothing else.
+
+    Raises:
+        BadInput: the folder is missing or has no safetensors; see `checkpoint.weight_files`.
+    """
+    if not source.is_dir():
+        raise BadInput(f"{source}: no such checkpoint folder")
+    weights = weight_files(source)
+    beside = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
+    with atomic_folder(out) as folder:
+        for path in [*weights, *(source / name for name in beside if (source / name).is_file())]:
+            shutil.copyfile(path, folder / path.name)
+
+
+def download(spec: Teacher) -> Path:
+    """Folder of a Hub checkpoint at its pinned commit: weights, configuration and tokenizer only.
+
+    Raises:
+        BadInput: no revision is pinned, the name is unknown or gated, or the Hub cannot be reached.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if not COMMIT.fullmatch(spec.revision or ""):
+        raise BadInput(
+            f"teacher {spec.hub}: revision is {spec.revision!r}; expected the 40 hex digits of a commit, "
+            "since a branch or tag can move"
+        )
+    try:
+        return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*DOWNLOADED, *TOKENIZER]))
+    except GatedRepoError:
+        raise BadInput(f"{spec.hub}: gated; ask its owners for access and log in with `hf auth login`") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise BadInput(
+            f"{spec.hub} at {spec.revision}: not on the Hub under that name and commit (a private one needs "
+            "`hf auth login`)"
+        ) from None
+    except Exception as error:  # from no network to a malformed name; the HTTP library's own kinds among them
+        if constants.HF_HUB_OFFLINE:
+            raise BadInput(
+                f"{spec.hub} at {spec.revision}: not in the Hub's cache, and HF_HUB_OFFLINE keeps us off the network; "
+                f"unset it, or fetch it where there is one: hf download {spec.hub} --revision {spec.revision}"
+            ) from None
+        raise BadInput(f"{spec.hub}: cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
+
+
+def fetch_teacher(
+    *,
+    name: str,
+    source: str,
+    spec: Teacher,
+    slice_per_mille: int,
+    hold_out_words: bool,
+    out: Path,
+    record: Path,
+    scale: str,
+    first: Path | None = None,
+) -> None:
+    """Puts a shipped, local or downloaded checkpoint under `out`, once it is shown to be whole and what is asked for.
+
+    Args:
+        first: folder of the first teacher, whose vocabulary this one must share; None for the first itself.
+
+    Raises:
+        BadInput: see `check_card`, `copy_checkpoint`, `download` and the checks of `models.checkpoint`.
+    """
+    clock = Clock()
+    card: dict[str, Any] = {}
+    verified: dict[str, str] = {}
+    if source == "shipped":
+        folder = shipped_folder(name)
+        card = check_card(folder, spec=spec, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
+    elif source == "hub":
+        folder = download(spec)
+        verified = check_downloads(folder)
+    else:
+        folder = Path(str(spec.folder))
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such checkpoint folder")
+    about = check_checkpoint(folder, name=name, spec=spec)
+    if first is not None:
+        check_digest(first)
+        check_same_vocabulary(folder, first)
+    copy_checkpoint(folder, out)
+    values = {"name": name, "source": source, **spec.model_dump()}
+    payload = {"stands_for": name, "source": source, **about, "card": card or None, "hub_digests": verified or None}
+    payload["sha256"] = sha256_file(out)
+    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out], clock=clock)

@@ -1,0 +1,176 @@
+"""Starts the processes of a training job on several GPUs, and ends them all when one of them ends too soon.
+
+The job itself (`budgeted-lora stage train`, which holds the GPU slots) runs torchrun's agent; each rank is `python -m
+budgeted_lora.stages.launch FOLDER`, where FOLDER holds the job and takes what a rank that fails has to say. A rank is killed by
+the kernel when the job dies, and shares the job's slots, so no slot is free while a rank lives.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from budgeted_lora.errors import BadInput, RankFailed, TrainingDiverged
+from budgeted_lora.files import read_json, write_json
+from budgeted_lora.workflow.runs import join_run
+from budgeted_lora.workflow.slots import VISIBLE, share_slots
+
+JOB = "job.json"
+PARENT = "BUDGETED_LORA_JOB"  # environment variable: process id of the job that started a rank
+REPORTED: dict[str, type[Exception]] = {"BadInput": BadInput, "TrainingDiverged": TrainingDiverged, "OSError": OSError}
+PATHS = ("student", "teacher", "tokens", "cache", "statistics", "out", "state")
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+LOST = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")  # said by who outlives a peer
+
+
+def train_on_ranks(count: int, job: Mapping[str, Any]) -> None:
+    """Trains one student in `count` processes.
+
+    Args:
+        job: the arguments of `train_cell`.
+
+    Raises:
+        BadInput, TrainingDiverged, OSError: as a rank raised it.
+        RankFailed: a rank was killed or failed in another way; the others have been ended.
+    """
+    job = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+    state = Path(job["state"])
+    state.mkdir(parents=True, exist_ok=True)
+    # What a killed job leaves of it goes with the other temporary files when the next run of the workflow begins.
+    with tempfile.TemporaryDirectory(dir=state, prefix=".ranks.", suffix=".tmp") as name:
+        folder = Path(name)
+        write_json(folder / JOB, job | {"recipe": job["recipe"].model_dump(mode="json")})
+        statuses = _run(count, folder)
+        if statuses:
+            raise _failure(count, folder, statuses)
+
+
+def _run(count: int, folder: Path) -> dict[int, tuple[int, int]]:
+    """Runs all ranks to their end.
+
+    Returns:
+        Exit status (negative for a signal) and process id of each rank that failed, the first to be seen first.
+
+    Raises:
+        SystemExit: a signal asked this process to end; the ranks have been ended.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+    )
+    with _quiet_agent():
+        try:
+            elastic_launch(config, sys.executable)("-m", __name__, str(folder))
+        except ChildFailedError as error:
+            return {rank: (found.exitcode, found.pid) for rank, found in error.failures.items()}
+        except SignalException as error:
+            raise SystemExit(128 + error.sigval) from None
+    return {}
+
+
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """A failure is to be one line: the agent logs it at length, and so does whoever outlives a peer."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ[PARENT] = str(os.getpid())
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        del os.environ[PARENT]
+
+
+def _failure(count: int, folder: Path, statuses: Mapping[int, tuple[int, int]]) -> Exception:
+    """What went wrong first: others fail because a peer is gone, or are ended by us with SIGTERM."""
+    said = {rank: read_json(file) for rank in statuses if (file := folder / f"{rank}.json").exists()}
+
+    def later(rank: int) -> int:
+        if rank in said:
+            return 3 if said[rank]["lost"] else 1
+        return 2 if statuses[rank][0] == -signal.SIGTERM else 0
+
+    rank = min(statuses, key=later)
+    status, pid = statuses[rank]
+    if rank not in said:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return RankFailed(
+            f"rank {rank} of {count} (process {pid}) {how}; the others were ended, the same command goes on from the "
+            "saved state"
+        )
+    if said[rank]["kind"] in REPORTED:
+        return REPORTED[said[rank]["kind"]](*said[rank]["arguments"])
+    print(said[rank]["trace"], end="", file=sys.stderr)
+    return RankFailed(f"rank {rank} of {count}: {said[rank]['trace'].splitlines()[-1]}")
+
+
+def main(folder: Path) -> None:
+    """One rank, as torchrun starts it: its own GPU alone is visible to it, as cuda:0."""
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        _die_with(int(os.environ[PARENT]))
+        share_slots()
+        devices = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+        if devices:
+            os.environ[VISIBLE] = devices[int(os.environ["LOCAL_RANK"])]
+        job = read_json(folder / JOB)
+        join_run(f"train {job['out']} (rank {rank})")
+        _train(rank, count, job)
+    except Exception as error:
+        _report(folder / f"{rank}.json", error)
+        os._exit(1)  # at once: an ordinary end may wait for peers
+
+
+def _train(rank: int, count: int, job: dict[str, Any]) -> None:
+    from budgeted_lora.config.recipe import Recipe
+    from budgeted_lora.models.device import choose_device
+    from budgeted_lora.stages.train_cell import train_cell
+    from budgeted_lora.training.distributed import join, leave
+
+    paths = {name: None if job.get(name) is None else Path(job[name]) for name in PATHS}
+    ranks = join(rank, count, device=choose_device(job["device"]))
+    train_cell(**(job | paths | {"recipe": Recipe.model_validate(job["recipe"]), "ranks": ranks}))
+    leave()
+
+
+def _die_with(parent: int) -> None:
+    """Asks the kernel (Linux) to kill this process when the job's dies, however it does; ends it where it has.
+
+    What ends a rank from outside ends it at once, in whatever it waits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _report(file: Path, error: Exception) -> None:
+    kind = next((name for name, known in REPORTED.items() if isinstance(error, known)), type(error).__name__)
+    arguments = [error.errno, error.strerror, error.filename] if isinstance(error, OSError) else [str(error)]
+    lost = isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
+    trace = "".join(traceback.format_exception(error))
+    write_json(file, {"kind": kind, "arguments": arguments, "lost": lost, "trace": trace})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,107 @@
+"""Stage: a teacher made here, by plain pretraining from random weights."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from budgeted_lora.config.sections import Pretraining, Teacher
+from budgeted_lora.data.tokenizer import open_tokenizer
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import (
+    atomic_folder,
+    sha256_file,
+    short_hash,
+    write_digest,
+)
+from budgeted_lora.models.device import choose_device
+from budgeted_lora.models.load import (
+    check_vocabulary,
+    load_model,
+    mistral_config,
+    new_model,
+    save_model,
+)
+from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.training.pretrain import PretrainPlan, pretrain, write_losses
+from budgeted_lora.training.state import TrainingState, locked_folder
+from budgeted_lora.workflow.code import code_digest
+
+
+def make_teacher(
+    *,
+    name: str,
+    spec: Teacher,
+    settings: Pretraining,
+    sequence_length: int,
+    rows: str,
+    tokens: Path,
+    tokenizer: Path,
+    out: Path,
+    record: Path,
+    history: Path,
+    state: Path,
+    scale: str,
+    threads: int,
+    device: str,
+) -> None:
+    """Pretrains a teacher from random weights and writes it in half precision with its record and loss history.
+
+    Args:
+        state: folder under which the training state lies while the run is not done, named by teacher and inputs.
+
+    Raises:
+        BadInput: no token count for this teacher, tokens and tokenizer disagree, there is no such device, or another
+            process makes this teacher.
+        TrainingDiverged: the loss is not finite.
+    """
+    clock, place = Clock(), choose_device(device)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    train = TokenFile.open(tokens)
+    encoder, end = open_tokenizer(tokenizer)
+    if encoder.get_vocab_size() != train.vocab_size:
+        raise BadInput(f"{tokens}: vocabulary of {train.vocab_size}, but the tokenizer has {encoder.get_vocab_size()}")
+    if not spec.tokens:
+        raise BadInput(f"teacher_ladder.{name}.tokens must say how long to pretrain")
+    shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
+    model = new_model(
+        mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed
+    )
+    common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
+    plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
+    values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
+    files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
+    determined_by = [values, sequence_length, rows, files, code_digest("pretrain"), torch.__version__, str(place)]
+    with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
+        run = TrainingState(folder)
+        losses = pretrain(model.to(place), train, plan, state=run, device=place.type, title=f"pretrain {name}")
+        _write_checkpoint(model.cpu(), out, tokenizer=tokenizer)
+        check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))
+        load_model(out)
+        write_losses(history, losses)
+        seen = plan.steps * plan.batch_windows * sequence_length
+        payload = {
+            "stands_for": name,
+            "source": "pretrain",
+            "shape": shape,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "tokens": seen,
+            "steps": plan.steps,
+            "epochs": plan.steps * plan.batch_windows / train.len_windows(sequence_length, rows),
+            "final_loss": sum(losses[-50:]) / len(losses[-50:]),
+            "tokens_per_second": seen / clock.seconds,
+            "sha256": sha256_file(out / "model.safetensors"),
+        }
+        write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)
+        write_digest(out)
+        run.discard()
+
+
+def _write_checkpoint(model: PreTrainedModel, out: Path, *, tokenizer: Path) -> None:
+    with atomic_folder(out) as folder:
+        save_model(model, folder, dtype=torch.float16)
+        for path in sorted(Path(tokenizer).iterdir()):
+            shutil.copyfile(path, folder / path.name)

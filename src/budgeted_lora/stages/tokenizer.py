@@ -1,0 +1,94 @@
+"""Stages train_tokenizer and copy_tokenizer: the tokenizer that all models share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from budgeted_lora.data.documents import train_texts
+from budgeted_lora.data.functions import function_documents
+from budgeted_lora.data.tokenizer import END
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import atomic_folder, check_digest, write_json
+
+TRAINING_CHARACTERS = 8_000_000
+
+
+def train_tokenizer(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer with one special token, the end of a document."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def mix(documents: Path, *, function_share: float, **rule: Any) -> Iterator[str]:
+    """Training texts and function documents with the stated share of characters, a few million characters of them."""
+    samples = function_documents(**rule, held_out=False)
+    prose = functions = 0
+    for text in train_texts(documents):
+        yield text
+        prose += len(text)
+        while functions < function_share / (1 - function_share) * prose:
+            sample, _ = next(samples)
+            yield sample
+            functions += len(sample)
+        if prose + functions > TRAINING_CHARACTERS:
+            return
+
+
+def make_tokenizer(
+    *,
+    documents: Path,
+    vocab_size: int,
+    function_share: float,
+    slice_per_mille: int,
+    hold_out_words: bool,
+    prompt_space: bool,
+    out: Path,
+) -> None:
+    """Trains a tokenizer on the mix and writes it in the form that `transformers` loads.
+
+    Raises:
+        BadInput: the documents are damaged, or the vocabulary came out smaller than asked for.
+    """
+    check_digest(documents)
+    rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
+    texts = mix(documents, function_share=function_share, **rule)
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise BadInput(
+            f"tokenizer.vocab_size is {vocab_size}, but the corpus yields only {tokenizer.get_vocab_size()} tokens"
+        )
+    with atomic_folder(out) as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END,
+            "clean_up_tokenization_spaces": False,
+        }
+        write_json(folder / "tokenizer_config.json", settings)
+
+
+def copy_tokenizer(*, source: Path, out: Path) -> None:
+    """Copies the tokenizer files of a checkpoint folder.
+
+    Raises:
+        BadInput: the folder has no tokenizer.json, or is damaged.
+    """
+    check_digest(source)
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+    if not (Path(source) / "tokenizer.json").is_file():
+        raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer beside the checkpoint")
+    with atomic_folder(out) as folder:
+        for name in names:
+            if (Path(source) / name).is_file():
+                (folder / name).write_bytes((Path(source) / name).read_bytes())

@@ -1,0 +1,155 @@
+"""Making a teacher: plain next-token training of a decoder on the mix, from random weights."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.errors import BadInput, TrainingDiverged
+from budgeted_lora.files import write_text
+from budgeted_lora.training.state import TrainingState
+
+CHECKPOINT_EVERY = 100  # steps; at mini about two minutes
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """How long and how fast; steps follow from tokens."""
+
+    tokens: int
+    sequence_length: int
+    rows: str
+    batch_windows: int
+    micro_batch_windows: int
+    learning_rate: float
+    matrix_learning_rate: float | None
+    weight_decay: float
+    warmup_fraction: float
+    clip: float
+    seed: int
+    compile: bool
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (self.batch_windows * self.sequence_length)
+
+
+def window_order(windows: int, *, count: int, seed: int) -> np.ndarray:
+    """`count` window numbers: seeded permutations of all windows, one after another."""
+    generator = np.random.default_rng(seed)
+    epochs = math.ceil(count / windows)
+    return np.concatenate([generator.permutation(windows) for _ in range(epochs)])[:count]
+
+
+def rate_factor(step: int, *, steps: int, warmup_fraction: float) -> float:
+    """Linear warm-up to 1, then linear decay to 0 at the last step."""
+    warmup = max(1, round(warmup_fraction * steps))
+    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+def optimizers(model: nn.Module, plan: PretrainPlan) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the projection matrices and AdamW for embeddings, head and norms."""
+    matrices = [p for name, p in model.named_parameters() if name.endswith("_proj.weight")]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    tables = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("_proj.weight")]
+    decayed = tables if plan.matrix_learning_rate else tables + matrices
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
+    ]
+    if plan.matrix_learning_rate:
+        made.append(
+            torch.optim.Muon(
+                matrices,
+                lr=plan.matrix_learning_rate,
+                weight_decay=plan.weight_decay,
+                momentum=0.95,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return made
+
+
+def next_token_loss(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of each token given those before it, padding unscored. Shapes: (windows, length)."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden).float()
+    labels = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def pretrain(
+    model: nn.Module,
+    tokens: TokenFile,
+    plan: PretrainPlan,
+    *,
+    state: TrainingState | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    device: str = "cpu",
+    title: str = "pretrain",
+) -> list[float]:
+    """Trains in place, going on from `state` if a run was cut short, and returns the loss of every step.
+
+    The bytes are the same whether or not the run was killed on the way.
+
+    Raises:
+        BadInput: fewer tokens than one step takes, asked for or in the file.
+        TrainingDiverged: the loss is not finite; names the step.
+    """
+    windows = tokens.len_windows(plan.sequence_length, plan.rows)
+    if not plan.steps or not windows:
+        raise BadInput(
+            f"{title}: {plan.tokens} tokens from {windows} windows of {tokens.path}; expected at least one window and "
+            f"one step of {plan.batch_windows * plan.sequence_length} tokens"
+        )
+    order = window_order(windows, count=plan.steps * plan.batch_windows, seed=plan.seed)
+    made = optimizers(model, plan)
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
+    loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
+    model.train()
+    losses: list[float] = ((state and state.restore(model, *made)) or {"losses": []})["losses"]
+    begun, start = len(losses), time.perf_counter()
+    bar = tqdm(range(begun, plan.steps), initial=begun, total=plan.steps, desc=title, mininterval=10, unit="step")
+    for step in bar:
+        chosen = order[step * plan.batch_windows : (step + 1) * plan.batch_windows]
+        ids, mask = tokens.windows(chosen, sequence_length=plan.sequence_length, rows=plan.rows)
+        scored, total = int(mask[:, 1:].sum()), 0.0
+        for first in range(0, len(chosen), plan.micro_batch_windows):
+            part = slice(first, first + plan.micro_batch_windows)
+            inside = int(mask[part, 1:].sum())
+            if not inside:  # rows of one token predict nothing, and the mean of nothing is no number
+                continue
+            share = inside / scored  # so that a padded row counts for its tokens, however the batch is cut
+            loss = loss_of(model, torch.from_numpy(ids[part]).to(device), torch.from_numpy(mask[part]).to(device))
+            (loss * share).backward()
+            total += loss.item() * share
+        nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        factor = rate_factor(step, steps=plan.steps, warmup_fraction=plan.warmup_fraction)
+        for optimizer, rates in zip(made, base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        if not math.isfinite(losses[-1]):
+            raise TrainingDiverged(f"{title}: loss {losses[-1]} at step {step}; lower pretraining.learning_rate")
+        if state and ((step + 1) % checkpoint_every == 0 or step + 1 == plan.steps):
+            state.save(model, *made, values={"losses": losses})
+        if step % 20 == 0:
+            done = (step + 1 - begun) * plan.batch_windows * plan.sequence_length
+            bar.set_postfix(
+                loss=f"{np.mean(losses[-50:]):.3f}", tokens_per_s=f"{done / (time.perf_counter() - start):.0f}"
+            )
+    return losses
+
+
+def write_losses(path: Path, losses: list[float]) -> None:
+    """history.csv of a pretraining run: step, loss."""
+    write_text(path, "step,loss\n" + "".join(f"{step},{loss:.6f}\n" for step, loss in enumerate(losses)))

@@ -1,0 +1,430 @@
+"""The structure of each budget and the steps a run needs, against every figure of the paper that follows from them."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan
+from fixtures.scales import costs_of, tiny
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from budgeted_lora.commands.show_costs import render_costs, render_structures, structures_json
+from budgeted_lora.commands.show_structures import render_plan
+from budgeted_lora.errors import BadInput
+from budgeted_lora.method.cost import (
+    ModelShape,
+    dense_macs,
+    lora_macs,
+    projections,
+)
+from budgeted_lora.method.structure import (
+    decide,
+    steps_needed,
+    structure,
+    svd_rank,
+)
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.recipes import student_shape
+
+# ---- structure of each budget -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
+@pytest.mark.parametrize(
+    ("budget", "counts", "macs", "dense", "lora", "reduction", "reduction_vs_dense"),
+    [
+        (0.0, (0, 0, 42), 12_681_216, 4.05, 5.05, 80.2, 75.3),
+        (0.4, (9, 0, 33), 29_491_200, 1.74, 2.17, 53.9, 42.5),
+    ],
+)
+def test_structures_of_table_8(shape, rank, r_max, budget, counts, macs, dense, lora, reduction, reduction_vs_dense):
+    found = plan(shape, rank, r_max, budget)
+    assert (found.kept, found.svd, found.dropped) == counts
+    assert found.macs * (PAPER.hidden // shape.hidden) ** 2 == macs
+    assert found.params == found.macs
+    assert round(found.speedup_vs_dense, 2) == dense
+    assert round(found.speedup_vs_lora, 2) == lora
+    assert round(found.param_reduction_pct, 1) == reduction
+    assert round(found.param_reduction_vs_dense_pct, 1) == reduction_vs_dense
+
+
+@pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
+def test_budget_04_keeps_layer_3_gate_in_part(shape, rank, r_max):
+    found = plan(shape, rank, r_max, 0.4)
+    kept = {module.projection.name: module.d for module in found.modules if module.decision == "keep"}
+    assert kept.pop("model.layers.3.mlp.gate_proj") == 0.7
+    assert set(kept.values()) == {1.0}
+    expected = {f"model.layers.{i}.mlp.{name}_proj" for i in (3, 4, 5) for name in ("gate", "up", "down")}
+    assert set(kept) == expected - {"model.layers.3.mlp.gate_proj"}
+
+
+@pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
+def test_budget_08_has_one_svd_module(shape, rank, r_max):
+    found = plan(shape, rank, r_max, 0.8)
+    assert (found.kept, found.svd, found.dropped) == (17, 1, 24)
+    (only,) = [module for module in found.modules if module.decision == "svd"]
+    assert only.projection.name == "model.layers.0.mlp.gate_proj"
+    assert only.d == 0.4
+    assert only.svd_rank == round(0.4 * r_max)
+    scale = PAPER.hidden // shape.hidden
+    assert found.macs * scale**2 == 44_433_408 + 3840 * only.svd_rank * scale
+    assert round(found.param_reduction_pct, 1) == 30.4
+    assert round(found.param_reduction_vs_dense_pct, 1) in (13.2, 13.1)
+    assert round(found.speedup_vs_dense, 2) == 1.15
+    assert round(found.speedup_vs_lora, 2) == 1.44
+    dropped = {module.projection.kind for module in found.modules if module.decision == "drop"}
+    assert dropped == {"q", "k", "v", "o"}
+
+
+def test_budget_08_range_of_reductions():
+    """30.2 % with the SVD rank at its largest, 30.9 % at its smallest with the paper's mean rank of 122.5."""
+    most = plan(PAPER, 128, 160, 0.8)
+    assert next(module.svd_rank for module in most.modules if module.svd_rank) == 64
+    assert round(most.param_reduction_pct, 1) == 30.2
+    least = plan(PAPER, 128, 1, 0.8)
+    thin = sum(m.projection.d_in + m.projection.d_out for m in least.modules if m.decision != "keep")
+    cut = 1 - (least.macs - (128 - 122.5) * thin) / 63_995_904
+    assert round(100 * cut, 1) == 30.9
+
+
+def test_printed_row_of_budget_08_needs_another_budget():
+    """The paper prints 24 kept and 17 dropped: that takes F = 0.90, which is at most 24.6 % smaller, not 30.6 %."""
+    found = {f / 500: plan(PAPER, 128, 1, f / 500) for f in range(350, 500)}
+    matching = {f: s for f, s in found.items() if (s.kept, s.svd, s.dropped) == (24, 1, 17)}
+    assert {round(f, 2) for f in matching} == {0.9}
+    assert max(s.param_reduction_pct for s in matching.values()) < 24.65
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_structure_does_not_depend_on_the_schedule(schedule):
+    assert plan(PAPER, 128, 64, 0.4, schedule).modules == plan(PAPER, 128, 64, 0.4).modules
+
+
+def test_full_budget_keeps_everything():
+    found = plan(MINI, 16, 8, 1.0)
+    assert (found.kept, found.svd, found.dropped) == (42, 0, 0)
+    assert found.speedup_vs_dense == 1.0
+
+
+def test_uniform_structure_gives_every_module_the_budget():
+    low = plan(MINI, 16, 8, 0.4, controller="uniform")
+    assert (low.kept, low.svd, low.dropped) == (0, 42, 0)
+    assert {module.d for module in low.modules} == {0.4}
+    high = plan(MINI, 16, 8, 0.6, controller="uniform")
+    assert (high.kept, high.svd, high.dropped) == (42, 0, 0)
+
+
+def test_any_drop_threshold_up_to_04_gives_the_same_structure():
+    reference = {budget: plan(PAPER, 128, 64, budget).modules for budget in (0.0, 0.4, 0.8)}
+    for threshold in (1e-6, 0.01, 0.2, 0.399):
+        for budget, modules in reference.items():
+            assert plan(PAPER, 128, 64, budget, drop_threshold=threshold).modules == modules
+
+
+@pytest.mark.parametrize(
+    ("d", "decision"), [(0.0, "drop"), (0.0499, "drop"), (0.05, "svd"), (0.4999, "svd"), (0.5, "keep"), (1.0, "keep")]
+)
+def test_decide_at_its_thresholds(d, decision):
+    assert decide(d, drop_threshold=0.05, svd_threshold=0.5) == decision
+
+
+def test_svd_rank_is_clipped():
+    assert svd_rank(0.4, r_max=64, d_in=768, d_out=3072) == 26
+    assert svd_rank(0.001, r_max=64, d_in=768, d_out=3072) == 1
+    assert svd_rank(1.0, r_max=64, d_in=96, d_out=24) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 200}, "rank is 200; expected 1 to 192"),
+        ({"r_max": 0}, "r_max is 0"),
+        ({"budget": 1.5}, "budget is 1.5"),
+        ({"start": 0.5}, "0 <= start <= end <= 1"),
+        ({"svd_threshold": -1}, "svd_threshold is -1"),
+    ],
+)
+def test_structure_refuses_nonsense(options, message):
+    values = {
+        "rank": 128,
+        "budget": 0.4,
+        "start": 0.1,
+        "end": 0.3,
+        "drop_threshold": 0.05,
+        "svd_threshold": 0.5,
+        "r_max": 64,
+    }
+    with pytest.raises(BadInput, match=message):
+        structure(PAPER, **(values | options))
+
+
+def test_json_has_the_promised_keys():
+    record = plan(PAPER, 128, 64, 0.8).as_json()
+    assert {
+        "budget", "schedule", "kept", "svd", "dropped", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
+        "param_reduction_pct", "train_compute", "modules",
+    } <= set(record)  # fmt: skip
+    assert record["schedule"] == "short"
+    assert len(record["modules"]) == 42
+    assert record["modules"][4] == {
+        "name": "model.layers.0.mlp.gate_proj", "d": 0.4, "decision": "svd",
+        "rank": 128, "svd_rank": 26, "macs": 3840 * 154,
+    }  # fmt: skip
+    assert sum(module["macs"] for module in record["modules"]) == record["macs"]
+
+
+def test_rendered_plan_names_modules_compactly():
+    text = render_plan([plan(PAPER, 128, 64, budget) for budget in (0.0, 0.4, 0.8)])
+    assert "29,491,200" in text
+    assert "1.74x" in text
+    assert "53.9 %" in text
+    assert "42.5 %" in text
+    assert "drop: all 42 modules" in text
+    assert "keep: layer 3 gate (d = 0.7), up, down; layers 4-5 gate, up, down\n" in text
+    assert "drop: layers 0-2 q, k, v, o, gate, up, down; layers 3-5 q, k, v, o\n" in text
+    assert "svd: layer 0 gate (d = 0.4, rank 26 + 128)\n" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert len({len(line) for line in text.splitlines()[5:11]}) == 1
+    assert render_plan([]).startswith("No budget")
+
+
+def test_every_count_of_section_6():
+    """The counts that the method derives from the shape, and both conventions for KD LoRA's row."""
+    one_layer = ModelShape(layers=1, hidden=768, kv=192, ffn=3072)
+    assert (dense_macs(one_layer), lora_macs(one_layer, rank=128)) == (8_552_448, 2_113_536)
+    dense, lora = dense_macs(PAPER), lora_macs(PAPER, rank=128)
+    assert (dense, lora, dense + lora) == (51_314_688, 12_681_216, 63_995_904)
+    assert round(dense / (dense + lora), 2) == 0.80, "KD LoRA unmerged, against the dense student"
+    assert plan(PAPER, 128, 64, 1.0).speedup_vs_dense == 1.0, "and merged"
+    assert [round(plan(PAPER, 128, 64, f).train_compute, 4) for f in (0.4, 0.0)] == [0.5938, 0.3805]
+    assert [round(plan(PAPER, 128, 64, 0.0, name).train_compute, 4) for name in ("none", "long")] == [0.2471, 0.5805]
+    assert [round(plan(PAPER, 128, 64, f).param_reduction_vs_dense_pct, 1) for f in (0.0, 0.4)] == [75.3, 42.5]
+    largest, smallest = (plan(PAPER, 128, r_max, 0.8) for r_max in (160, 1))
+    reductions = [item.param_reduction_vs_dense_pct for item in (smallest, plan(PAPER, 128, 64, 0.8), largest)]
+    assert [round(value, 1) for value in reductions] == [13.4, 13.2, 12.9]
+    assert (round(largest.speedup_vs_dense, 2), round(smallest.speedup_vs_dense, 2)) == (1.15, 1.15)
+    assert {module.rank for module in plan(PAPER, 128, 64, 0.0).modules} == {128}, "average rank 128.0"
+
+
+def by_hand(shape: ModelShape, rank: int, r_max: int, budget: Fraction, schedule: str) -> dict:
+    """Section 5 and 6 of the method again in exact fractions: what is left of each module, and what all of it costs."""
+    kv, hidden, ffn = shape.kv, shape.hidden, shape.ffn
+    sizes = [
+        (hidden, hidden),
+        (hidden, kv),
+        (hidden, kv),
+        (hidden, hidden),
+        (hidden, ffn),
+        (hidden, ffn),
+        (ffn, hidden),
+    ]
+    modules = sizes * shape.layers
+    dense = sum(a * b for a, b in modules)
+    excess, left = dense * (1 - budget), {}
+    for index in sorted(range(len(modules)), key=lambda i: modules[i][0] * modules[i][1]):
+        cost = Fraction(modules[index][0] * modules[index][1])
+        taken = min(cost, excess)
+        excess -= taken
+        left[index] = 1 - taken / cost
+    macs, counts = 0, {"keep": 0, "svd": 0, "drop": 0}
+    for index, (a, b) in enumerate(modules):
+        d = left[index]
+        decision = "drop" if d < Fraction(1, 20) else "svd" if d < Fraction(1, 2) else "keep"
+        counts[decision] += 1
+        assume(d * r_max % 1 != Fraction(1, 2))  # a tie falls to either side of the planner's twelfth digit
+        k = max(1, min(round(d * r_max), a, b)) if decision == "svd" else 0
+        macs += a * b if decision == "keep" else (rank + k) * (a + b)
+    start, end = (Fraction(str(value)) for value in SCHEDULES[schedule])
+    rho = start + (end - start) * (1 + budget) / 2 + (1 - end) * budget
+    low = rank * sum(a + b for a, b in modules)
+    return counts | {"macs": macs, "compute": (2 * rho * dense + 3 * low) / (3 * dense), "dense": dense, "low": low}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers=st.integers(1, 12),
+    heads=st.sampled_from([(4, 1), (6, 2), (12, 3), (16, 4), (8, 8)]),
+    width=st.sampled_from([8, 16, 24, 64]),
+    ffn=st.integers(16, 6144),
+    rank=st.integers(1, 8),
+    r_max=st.integers(1, 128),
+    budget=st.integers(0, 40).map(lambda i: Fraction(i, 40)),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+)
+def test_any_shape_is_planned_as_by_hand(layers, heads, width, ffn, rank, r_max, budget, schedule):
+    shape = ModelShape(layers=layers, hidden=heads[0] * width, kv=heads[1] * width, ffn=ffn)
+    expected = by_hand(shape, rank, r_max, budget, schedule)
+    found = plan(shape, rank, r_max, float(budget), schedule)
+    assert (found.kept, found.svd, found.dropped) == (expected["keep"], expected["svd"], expected["drop"])
+    assert (found.macs, found.dense_macs) == (expected["macs"], expected["dense"])
+    assert found.train_compute == pytest.approx(float(expected["compute"]), rel=1e-12)
+    assert found.speedup_vs_dense == pytest.approx(expected["dense"] / expected["macs"], rel=1e-12)
+    both = expected["dense"] + expected["low"]
+    assert found.speedup_vs_lora == pytest.approx(both / expected["macs"], rel=1e-12)
+    assert found.param_reduction_pct == pytest.approx(100 * (1 - expected["macs"] / both), abs=1e-9)
+
+
+# ---- steps a run needs ------------------------------------------------------------------------------------------
+
+
+def needed(budget: float, schedule: str, **options: object) -> int:
+    start, end = SCHEDULES[schedule]
+    values = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"} | options
+    return steps_needed(MINI, budget=budget, start=start, end=end, **values)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.4, 0.8])
+def test_smoothing_needs_the_stated_steps(budget):
+    assert 30 <= needed(budget, "short") <= 50
+    assert 50 < needed(budget, "long") <= 200
+    for schedule in ("short", "long"):
+        assert needed(budget, schedule, smoothing=0.99) == pytest.approx(10 * needed(budget, schedule), rel=0.05)
+    assert needed(0.0, "long") > 150
+
+
+def simulated(budget: float, schedule: str, steps: int, **options: object) -> list[str]:
+    run = controller([module.macs for module in projections(MINI)], budget, schedule, **options)
+    for n in range(steps):
+        run.step(n, steps=steps)
+    return [decide(d, drop_threshold=run.drop_threshold, svd_threshold=0.5) for d in run.coefficients]
+
+
+def test_coefficient_equal_to_a_threshold_stays_on_its_upper_side():
+    """At F = 0.6 layer 1's up projection keeps exactly tau_drop = 0.05 of itself: approximated, not dropped."""
+    module = plan(PAPER, 128, 64, 0.6).modules[12]
+    assert (module.projection.name, module.d, module.decision) == ("model.layers.1.mlp.up_proj", 0.05, "svd")
+    assert simulated(0.6, "short", 500)[12] == "svd"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    budget=st.integers(0, 20).map(lambda i: i / 20),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    kind=st.sampled_from(["greedy", "uniform"]),
+    smoothing=st.sampled_from([0.0, 0.5, 0.9]),
+    longer=st.integers(0, 100),
+)
+def test_steps_needed_is_the_least_that_suffices(budget, schedule, kind, smoothing, longer):
+    """Checked against the whole controller, of which `steps_needed` simulates two modules."""
+    planned = [m.decision for m in plan(MINI, 16, 8, budget, schedule, controller=kind).modules]
+    steps = needed(budget, schedule, smoothing=smoothing, controller=kind)
+    assert simulated(budget, schedule, steps, smoothing=smoothing, kind=kind) == planned
+    assert simulated(budget, schedule, steps + longer, smoothing=smoothing, kind=kind) == planned
+    if steps > 1:
+        assert simulated(budget, schedule, steps - 1, smoothing=smoothing, kind=kind) != planned
+
+
+def test_full_budget_needs_one_step():
+    assert needed(1.0, "short") == 1
+
+
+def test_schedule_after_the_last_step_is_refused():
+    with pytest.raises(BadInput, match="no run reaches"):
+        steps_needed(MINI, budget=0.4, start=1.0, end=1.0, smoothing=0.9, drop_threshold=0.05, controller="greedy")
+
+
+# ---- what `plan` prints of a scale ------------------------------------------------------------------------------
+
+
+BEYOND = {
+    "table2": [{"method": "kd_full"}, {"method": "budgeted_lora", "budget": [0.4, 0.0]}],
+    "pareto": [{"method": "budgeted_lora", "budget": 0.0, "controller": "uniform"}],
+    "table7": [{"method": "budgeted_lora", "budget": 0.4, "order": "energy"}],
+    "beyond": [{"method": "budgeted_lora", "budget": [0.4, 0.0], "ranks": "allocated"}],
+}
+
+
+def compressed(graph: Graph, cell: str, **changed: object) -> Path:
+    """The record of a compression that kept layer 0 and dropped the rest, at half the rank."""
+    shape = student_shape(graph.config)
+    modules = [
+        {
+            "name": module.name, "d": 1.0 if module.layer == 0 else 0.0, "lora_rank": 2, "svd_rank": 0,
+            "decision": "keep" if module.layer == 0 else "drop",
+            "macs": module.macs if module.layer == 0 else module.low_rank_macs(2),
+        }
+        for module in projections(shape)
+    ]  # fmt: skip
+    path = Path(graph.of_cells([cell], "@compression.json")[0])
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"modules": modules} | changed))
+    return path
+
+
+def test_each_structure_is_printed_once() -> None:
+    """Both controllers drop everything at F = 0: one line of the table, one paragraph."""
+    graph = tiny(tables=BEYOND).graph
+    text = render_structures(graph)
+    assert len(graph.structures()) == 3
+    assert [line for line in text.splitlines() if line.startswith("F =")] == [
+        "F = 0, greedy and uniform controller",
+        "F = 0.4, greedy controller",
+    ]
+    assert text.count("all 14 modules") == 1
+    assert text.count(" short ") == 2
+    assert text.count("from 0.1 to 0.3 of the steps") == 1
+    assert "controller" not in render_structures(tiny().graph), "where there is one it goes without saying"
+
+
+def test_a_structure_of_its_own_is_known_after_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = tiny(tables=BEYOND).graph
+    own = [cell for cell in graph.cells if "energy" in cell or "ranks" in cell]
+    before = render_structures(graph)
+    assert len(own) == 3
+    assert before.split("known after `compress`")[1].split("\n", 1)[1].split() == own
+    planned = structures_json(graph)
+    path = compressed(graph, own[0])
+    after = render_structures(graph)
+    assert after.split("as it was compressed\n")[1].splitlines()[:4] == [
+        "  F = 0.4: 9,696 MACs a token, 1.80x on dense, 2.20x on LoRA, 54.6 % fewer than dense+LoRA",
+        "  keep: layer 0 q, k, v, o, gate, up, down",
+        "  svd: none",
+        "  drop: layer 1 q, k, v, o, gate, up, down",
+    ]
+    assert after.split("known after `compress`")[1].split("\n", 1)[1].split() == own[1:]
+    *rest, mine = structures_json(graph)
+    assert rest == planned
+    assert (mine["cell"], mine["budget"], mine["kept"], mine["dropped"]) == (own[0], 0.4, 7, 7)
+    assert {module["rank"] for module in mine["modules"]} == {2}
+    alone = render_structures(tiny(tables={"table7": BEYOND["table7"]}).graph)
+    assert alone.strip().startswith(own[0]), "a scale whose every order is its own has no other structure to show"
+    path.write_text('{"modules": [{"name": "model.layers.9.mlp.up_proj"}]}')
+    with pytest.raises(BadInput, match=r"compression.json: not the record of a compression \(KeyError"):
+        render_structures(graph)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_printed_fits_a_hundred_columns(ranks: int) -> None:
+    for costs in (tiny(tables=BEYOND, gpus_per_run=ranks), costs_of("paper", "a100-80gb", gpus_per_run=ranks)):
+        text = render_structures(costs.graph) + render_costs(costs, gpus=2)
+        assert [line for line in text.splitlines() if len(line) > 100] == []
+        assert all(text.count(cell) >= 1 for cell in costs.graph.cells)
+        assert ("trains on 2 of 2 devices, at 90% of the speed" in " ".join(text.split())) == (ranks == 2)
+
+
+def test_sums_are_printed_once() -> None:
+    costs = costs_of("paper", "a100-80gb")
+    lines = render_costs(costs, gpus=2).splitlines()
+    [main] = [line for line in lines if line.startswith("main")]
+    assert main.split()[1:3] == ["18", f"{18 * 38_909 * 2**16:,}"]
+    for word in ("GPU-hours", "on 2 GPUs", "Vocabulary", "Most memory", "in all", "data sheet"):
+        assert sum(word in line for line in lines) == 1, word
+    assert len([line for line in lines if line.startswith("all ")]) == 1
+    small = render_costs(costs.of("main"), gpus=2).splitlines()
+    assert not [line for line in small if line.startswith("all ")], "main is everything"
+    host = render_costs(tiny(), gpus=1)
+    assert host.count("of the host") == 1
+    assert "on a GPU" not in host
+
+
+def test_cells_of_equal_cost_share_their_numbers() -> None:
+    rows = {"table2": [{"method": "kd_lora", "seed": [0, 1, 2]}, {"method": "kd_full"}]}
+    costs = tiny(tables=rows)
+    lines = render_costs(costs, gpus=1).splitlines()
+    first = lines.index(costs.cells[0].cell)
+    assert lines[first : first + 3] == [cell.cell for cell in costs.cells[:3]]
+    assert lines[first + 3].split()[:2] == ["6,400", f"{costs.cells[0].teacher_flops:.2e}"]
+    assert lines[first + 4] == costs.cells[3].cell

@@ -1,0 +1,505 @@
+"""The report on synthetic result files: numbers, forms, missing files, repeatable bytes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from fixtures.synthetic_results import TEACHERS, write_results
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.transforms import Bbox
+
+from budgeted_lora.config.scale import Config
+from budgeted_lora.errors import BadInput
+from budgeted_lora.reporting.contents import FIGURES
+from budgeted_lora.reporting.contents_tables import TABLES
+from budgeted_lora.reporting.figures.main import budgeted_cells
+from budgeted_lora.reporting.figures.pareto import frontier
+from budgeted_lora.reporting.figures.style import context, label_points, save
+from budgeted_lora.reporting.grouping import Settings
+from budgeted_lora.reporting.page import facts
+from budgeted_lora.reporting.published import Published
+from budgeted_lora.reporting.results import Results, size_in_name
+from budgeted_lora.reporting.table import (
+    Table,
+    escape,
+    latex,
+    markdown,
+)
+from budgeted_lora.reporting.tables.main import table2, table2_columns, table2_differences
+from budgeted_lora.reporting.uncertainty import interval, perplexities, resampled_perplexities
+from budgeted_lora.stages import report as build
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "config" / "published.csv"
+FAST = Settings(bootstrap=200)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report") / "results" / "mini"
+    write_results(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    teacher = {"layers": 12, "hidden": 96, "ffn": 384, "heads": 4, "kv_heads": 1}
+    return Config.model_validate(
+        {"scale": "mini", "corpus": {"packages": ["numpy"]}, "teacher_ladder": {"0.13B": teacher}}
+    )
+
+
+@pytest.fixture(scope="module")
+def report(results: Path, config: Config) -> Path:
+    out = results.parents[1] / "reports" / "mini"
+    build.build_report(results=results, published=PUBLISHED, out=out, config=config, bootstrap=200)
+    return out
+
+
+@pytest.fixture
+def copied(results: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(results, tmp_path / "results" / "mini"))
+
+
+def find(folder: Path, pattern: str) -> Path:
+    return next(iter(sorted(folder.glob(pattern))))
+
+
+# Uncertainty
+
+
+def test_perplexity_is_the_exponential_of_the_token_mean() -> None:
+    nll, tokens = np.array([[2.0, 3.0], [4.0, 6.0]]), np.array([1.0, 4.0])
+    assert perplexities(nll, tokens) == pytest.approx([np.exp(1.0), np.exp(2.0)], rel=1e-15)
+
+
+def test_bootstrap_error_agrees_with_the_delta_method() -> None:
+    generator = np.random.default_rng(3)
+    tokens = generator.integers(50, 100, 400).astype(float)
+    nll = tokens * (3.0 + generator.normal(0, 0.3, 400))
+    value = perplexities(nll[None], tokens)[0]
+    mean = nll.sum() / tokens.sum()
+    delta = value * np.sqrt(((nll - mean * tokens) ** 2).sum() * 400 / 399) / tokens.sum()
+    draws = resampled_perplexities(nll[None], tokens, resamples=4000, seed=0)[:, 0]
+    assert draws.std(ddof=1) == pytest.approx(delta, rel=0.05)
+    assert draws.dtype == np.float64
+
+
+def test_bootstrap_weights_windows_by_their_tokens() -> None:
+    draws = resampled_perplexities(np.array([[1.0, 20.0]]), np.array([1.0, 10.0]), resamples=500, seed=1)
+    possible = [np.exp(1.0), np.exp(2.0), np.exp(21 / 11)]
+    assert {round(float(v), 9) for v in draws[:, 0]} == {round(v, 9) for v in possible}
+
+
+def test_pairing_removes_what_windows_have_in_common() -> None:
+    generator = np.random.default_rng(0)
+    tokens = np.full(300, 100.0)
+    hard = generator.normal(0, 0.5, 300)
+    nll = tokens * np.stack([3.0 + hard, 3.1 + hard])
+    draws = resampled_perplexities(nll, tokens, resamples=500, seed=0)
+    assert (draws[:, 1] / draws[:, 0]).std() < 1e-12
+    assert draws[:, 0].std() > 0.1
+
+
+def test_draws_repeat_and_do_not_depend_on_blocks() -> None:
+    nll, tokens = np.random.default_rng(1).random((2, 30)), np.ones(30)
+    first = resampled_perplexities(nll, tokens, resamples=250, seed=5)
+    assert np.array_equal(first, resampled_perplexities(nll, tokens, resamples=250, seed=5))
+    assert np.array_equal(first[:120], resampled_perplexities(nll, tokens, resamples=120, seed=5))
+    assert not np.array_equal(first, resampled_perplexities(nll, tokens, resamples=250, seed=6))
+
+
+def test_interval_quantiles_and_whether_it_leaves_zero_out() -> None:
+    draws = np.linspace(1.0, 101.0, 101)
+    found = interval(51.0, draws, confidence=0.9)
+    assert (found.low, found.high) == pytest.approx((6.0, 96.0))
+    assert found.clear
+    assert not interval(0.0, draws - 50, confidence=0.9).clear
+
+
+# Tables
+
+
+def test_table2_has_the_contract_columns_and_the_published_counts(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "table2.csv", dtype={"budget": str}, keep_default_na=False)
+    assert list(table.columns) == [
+        "method", "budget", "ppl_0.13B", "ppl_0.13B_se", "ppl_0.5B", "ppl_0.5B_se", "ppl_1B", "ppl_1B_se",
+        "train_compute", "train_compute_published", "module_speedup", "module_speedup_published",
+        "param_reduction_pct", "param_reduction_pct_published",
+        "measured_module_speedup", "measured_prefill_speedup", "measured_decode_speedup", "measured_train_time",
+        "ppl_0.13B_sd", "ppl_0.13B_seeds", "ppl_0.5B_sd", "ppl_0.5B_seeds", "ppl_1B_sd", "ppl_1B_seeds",
+    ]  # fmt: skip
+    assert list(zip(table["method"], table["budget"], strict=True)) == [
+        ("kd_full", ""), ("kd_lora", ""), ("budgeted_lora", "0.4"), ("budgeted_lora", "0.0")
+    ]  # fmt: skip
+    assert list(table["train_compute_published"]) == [1.0, 0.91, 0.59, 0.38]
+    for name, digits in (("train_compute", 2), ("module_speedup", 2), ("param_reduction_pct", 1)):
+        assert list(table[name].round(digits)) == list(table[f"{name}_published"])
+
+
+def test_table2_perplexity_is_that_of_the_result_file(results: Path) -> None:
+    opened = Results.open(results)
+    table = table2(opened, Published.open(PUBLISHED), FAST)
+    cell = find(results / "cells", "budgeted-lora_1B_mixed_F0.4*")
+    scored = json.loads((cell / "compressed" / "default" / "perplexity.json").read_text())
+    row = table.frame[table.frame["budget"] == "0.4"].iloc[0]
+    assert row["ppl_1B"] == scored["value"]
+    assert 0.5 < row["ppl_1B_se"] / scored["standard_error"] < 2.0
+    assert table_columns_match(table)
+
+
+def table_columns_match(table: Table) -> bool:
+    return list(table.frame.columns) == table2_columns(list(TEACHERS))
+
+
+def test_table2_averages_training_seeds(tmp_path: Path) -> None:
+    write_results(tmp_path / "mini", seeds=(0, 1))
+    opened = Results.open(tmp_path / "mini")
+    table = table2(opened, Published.open(PUBLISHED), FAST)
+    scores = opened.scores("table2", parts=["perplexity"]).query("method == 'kd_lora' and teacher == '0.5B'")
+    assert len(scores) == 2
+    assert table.frame.loc[1, "ppl_0.5B"] == pytest.approx(scores["ppl"].mean())
+
+
+def test_table2_refuses_to_average_different_students(copied: Path) -> None:
+    cells = pd.read_csv(copied / "cells.csv")
+    cells.loc[cells["cell"].str.startswith("kd-lora_1B"), "rank"] = 8
+    cells.to_csv(copied / "cells.csv", index=False)
+    with pytest.raises(BadInput, match="KD LoRA lists cells with several values of rank"):
+        table2(Results.open(copied), Published.open(PUBLISHED), FAST)
+
+
+def test_differences_are_paired_and_signed(results: Path) -> None:
+    table = table2_differences(Results.open(results), Published.open(PUBLISHED), FAST)
+    assert len(table.frame) == 3 * 6
+    row = table.frame.query("teacher == '0.13B' and method == 'kd_lora' and against == 'kd_full'").iloc[0]
+    main = table2(Results.open(results), Published.open(PUBLISHED), FAST).frame
+    assert row["difference"] == pytest.approx(main.loc[1, "ppl_0.13B"] - main.loc[0, "ppl_0.13B"], rel=1e-9)
+    assert row["low"] < row["difference"] < row["high"]
+    assert bool(row["clear"])
+    assert row["difference_se"] < 0.5 * main.loc[1, "ppl_0.13B_se"]
+
+
+def test_models_scored_on_other_windows_are_refused(copied: Path) -> None:
+    path = find(copied / "cells", "kd-lora_0.13B*/compressed/default/perplexity.json")
+    scored = json.loads(path.read_text())
+    scored["conditions"]["validation_sha256"] = "cd" * 32
+    path.write_text(json.dumps(scored))
+    with pytest.raises(BadInput, match="other validation windows"):
+        table2(Results.open(copied), Published.open(PUBLISHED), FAST)
+
+
+def test_table8_shows_the_structure_and_the_swapped_row(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "table8.csv").set_index("budget")
+    assert list(table.loc[0.8, ["kept", "svd", "dropped"]]) == [17, 1, 24]
+    assert list(table.loc[0.8, ["kept_published", "svd_published", "dropped_published"]]) == [24, 1, 17]
+    assert list(table.loc[0.4, ["kept", "svd", "dropped"]]) == [9, 0, 33]
+    assert table["kept_published"].isna().to_dict() == {0.8: False, 0.6: True, 0.4: False, 0.2: True, 0.0: False}
+    assert "swapped" in (report / "tables" / "table8.md").read_text()
+
+
+def test_table9_has_every_probe_and_no_invented_published_value(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "table9.csv")
+    assert table.groupby(["method", "teacher"]).size().min() >= 19
+    assert table["probe"].nunique() == 19
+    assert table["published"].isna().all()
+    assert "not known" in (report / "tables" / "table9.md").read_text()
+
+
+def test_published_perplexities_stand_alone_at_mini(report: Path) -> None:
+    for path in report.glob("tables/*.csv"):
+        if path.stem != "published_perplexities":
+            assert not [c for c in pd.read_csv(path).columns if c.startswith("ppl") and c.endswith("published")]
+    assert "other corpus, other vocabulary" in (report / "tables" / "published_perplexities.md").read_text()
+    published = pd.read_csv(report / "tables" / "published_perplexities.csv")
+    assert len(published) == len(pd.read_csv(PUBLISHED).query("metric == 'ppl'"))
+
+
+def test_at_paper_scale_table1_shows_both(tmp_path: Path) -> None:
+    write_results(tmp_path / "paper")
+    table = TABLES["table1"](Results.open(tmp_path / "paper"), Published.open(PUBLISHED), FAST)
+    assert list(table.frame["ppl_published"]) == [21.8, 16.0, 14.1]
+
+
+def test_figure2_values_hold_only_the_composites_the_paper_prints(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "figure2_values.csv")
+    assert sorted(table["published_pct"].dropna()) == [2.7, 5.0, 5.6]
+    assert set(table[table["published_pct"].notna()]["teacher"]) == {"1B"}
+
+
+def test_reference_rows(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "reference.csv")
+    # A scored scratch student lies there too, but no cell of a main table starts from it.
+    assert list(table["row"]) == ["0.13B itself", "untrained student, mixed"]
+
+
+def test_published_csv_is_the_reference() -> None:
+    published = Published.open(PUBLISHED)
+    assert published.value("Table 2", "ppl", "budgeted_lora", teacher="1B", setting="F=0.4") == 26.58
+    assert np.isnan(published.value("Table 2", "ppl", "budgeted_lora", teacher="1B", setting="F=0.6"))
+
+
+# Forms
+
+
+def sample(cell: str) -> Table:
+    frame = pd.DataFrame({"a_b": [1.5], "name": [cell]})
+    return Table("t", "A & B", frame, frame.astype(str), ["10 % of #1"])
+
+
+def test_latex_is_escaped_and_has_booktabs_rules() -> None:
+    text = latex(sample("50 % & under_score ± 3×"))
+    assert r"50 \% \& under\_score $\pm$ 3$\times$ \\" in text
+    assert r"a\_b & name \\" in text
+    assert [rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{A \& B}")] == [True] * 4
+
+
+@given(st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"])))
+@settings(deadline=None, max_examples=50)
+def test_latex_escape_leaves_no_special_character_bare(text: str) -> None:
+    bare = escape(text)
+    for command in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}"):
+        bare = bare.replace(command, "")
+    assert not re.search(r"(?<!\\)[&%$#_{}]", bare)
+    assert not re.search(r"[~^]", bare)
+
+
+def test_markdown_escapes_pipes() -> None:
+    assert "| 1.5 | a\\|b |" in markdown(sample("a|b"))
+
+
+def test_every_table_comes_in_three_forms(report: Path) -> None:
+    for name in TABLES.keys() - {"controls"}:  # which these results lack
+        for ending in ("csv", "md", "tex"):
+            text = (report / "tables" / f"{name}.{ending}").read_text()
+            assert text.strip()
+            assert "nan" not in re.findall(r"[a-z]+", text.lower())
+
+
+# Figures
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=60)
+def test_frontier_keeps_exactly_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    cost, loss = (np.array(values, dtype=float) for values in zip(*points, strict=True))
+    kept = {points[i] for i in frontier(cost, loss)}
+    beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
+    assert kept == set(points) - beaten
+
+
+def test_labels_cover_neither_each_other_nor_points() -> None:
+    with context():
+        figure, axes = plt.subplots(figsize=(6, 5))
+        points = [(1.0, y, f"student {i} of many", "k") for i, y in enumerate(np.linspace(20, 22, 8))]
+        axes.scatter([p[0] for p in points], [p[1] for p in points])
+        axes.set_xlim(0.5, 2)
+        boxes = [note.get_window_extent() for note in label_points(axes, points)]
+        frame = axes.get_window_extent()
+        centres = axes.transData.transform([p[:2] for p in points])
+        plt.close(figure)
+    assert not any(Bbox.intersection(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert not any(box.contains(*centre) for box in boxes for centre in centres)
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
+def test_figures_are_there_in_three_forms(report: Path) -> None:
+    for name in FIGURES:
+        assert (report / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert b"<svg" in (report / "figures" / f"{name}.svg").read_bytes()[:2000]
+        assert (report / "figures" / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_a_figure_has_the_same_bytes_each_time_and_no_date(results: Path, report: Path, tmp_path: Path) -> None:
+    for name in ("figure2", "pareto_train_compute"):
+        for path in build.build_figure(name, results=results, out=tmp_path):
+            assert path.read_bytes() == (report / "figures" / path.name).read_bytes()
+            assert b"Date" not in path.read_bytes()
+
+
+def test_figure2_draws_band_teacher_line_and_chance(results: Path) -> None:
+    with context():
+        figure = FIGURES["figure2"].draw(Results.open(results))
+        labels = [line.get_label() for line in figure.axes[0].get_lines()]
+        bands = len(figure.axes[0].collections)
+        plt.close(figure)
+    assert labels == ["KD Full", "KD LoRA", "Budgeted LoRA, F=0.4", "Budgeted LoRA, F=0.0", "0.13B itself", "chance"]
+    assert bands == 4
+
+
+def test_retention_shows_all_modules_of_every_budget(results: Path) -> None:
+    opened = Results.open(results)
+    assert [float(row.budget) for row in budgeted_cells(opened).itertuples()] == [0.8, 0.6, 0.4, 0.2, 0.0]
+    with context():
+        figure = FIGURES["retention"].draw(opened)
+        heat = [mesh for axes in figure.axes[:5] for mesh in axes.collections]
+        shapes = {mesh.get_array().shape for mesh in heat}
+        plt.close(figure)
+    assert len(heat) == 5
+    assert shapes == {(42, 30)}
+
+
+def test_save_closes_the_layout_before_writing(tmp_path: Path) -> None:
+    with context():
+        figure, _ = plt.subplots(figsize=(2, 2))
+        paths = save(figure, tmp_path, "empty")
+        plt.close(figure)
+    assert [path.suffix for path in paths] == [".png", ".svg", ".pdf"]
+
+
+# The page
+
+
+def test_page_is_self_contained_and_its_links_lead_somewhere(report: Path) -> None:
+    page = (report / "index.html").read_text()
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    outside = [a for a in addresses if re.match(r"(https?:)?//", a)]
+    local = [a for a in addresses if not a.startswith(("data:", "#"))]
+    assert not outside
+    assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
+    assert len(local) > 50
+    assert [a for a in local if not (report / a).is_file()] == []
+    anchors = {a[1:] for a in addresses if a.startswith("#")}
+    assert anchors <= set(re.findall(r'id="([^"]+)"', page))
+    assert any(a.startswith("../../results/mini/cells/") for a in local)
+
+
+def test_page_says_what_it_must(report: Path) -> None:
+    page = (report / "index.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    for words in (
+        "Made-up CPU", "tokens of training text", "cannot say about the paper", "swapped", "published",
+        "other corpus, other vocabulary", "training.train_embeddings_head_norms", 'name="viewport"', "19.67 ± ",
+    ):  # fmt: skip
+        assert words in page
+    assert "Mixed versions" not in page
+    assert page.index('id="table2"') < page.index('id="tables"')
+
+
+def test_mixed_versions_are_flagged(copied: Path, tmp_path: Path) -> None:
+    path = find(copied / "cells", "kd-full_1B*/train.json")
+    result = json.loads(path.read_text())
+    result["provenance"] |= {"git_commit": "f" * 40, "git_dirty": True}
+    result["provenance"]["libraries"]["torch"] = "2.12.0"
+    path.write_text(json.dumps(result))
+    page = build.build_index(results=copied, published=PUBLISHED, out=tmp_path / "out").read_text()
+    assert "Mixed versions" in page
+    assert "ffffffffffff with uncommitted changes" in page
+    assert facts.versions(Results.open(copied)).mixed == ["commit", "libraries"]
+
+
+def test_results_of_cells_that_are_no_longer_listed_are_not_counted(copied: Path) -> None:
+    before = facts.versions(Results.open(copied)), facts.time_sentence(Results.open(copied))
+    for folder in ("cells/left-over", "speed"):
+        (copied / folder).mkdir(exist_ok=True)
+    provenance = {"git_commit": "0" * 40, "started_at": "2020-01-01T00:00:00+00:00", "seconds": 1e6}
+    for name in ("cells/left-over/train.json", "speed/left-over.json"):
+        (copied / name).write_text(json.dumps({"provenance": provenance}))
+    assert (facts.versions(Results.open(copied)), facts.time_sentence(Results.open(copied))) == before
+
+
+def test_constants_are_those_tagged_unknown_or_derived(config: Config) -> None:
+    rows = {row["key"]: row for row in facts.constants(config)}
+    assert rows["budget.smoothing"]["value"] == "0.9"
+    assert rows["training.temperature"]["tag"] == "D"
+    assert "training.weight_decay" not in rows
+    assert "[" not in rows["compression.r_max"]["meaning"]
+
+
+def test_text_from_files_is_escaped(copied: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "claims.csv").write_text("claim,status\n<script>alert(1)</script>,not run\n")
+    page = build.build_index(results=copied, published=PUBLISHED, out=out).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+# Missing results
+
+
+def test_a_missing_result_is_refused_by_name(copied: Path, tmp_path: Path) -> None:
+    path = find(copied / "cells", "kd-lora_0.5B*/compressed/default/perplexity.json")
+    path.unlink()
+    with pytest.raises(BadInput, match=r"kd-lora_0\.5B.*perplexity\.json: no such result"):
+        build.build_table("table2", results=copied, published=PUBLISHED, out=tmp_path)
+    assert not (tmp_path / "tables").exists()
+
+
+def test_partial_tables_show_what_is_there(copied: Path) -> None:
+    shutil.rmtree(find(copied / "cells", "budgeted-lora_1B_mixed_F0_*") / "compressed")
+    opened = Results.open(copied, partial=True)
+    table = table2(opened, Published.open(PUBLISHED), FAST)
+    assert np.isnan(table.frame.loc[3, "ppl_1B"])
+    assert table.frame.loc[3, "ppl_0.5B"] > 1
+    assert table.shown.loc[3, "PPL 1B"] == "–"
+    assert any("budgeted-lora_1B_mixed_F0_" in path for path in opened.missing)
+    differences = table2_differences(opened, Published.open(PUBLISHED), FAST)
+    assert len(differences.frame) == 6 + 6 + 3
+
+
+def test_partial_report_of_an_empty_run_names_everything(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "FIGURES", {name: FIGURES[name] for name in ("pareto_train_compute", "gates")})
+    empty = tmp_path / "results" / "mini"
+    empty.mkdir(parents=True)
+    shutil.copy(results / "cells.csv", empty)
+    out = tmp_path / "reports" / "mini" / "partial"
+    page = build.build_report(results=empty, published=PUBLISHED, out=out, bootstrap=20, partial=True).read_text()
+    assert "Partial report" in page
+    for cell in pd.read_csv(empty / "cells.csv")["cell"]:
+        assert f"cells/{cell}/" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("cells.csv", None, "no such file"),
+        ("cells.csv", "cell,method\nx,kd_full\n", "no column tables"),
+    ],
+)
+def test_bad_cell_lists_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=message):
+        Results.open(tmp_path)
+
+
+def test_unknown_names_are_refused(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="table 'table77' is unknown"):
+        build.build_table("table77", results=results, published=PUBLISHED, out=tmp_path)
+    with pytest.raises(BadInput, match="figure 'x' is unknown"):
+        build.build_figure("x", results=results, out=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "size"), [("0.13B", 0.13), ("125m", 0.125), ("1B", 1.0), ("small", float("inf"))])
+def test_teachers_are_sorted_by_the_size_in_their_name(name: str, size: float) -> None:
+    assert size_in_name(name) == pytest.approx(size)
+
+
+def test_reporting_needs_no_torch() -> None:
+    code = (
+        "import sys, budgeted_lora.reporting.build; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_table_and_figure_has_a_caption_for_the_workflow_report() -> None:
+    captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
+    assert set(TABLES) | set(FIGURES) <= captions
+
+
+def test_the_page_counts_the_students_that_are_trained(results: Path, tmp_path: Path) -> None:
+    opened = Results.open(Path(shutil.copytree(results, tmp_path / "mini")))
+    listed = len(opened.cells)
+    assert facts.students_sentence(opened).startswith(f"{listed}, ")
+    (opened.root / "cells" / opened.cells["cell"].iloc[0] / "train.json").unlink()
+    assert facts.students_sentence(opened).startswith(f"{listed - 1} of the {listed} that the configuration lists, ")

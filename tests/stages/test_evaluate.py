@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from budgeted_lora.data import probes as rules
+from budgeted_lora.data.tokenizer import END
+from budgeted_lora.data.tokens import write_tokens
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import write_json
+from budgeted_lora.method.projections import install
+from budgeted_lora.models.load import mistral_config, new_model, save_model
+from budgeted_lora.models.trained import save_trained
+from budgeted_lora.stages.evaluate import evaluate_model
+from budgeted_lora.stages.tokenizer import train_tokenizer
+
+VOCABULARY = 500
+VALUES = {
+    "context": None,
+    "batch_windows": 3, "shots": 10, "demonstration_seeds": [0, 2], "queries": 2, "icl_batch": 16,
+    "probes": "generated", "probes_folder": None, "prompt_space": False, "sequence_length": 384, "rows": "packed",
+    "validation_tokens": 2000, "slice_per_mille": 40, "hold_out_words": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder, a tokenizer, a model, and a trained student whose adapters do nothing yet."""
+    root = tmp_path_factory.mktemp("evaluate")
+    texts = [rules.function_document(number, seed=0, slice_per_mille=40) for number in range(300)]
+    tokenizer = train_tokenizer(iter(texts), vocab_size=VOCABULARY)
+    tokenizer.save(str(root / "tokenizer.json"))
+    write_json(root / "tokenizer_config.json", {"eos_token": END})
+    documents = [tokenizer.encode(text).ids for text in texts[:80]]
+    end = tokenizer.token_to_id(END)
+    write_tokens(root / "validation.bin", iter(documents), vocab_size=VOCABULARY, eos_id=end)
+    write_tokens(root / "functions.bin", iter(documents[:20]), vocab_size=VOCABULARY, eos_id=end)
+    write_tokens(root / "empty/validation.bin", iter(documents[:30]), vocab_size=VOCABULARY, eos_id=end)
+    write_tokens(root / "empty/functions.bin", iter([]), vocab_size=VOCABULARY, eos_id=end)
+    write_json(root / "manifest.json", {"proof": {"held_out_md5_list_sha256": {"validation": "abc"}}})
+    shape = {"layers": 2, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1}
+    model = new_model(mistral_config(**shape, vocab_size=VOCABULARY, context=384, end_id=end), seed=0)
+    save_model(model, root / "model")
+    modules = install(model, rank=2, alpha=4.0, dropout=0.0, gates=True, seed=0)
+    save_trained(root / "trained", model, method="budgeted_lora", modules=modules)
+    return root
+
+
+def run(folder, out, *, tokens=None, values=VALUES, **changes):
+    arguments = {
+        "model": folder / "model", "tokens": tokens or folder, "tokenizer": folder, "out": out, "values": values,
+        "scale": "smoke", "cell": "c", "device": "cpu", "threads": 1, "icl": True,
+    }  # fmt: skip
+    evaluate_model(**arguments | changes)
+
+
+def test_the_stage_writes_scores_windows_and_examples(folder, tmp_path):
+    run(folder, tmp_path, student=folder / "model", uncompressed=folder / "trained")
+    scores = json.loads((tmp_path / "perplexity.json").read_text())
+    windows = pd.read_parquet(tmp_path / "perplexity_windows.parquet")
+    assert scores["value"] == pytest.approx(np.exp(windows["nll"].sum() / windows["tokens"].sum()))
+    assert scores["windows"] == len(windows) == 2000 // 384
+    assert scores["tokens"] == windows["tokens"].sum()
+    assert scores["standard_error"] > 0
+    assert scores["functions"]["value"] > 1
+    assert scores["uncompressed"]["value"] == pytest.approx(scores["value"], rel=1e-6)  # B is zero
+    assert scores["conditions"]["slice_sha256"] == "abc"
+    assert scores["conditions"]["dtype"] == "float32"
+    assert scores["provenance"]["values"] == VALUES
+    assert scores["provenance"]["cell"] == "c"
+
+    icl, examples = json.loads((tmp_path / "icl.json").read_text()), pd.read_parquet(tmp_path / "icl_examples.parquet")
+    assert set(icl["probes"]) == set(rules.PROBES)
+    assert icl["seeds"] == [0, 2]
+    assert len(examples) == icl["examples"] == 19 * 2 * 2
+    accuracies = examples.groupby("probe")["correct"].mean()
+    assert icl["composite"] == pytest.approx(accuracies.mean())
+    assert icl["prefix_breaks"] == 0
+    assert icl["longest_prompt_with_answer"] <= 384
+    assert 0 < icl["chance_composite"] <= 1
+    fields = {"accuracy", "se", "n", "chance_constant", "chance_word", "ceiling"}
+    assert all(fields <= set(probe) for probe in icl["probes"].values())
+
+
+def test_the_same_run_gives_the_same_scores_and_leaves_other_files(folder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compression.json").write_text("{}")
+        run(folder, tmp_path / name)
+        assert (tmp_path / name / "compression.json").read_text() == "{}"
+    for file in ("perplexity_windows.parquet", "icl_examples.parquet"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_perplexity_alone_and_no_function_documents(folder, tmp_path):
+    run(folder, tmp_path, tokens=folder / "empty", icl=False)
+    scores = json.loads((tmp_path / "perplexity.json").read_text())
+    assert scores["functions"] is None
+    assert scores["uncompressed"] is None
+    assert scores["conditions"]["slice_sha256"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["perplexity.json", "perplexity_windows.parquet"]
+
+
+def test_refusals(folder, tmp_path):
+    with pytest.raises(BadInput, match="evaluation settings: unknown key shot"):
+        run(folder, tmp_path, values=VALUES | {"shot": 3})
+    with pytest.raises(BadInput, match="only one was given"):
+        run(folder, tmp_path, uncompressed=folder / "trained")
+    with pytest.raises(BadInput, match=r"probe \w+: .* has \d+ tokens; expected at most 64 "):
+        run(folder, tmp_path, values=VALUES | {"sequence_length": 64})

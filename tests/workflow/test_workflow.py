@@ -1,0 +1,563 @@
+"""The workflow as Snakemake plans it: dry runs in a copy of the checkout, without results and with all done."""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from fixtures.checkout import checkout
+
+from budgeted_lora.config.corpus import Corpus
+from budgeted_lora.config.jobs import read_settings
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
+from budgeted_lora.config.sections import Pretraining, Teacher
+from budgeted_lora.planning.start import asked_for, targets_of
+from budgeted_lora.stages import dispatch as stages
+from budgeted_lora.workflow.graph import CONTROLS, MAIN_FIGURES, Graph
+
+ROOT = Path(__file__).resolve().parents[2]
+RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+FOLDERS = {"model", "trained", "tokenizer"}  # outputs that are folders, by their last name
+CORES = 2
+ABLATIONS = ("table3", "table4", "table5", "table6", "lora_construction", "table7", "thresholds")
+TARGETS = (
+    "table1", "table2", "table8", "table9", "figure2", "pareto", "claims", "report", "main", *ABLATIONS, "ablations",
+    "all",
+)  # fmt: skip
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    own = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=own)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a dry run."""
+
+    rule: str
+    fields: dict[str, str]
+    command: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        words = shlex.split(self.command.partition(" 2>&1 |")[0])
+        return {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
+
+
+Plan = Callable[..., list[Job]]
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkout(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="module")
+def plan(fresh: Path) -> Plan:
+    """The jobs of a dry run in a fresh checkout, by targets and configuration; each is planned once."""
+
+    @cache
+    def go(*words: str) -> list[Job]:
+        done = snakemake(fresh, "--dry-run", "--printshellcmds", "--cores", str(CORES), *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        jobs = []
+        for block in re.split(r"^\[[A-Z][a-z]{2} [^\]]+\]\n", done.stdout, flags=re.MULTILINE)[1:]:
+            rule = re.match(r"(?:local)?rule (\w+):", block)
+            assert rule, block[:200]
+            fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
+            command = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
+            jobs.append(Job(rule[1], fields, command[1] if command else ""))
+        return jobs
+
+    return go
+
+
+def rules(jobs: list[Job]) -> Counter[str]:
+    return Counter(job.rule for job in jobs)
+
+
+# --- every scale
+
+
+def graph_of(scale: str) -> Graph:
+    return Graph(load_config(ROOT / "config" / f"{scale}.yaml"))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
+    graph, jobs = graph_of(scale), plan("all", "--config", f"scale={scale}")
+    found = rules(jobs)
+    wanted = {*MAIN_CELLS, CONTROLS, *graph.ablations()}
+    cells, references = graph.listed(wanted), len(graph.references()) // 2
+    assert found["train_cell"] == len(cells)
+    assert found["evaluate_cell"] == len(graph.listed(MAIN_CELLS))
+    assert found["compress_cell"] == sum(len(graph.settings_listed(cell, wanted)) for cell in cells)
+    assert found["score_cell"] == found["compress_cell"] - found["evaluate_cell"]
+    assert found["evaluate_reference"] == references
+    assert found["measure_speed"] == len(graph.structures())
+    assert found["cut_student"] == len({graph.config.training.init, *map(graph.student_of, cells)})
+    assert found["cache_teacher"] == (len({graph.cache_name(cell) for cell in cells}) if graph.cached else 0)
+    assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
+    assert found["calibrate_teachers"] == len(graph.calibration())
+    calibrated = Counter(job.rule for job in jobs if "calibration.json" in job.fields.get("input", ""))
+    waiting = {"train_cell": len(cells), "judge_claims": 1, "judge_all_claims": 1, "make_table": 2}
+    assert calibrated == (waiting if graph.calibration() else {}), "said before any student trains or is judged"
+    assert found["make_table"] == len(graph.main_tables()) + len(graph.ablations())
+    assert found["make_figure"] == len(MAIN_FIGURES)
+    for rule in ("list_cells", "make_index", "make_contents"):
+        assert found[rule] == 1
+    shards = graph.config.corpus.shards
+    assert found["collect_corpus"] == found["tokenize_corpus"] == (0 if shards else 1)
+    assert found["join_shards"] == (1 if shards else 0)
+    assert found["fetch_shard"] == found["tokenize_shard"] == (shards.held_out if shards else 0)
+
+
+def test_main_needs_no_ablation_and_draws_the_controls(plan: Plan) -> None:
+    graph, jobs = graph_of("mini"), plan("main", "--config", "scale=mini")
+    found = rules(jobs)
+    assert found["train_cell"] == len(graph.listed({*MAIN_CELLS, CONTROLS}))
+    tables = {job.fields["wildcards"].removeprefix("table=") for job in jobs if job.rule == "make_table"}
+    assert tables == set(graph.main_tables())
+    assert CONTROLS in tables
+    assert not found.keys() & {"make_contents", "judge_all_claims"}
+    [pareto] = [job for job in jobs if job.fields.get("wildcards") == "figure=pareto_mac_speedup"]
+    inputs = pareto.fields["input"]
+    assert all(f"/{cell}/compressed" in inputs for cell in graph.listed([CONTROLS]))
+    assert "compressed/macsF0.4/perplexity.json" in inputs
+
+
+def test_ablations_at_smoke_leave_main_as_it_was(plan: Plan) -> None:
+    graph = graph_of("smoke")
+    assert graph.ablations() == list(ABLATIONS)
+    assert rules(plan("main", "--config", "scale=smoke"))["train_cell"] == len(graph.listed(MAIN_CELLS)) == 8
+
+
+def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
+    """Three teachers by four methods, three seeds on the smallest; there all of Table 8 and uniform decay as well."""
+    jobs = [job for job in plan("main", "--config", "scale=mini") if job.rule == "train_cell"]
+    recipes = [json.loads(job.options["--values"]) for job in jobs]
+    recipes = [recipe for recipe in recipes if recipe.get("student_ffn") is None]  # the others are controls
+    named = ("teacher", "method", "budget", "controller", "seed")
+    seeds = Counter(tuple(recipe.get(name) for name in named) for recipe in recipes)
+    found = {key[:-1] for key in seeds}
+    expected = {
+        (teacher, *method)
+        for teacher in ("0.13B", "0.5B", "1B")
+        for method in (
+            ("kd_full", None, None),
+            ("kd_lora", None, None),
+            ("budgeted_lora", 0.4, "greedy"),
+            ("budgeted_lora", 0.0, "greedy"),
+        )
+    }
+    several = {key for key in expected if key[0] == "0.13B"}
+    expected |= {("0.13B", "budgeted_lora", budget, "greedy") for budget in (0.2, 0.6, 0.8)}
+    expected |= {("0.13B", "budgeted_lora", 0.0, "uniform")}
+    assert found == expected
+    drawn = Counter(key[:-1] for key in seeds)
+    assert all(drawn[key] == (3 if key in several else 1) for key in expected)
+    assert set(seeds.values()) == {1}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_command_is_one_that_the_command_line_takes(plan: Plan, scale: str) -> None:
+    commands = typer.main.get_command(stages.app).commands
+    values = {
+        "train": Recipe.model_validate, "compress": Recipe.model_validate, "collect": Corpus.model_validate,
+        "pretrain-teacher": Pretraining.model_validate, "evaluate": read_settings,
+    }  # fmt: skip
+    for job in plan("all", "--config", f"scale={scale}"):
+        if job.rule == "all":
+            continue
+        words, _, rest = job.command.partition(" 2>&1 | tee ")
+        assert rest == job.fields["log"], job.rule
+        program, group, name, *options = shlex.split(words)
+        assert (program, group) == ("budgeted-lora", "stage")
+        commands[name].make_context(name, options)  # raises on an unknown or missing option, and runs nothing
+        assert not any(word.startswith("/") for word in options), job.command
+        given = job.options
+        if name in values:
+            values[name](json.loads(given["--values"]))
+        if "--spec" in given:
+            Teacher.model_validate_json(given["--spec"])
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_every_job_has_log_and_benchmark_and_those_with_a_device_a_gpu(plan: Plan, scale: str) -> None:
+    for job in plan("all", "--config", f"scale={scale}"):
+        if job.rule == "all":
+            continue
+        assert job.fields["log"].startswith(f"results/{scale}/logs/")
+        assert job.fields["benchmark"].startswith(f"results/{scale}/benchmarks/")
+        assert ("gpu=1" in job.fields["resources"]) == ("--device" in job.options), job.rule
+        if "--threads" in job.options:
+            planned = int(job.fields.get("threads", "1"))  # Snakemake caps it at --cores; the option is never capped
+            assert planned == min(int(job.options["--threads"]), CORES), job.rule
+
+
+def test_gpus_per_run_reaches_the_trainings_and_nothing_else(plan: Plan) -> None:
+    jobs = plan("table2", "--config", "scale=smoke", "gpus_per_run=2")
+    assert rules(jobs) == rules(plan("table2", "--config", "scale=smoke"))
+    for job in jobs:
+        if job.rule == "train_cell":
+            assert job.options["--gpus"] == job.fields["threads"] == "2"
+            assert "gpu=2" in job.fields["resources"]
+        else:
+            assert "--gpus" not in job.options
+            assert "gpu=2" not in job.fields.get("resources", "")
+    one, two = (
+        {job.options["--cell"] for job in plan("table2", "--config", "scale=smoke", *words) if job.rule == "train_cell"}
+        for words in ((), ("gpus_per_run=2",))
+    )
+    assert one == two
+
+
+# --- targets
+
+
+def test_every_target_is_there_and_together_they_are_all(plan: Plan) -> None:
+    together = rules(plan(*TARGETS, "--config", "scale=smoke"))
+    assert {name for name in together if name in TARGETS} == set(TARGETS)
+    alone = rules(plan("all", "--config", "scale=smoke"))
+    assert {name: n for name, n in together.items() if name not in TARGETS} == {
+        name: n for name, n in alone.items() if name not in TARGETS
+    }
+
+
+def test_table_1_trains_no_student(plan: Plan) -> None:
+    found = rules(plan("table1", "--config", "scale=smoke"))
+    assert not found.keys() & {"train_cell", "compress_cell", "evaluate_cell", "cache_teacher", "measure_speed"}
+    assert found["make_table"] == found["table1"] == 1
+    assert found["evaluate_reference"] == 3
+
+
+def test_a_scale_names_the_targets_that_it_has() -> None:
+    assert set(targets_of(graph_of("smoke"))) >= set(TARGETS)
+    smoke, mini, paper = (targets_of(graph_of(scale)) for scale in ("smoke", "mini", "paper"))
+    assert {"sensitivity", "beyond", "controls"} <= set(mini) - set(smoke)
+    assert set(paper) - set(smoke) == {"calibration", "controls", "sensitivity"}
+    assert set(paper) == {*mini, "calibration"} - {"beyond"}
+    assert not set(targets_of(graph_of("gpu-hour"))) & {"ablations", *ABLATIONS}
+    rows = {"tables": {"table2": [{"method": "kd_full"}]}}
+    alone = Graph(Config.model_validate(graph_of("mini").config.model_dump() | rows))
+    assert not set(targets_of(alone)) & {"ablations", "table6", "beyond", "controls"}
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["/x/bin/snakemake", "table2", "main", "--config", "scale=mini", "a=b", "-n"], ["table2", "main"]),
+        (["/x/snakemake/__main__.py", "--config", "scale=mini", "--resources", "gpu=2", "--", "table2"], ["table2"]),
+        (["/x/bin/snakemake", "--config", "scale=mini"], []),
+        (["/x/bin/snakemake", "table2", "--target-jobs", "train_cell:cell=c"], []),
+        (["/x/bin/pytest", "table2"], []),
+    ],
+)
+def test_targets_are_read_as_snakemake_reads_them(
+    words: list[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", words)
+    assert asked_for() == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("table7", "--config", "scale=gpu-hour"), "scale gpu-hour has no target 'table7'; expected one of its"),
+        (("all", "tabel2", "--config", "scale=smoke"), "scale smoke has no target 'tabel2'; expected one of its"),
+        (("ablations", "--config", "scale=gpu-hour"), "scale gpu-hour has no rows for 'ablations'; expected one of"),
+    ],
+)
+def test_a_target_that_a_scale_has_not_is_status_2_and_one_line(
+    fresh: Path, words: tuple[str, ...], expected: str
+) -> None:
+    done = snakemake(fresh, "--dry-run", "--cores", "1", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"budgeted-lora: {expected}")
+
+
+def test_an_undistilled_student_is_scored_without_the_distilled_one(plan: Plan) -> None:
+    scored = [job for job in plan("beyond", "--config", "scale=mini") if job.rule.startswith("score_")]
+    folders = {job.options["--out"].rpartition("/")[2]: job for job in scored}
+    undistilled = graph_of("mini").undistilled()
+    assert len(undistilled) == 4
+    assert {name for name, job in folders.items() if job.rule == "score_undistilled"} == set(undistilled)
+    for name in undistilled:
+        assert not {"--uncompressed", "--student"} & folders[name].options.keys()
+        assert not re.search(r"/trained(\.sha256)?(,|$)", folders[name].fields["input"])
+
+
+# --- teachers
+
+
+@pytest.mark.parametrize(
+    ("words", "teacher", "tokenizer"),
+    [
+        (("scale=smoke",), "pretrain_teacher", "train_tokenizer"),
+        (("scale=mini",), "fetch_teacher", "copy_shipped_tokenizer"),
+        (("scale=paper",), "fetch_teacher", "copy_checkpoint_tokenizer"),
+        (("scale=mini", "teachers=pretrain"), "pretrain_teacher", "train_tokenizer"),
+        (("scale=local",), "fetch_teacher", "copy_checkpoint_tokenizer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_source_of_teachers_switches_the_rules(
+    fresh: Path, plan: Plan, words: tuple[str, ...], teacher: str, tokenizer: str
+) -> None:
+    smallest = {"layers": 4, "hidden": 32, "ffn": 128, "heads": 4, "kv_heads": 1, "folder": "checkpoints/A"}
+    tables = {"table2": [{"method": "kd_full"}]}
+    local = {"extends": "smoke", "scale": "local", "teachers": "folder", "teacher_ladder": {"A": smallest}}
+    (fresh / "config" / "local.yaml").write_text(yaml.safe_dump(local | {"tables": tables}))
+    jobs = plan("all", "--config", *words)
+    found = rules(jobs)
+    options = {"pretrain_teacher", "fetch_teacher"}, {
+        "train_tokenizer", "copy_shipped_tokenizer", "copy_checkpoint_tokenizer",
+    }  # fmt: skip
+    assert found.keys() & options[0] == {teacher}
+    assert found.keys() & options[1] == {tokenizer}
+    sources = {job.options["--source"] for job in jobs if job.rule == "fetch_teacher"}
+    assert sources == {("scale=mini",): {"shipped"}, ("scale=paper",): {"hub"}, ("scale=local",): {"folder"}}.get(
+        words, set()
+    )
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("scale=huge",), "config/huge.yaml: no such scale file; expected one of: "),
+        (
+            ("scale=mini", "rows=loose"),
+            "config/mini.yaml: rows is 'loose', expected one of packed, document (said in --config)",
+        ),
+        (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael; did you mean scale? (said in --config)"),
+        (
+            ("scale=short",),
+            "config/short.yaml: tables.table2, row 1 {method: budgeted_lora, budget: 0.4}: 20 steps are too few for "
+            "schedule 'short' to reach the structure",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_bad_configuration_is_status_2_and_one_line(fresh: Path, words: tuple[str, ...], expected: str) -> None:
+    short = {"extends": "smoke", "scale": "short", "training": {"tokens": 256 * 4 * 20}}
+    tables = {"table2": [{"method": "budgeted_lora", "budget": 0.4}]}
+    (fresh / "config" / "short.yaml").write_text(yaml.safe_dump(short | {"tables": tables}))
+    done = snakemake(fresh, "--dry-run", "--cores", "1", "--config", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"budgeted-lora: {expected}")
+
+
+# --- what an edit reruns
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which every job of the smallest scale counts as done.
+
+    Files are written in no order, and Snakemake notes what a job was made from only where it has something to do: so
+    it is told to do everything.
+    """
+    folder = checkout(tmp_path_factory.mktemp("done"))
+    for name in pending(folder):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name in FOLDERS:
+            path.mkdir()
+            path /= "content"
+        path.write_text(name)
+    ran = snakemake(folder, "--touch", "--forceall", "--cores", "1", "all", "--config", "scale=smoke")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return folder
+
+
+def pending(folder: Path, target: str = "all") -> dict[str, str]:
+    """Files that Snakemake would make for a target, and the rules that make them."""
+    ran = snakemake(folder, "--summary", target, "--config", "scale=smoke")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    table = csv.DictReader(io.StringIO(ran.stdout), delimiter="\t")
+    return {row["output_file"]: row["rule"] for row in table if row["plan"] != "no update" and row["rule"] != "rule"}
+
+
+@contextmanager
+def edited(path: Path, change: Callable[[str], str]) -> Iterator[None]:
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+REPORT = {"make_table", "make_figure", "make_index", "make_contents", "judge_claims", "judge_all_claims"}
+
+
+def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
+    for path in [*(done / "src").rglob("*.py"), *(done / "config").iterdir(), *done.glob("workflow/**/*")]:
+        os.utime(path)
+    with edited(done / "workflow" / "report" / "table2.rst", lambda text: text + "\nMore words.\n"):
+        assert pending(done) == {}
+
+
+def test_results_made_after_the_clock_went_back_rerun_nothing(done: Path) -> None:
+    """What a cell's stages wrote is dated an hour before what it was made from; contents tell that nothing changed."""
+    for path in (done / "results" / "smoke" / "cells").rglob("*"):
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 3600 * 10**9))
+    assert pending(done) == {}
+
+
+def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/method/loss.py", lambda text: text + "\n# a remark\n"):
+        found = pending(done)
+    assert set(found.values()) == {"train_cell", "compress_cell", "evaluate_cell", "score_cell", *REPORT}
+    assert sum(name.endswith("train.json") for name in found) == len(graph_of("smoke").cells)
+
+
+def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/reporting/figures/main.py", lambda text: text + "\n# a remark\n"):
+        assert set(pending(done).values()) == REPORT
+
+
+def test_evaluation_settings_evaluate_anew(done: Path) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("queries: 4", "queries: 5")):
+        assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", "score_cell", *REPORT}
+
+
+def test_one_edited_value_is_one_new_cell(done: Path) -> None:
+    before = set(graph_of("smoke").cells)
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("[0.0, 0.4]}", "[0.0, 0.4, 0.7]}")):
+        after = set(Graph(load_config(done / "config" / "smoke.yaml")).cells)
+        found = pending(done)
+    [new] = after - before
+    assert before < after
+    assert "F0.7" in new
+    of_cells = {name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}
+    assert of_cells == {new}
+    assert set(found.values()) == {
+        "train_cell", "compress_cell", "evaluate_cell", "measure_speed", "list_cells", *REPORT,
+    }  # fmt: skip
+    assert sum(rule == "measure_speed" for rule in found.values()) == 1
+    assert made_tables(found) == {"table8", "speed", "table1", "reference"}  # the last two list what main cells name
+    assert not any("figure2" in name for name in found)
+
+
+def made_tables(found: dict[str, str]) -> set[str]:
+    """Tables that a plan makes."""
+    return {Path(name).stem for name, rule in found.items() if rule == "make_table"}
+
+
+@pytest.mark.parametrize(
+    ("after", "new"), [("init: [mixed, last, middle]", 1), ("init: [mixed]", 0)], ids=["added", "removed"]
+)
+def test_an_ablation_row_remakes_its_own_table_only(done: Path, after: str, new: int) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("init: [mixed, last]", after)):
+        found = pending(done)
+    chain = {"train_cell", "compress_cell", "score_cell"} if new else set()
+    pages = {"make_index", "make_contents", "judge_claims", "judge_all_claims"}
+    assert set(found.values()) == {"list_cells", "make_table", *chain, *pages}
+    assert made_tables(found) == {"lora_construction"}
+    assert len({name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}) == new
+
+
+def test_a_table_of_its_own_is_made_though_the_page_is_made_anew_before_it(done: Path) -> None:
+    """A new row remakes the page, which such a target only comes after: what it lacks must be seen all the same."""
+    row = "\ntables:\n  beyond:\n    - {method: budgeted_lora, budget: 0.0, low_rank_init: svd}\n"
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("\ntables:\n", row)):
+        found = pending(done, "beyond")
+    assert {"train_cell", "make_index", "make_contents"} <= set(found.values())
+    assert made_tables(found) == {"beyond"}
+
+
+def test_an_edit_of_a_table_trains_and_scores_nothing(done: Path) -> None:
+    with edited(done / "src/budgeted_lora/reporting/tables/ablations.py", lambda text: text + "\n# a remark\n"):
+        assert set(pending(done).values()) == REPORT
+
+
+def test_another_threshold_compresses_again_and_trains_nothing(done: Path) -> None:
+    with edited(done / "config" / "smoke.yaml", lambda text: text.replace("[0.5, 0.9]", "[0.5, 0.9, 0.8]")):
+        found = pending(done)
+    assert {"compress_cell", "score_cell"} <= set(found.values())
+    assert not set(found.values()) & {"train_cell", "evaluate_cell", "make_figure"}
+    assert made_tables(found) == {"thresholds"}
+
+
+def test_a_stage_that_fails_before_a_pipe_is_a_failed_job(tmp_path: Path) -> None:
+    """Else it would count as done once its outputs are there, and its message would be lost behind a missing file."""
+    folder = checkout(tmp_path / "failing")
+    scale = "extends: smoke\nscale: failing\ncorpus: {packages: [no_such_package]}\nfit: warn\n"
+    (folder / "config" / "failing.yaml").write_text(scale)
+    words = ("collect_corpus", "--cores", "1", "--config", "scale=failing")
+    ran = snakemake(folder, *words)
+    assert ran.returncode == 1
+    said = ran.stdout + ran.stderr
+    assert "Error in rule collect_corpus" in said
+    assert "latency" not in said
+    assert "'no_such_package' is not an installed package" in said
+
+
+# --- the rule files themselves
+
+
+def rule_blocks() -> dict[str, str]:
+    """Text of every rule, by name."""
+    found = {}
+    for path in [ROOT / "Snakefile", *RULE_FILES]:
+        text = path.read_text(encoding="utf-8")
+        for block in re.split(r"^(?= *rule\b)", text, flags=re.MULTILINE)[1:]:
+            name = re.match(r" *rule (\w+):|\s*rule:\s+name:\s+(\w+)", block)
+            assert name, block[:100]
+            found[name[1] or name[2]] = block
+    return found
+
+
+def test_rule_files_hold_no_logic() -> None:
+    for path in [ROOT / "Snakefile", *RULE_FILES]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(run|script|checkpoint|notebook)\b.*:", text, flags=re.MULTILINE), path.name
+        assert not re.search(r"\btemp\(|\bopen\(|\bwrite_text\(", text), path.name
+        assert len(text.splitlines()) <= (100 if path.name == "Snakefile" else 200), path.name
+
+
+def test_every_rule_that_runs_something_names_log_benchmark_and_environment() -> None:
+    blocks = rule_blocks()
+    working = {name: block for name, block in blocks.items() if "output:" in block}
+    assert len(working) >= 14
+    for name, block in working.items():
+        for directive in ("log", "benchmark", "conda", "shell"):
+            assert re.search(rf"^\s+{directive}:", block, flags=re.MULTILINE), f"{name} has no {directive}:"
+        assert '"../../environment.yml"' in block, name
+        assert (" gpu=" in block) == ("--device" in block), name
+        assert ("code=source_files(" in block) or name == "list_cells", name
+    for name in blocks.keys() - working.keys():
+        assert "shell:" not in blocks[name], f"{name} runs something and makes nothing"
+    assert "gpu=settings.gpus_per_run" in blocks["train_cell"]
+
+
+def test_the_default_profile_is_as_designed() -> None:
+    profile = yaml.safe_load((ROOT / "profiles" / "default" / "profile.yaml").read_text(encoding="utf-8"))
+    wanted = {"cores": "all", "resources": {"gpu": 2}, "rerun-incomplete": True, "keep-going": True}
+    assert {key: profile.get(key) for key in wanted} == wanted
