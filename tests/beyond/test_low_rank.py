@@ -184,7 +184,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 def text_of(world: World, windows: int) -> torch.Tensor:
     file = TokenFile.open(world.tokens)
-    ids, valid = file.windows(np.arange(windows), sequence_length=16, rows="packed")
+    ids, valid = file.windows(np.arange(windows), sequence_length=16, packing="packed")
     assert valid.all()
     return torch.from_numpy(ids)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from budgeted_lora.data.tokens import TokenFile, write_tokens
+from budgeted_lora.data.tokens import TokenFile, Windows, write_tokens
 from budgeted_lora.errors import BadInput
 
 EOS = 0
@@ -38,7 +38,7 @@ def test_packed_windows_are_the_stream_cut(tmp_path: Path, documents: list[list[
     stream = [token for ids in documents for token in [*ids, EOS]]
     count = file.len_windows(length, "packed")
     assert count == len(stream) // length
-    ids, mask = file.windows(np.arange(count), sequence_length=length, rows="packed")
+    ids, mask = file.windows(np.arange(count), sequence_length=length, packing="packed")
     assert ids.reshape(-1).tolist() == stream[: count * length]
     assert mask.all()
     assert ids.dtype == np.int64
@@ -49,7 +49,7 @@ def test_packed_windows_are_the_stream_cut(tmp_path: Path, documents: list[list[
 def test_document_windows_are_one_document_each(tmp_path: Path, documents: list[list[int]], length: int) -> None:
     file = write(tmp_path, documents)
     assert file.len_windows(length, "document") == len(documents)
-    ids, mask = file.windows(np.arange(len(documents)), sequence_length=length, rows="document")
+    ids, mask = file.windows(np.arange(len(documents)), sequence_length=length, packing="document")
     for row, valid, document in zip(ids, mask, documents, strict=True):
         whole = [*document, EOS][:length]
         assert valid.tolist() == [True] * len(whole) + [False] * (length - len(whole))
@@ -59,8 +59,18 @@ def test_document_windows_are_one_document_each(tmp_path: Path, documents: list[
 
 def test_windows_come_in_the_order_asked_for(tmp_path: Path) -> None:
     file = write(tmp_path, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    ids, _ = file.windows(np.array([2, 0, 2]), sequence_length=4, rows="packed")
+    ids, _ = file.windows(np.array([2, 0, 2]), sequence_length=4, packing="packed")
     assert ids.tolist() == [[7, 8, 9, 0], [1, 2, 3, 0], [7, 8, 9, 0]]
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_a_view_reads_the_windows_of_its_file(tmp_path: Path, packing: str) -> None:
+    file = write(tmp_path, [[1, 2, 3], [4], [5, 6]])
+    windows = Windows(file, sequence_length=4, packing=packing)
+    assert windows.count == file.len_windows(4, packing)
+    expected = file.windows(np.arange(windows.count), sequence_length=4, packing=packing)
+    for mine, theirs in zip(windows.read(np.arange(windows.count)), expected, strict=True):
+        assert (mine == theirs).all()
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype", "token"), [(65_536, "uint16", 65_535), (65_537, "uint32", 65_536)])

@@ -60,8 +60,10 @@ def reference(model: MistralForCausalLM, windows: list[list[int]]) -> tuple[floa
     return math.exp(sum(sums) / count), sums
 
 
-def run(model, token_file, *, rows="packed", tokens=None, batch_windows=4):
-    return perplexity(model, token_file, tokens=tokens, sequence_length=LENGTH, rows=rows, batch_windows=batch_windows)
+def run(model, token_file, *, packing="packed", tokens=None, batch_windows=4):
+    return perplexity(
+        model, token_file, tokens=tokens, sequence_length=LENGTH, packing=packing, batch_windows=batch_windows
+    )
 
 
 def test_packed_windows_match_a_float64_reference(model, token_file):
@@ -79,19 +81,19 @@ def test_document_rows_score_no_padding(model, token_file):
     documents = [token_file.tokens[a:b].tolist()[:LENGTH] for a, b in itertools.pairwise(offsets)]
     scored = [document for document in documents if len(document) > 1]
     value, sums = reference(model, scored)
-    found = run(model, token_file, rows="document")
+    found = run(model, token_file, packing="document")
     assert len(scored) < len(documents)  # a document of one token has nothing to predict
     assert found.value == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(found.window_nll, sums, rtol=1e-5)
     assert found.window_count.tolist() == [len(document) - 1 for document in scored]
 
 
-@pytest.mark.parametrize("rows", ["packed", "document"])
+@pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize("tokens", [None, 70])
-def test_batch_size_changes_nothing(model, token_file, rows, tokens):
-    one = run(model, token_file, rows=rows, tokens=tokens, batch_windows=1)
+def test_batch_size_changes_nothing(model, token_file, packing, tokens):
+    one = run(model, token_file, packing=packing, tokens=tokens, batch_windows=1)
     for batch_windows in (2, 3, 100):
-        other = run(model, token_file, rows=rows, tokens=tokens, batch_windows=batch_windows)
+        other = run(model, token_file, packing=packing, tokens=tokens, batch_windows=batch_windows)
         assert other.window_count.tolist() == one.window_count.tolist()
         np.testing.assert_allclose(other.window_nll, one.window_nll, rtol=1e-5)
         assert other.standard_error == pytest.approx(one.standard_error, rel=1e-4)

@@ -33,14 +33,14 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def make_cache(world, root, *, teacher=None, rows="packed", windows=WINDOWS, dtype=torch.float32):
+def make_cache(world, root, *, teacher=None, packing="packed", windows=WINDOWS, dtype=torch.float32):
     teacher = teacher or world.teacher
     return cache_hidden(
         load_model(teacher, dtype=dtype),
         TokenFile.open(world.tokens),
         windows=windows,
         sequence_length=LENGTH,
-        rows=rows,
+        packing=packing,
         batch_windows=BATCH,
         teacher=teacher,
         out=root / "cache",
@@ -55,23 +55,23 @@ def open_cache(world, root, **changed):
         "tokens": TokenFile.open(world.tokens),
         "windows": WINDOWS,
         "sequence_length": LENGTH,
-        "rows": "packed",
+        "packing": "packed",
         "device": CPU,
     }
     return HiddenCache.open(root / "cache", **(arguments | changed))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", ["packed", "document"])
-def test_cached_logits_are_the_models_own_bit_for_bit(world, tmp_path, dtype, rows):
-    about = make_cache(world, tmp_path, dtype=dtype, rows=rows)
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_cached_logits_are_the_models_own_bit_for_bit(world, tmp_path, dtype, packing):
+    about = make_cache(world, tmp_path, dtype=dtype, packing=packing)
     assert about["shape"] == [WINDOWS, LENGTH, 16]
     assert sha256_file(tmp_path / "cache" / "hidden.bin") == about["sha256"]
-    cached = open_cache(world, tmp_path, rows=rows)
+    cached = open_cache(world, tmp_path, packing=packing)
     tokens, model = TokenFile.open(world.tokens), load_model(world.teacher, dtype=dtype)
     for start in range(0, WINDOWS, BATCH):
         indices = np.arange(start, min(start + BATCH, WINDOWS))
-        ids = torch.from_numpy(tokens.windows(indices, sequence_length=LENGTH, rows=rows)[0])
+        ids = torch.from_numpy(tokens.windows(indices, sequence_length=LENGTH, packing=packing)[0])
         hidden = cached.hidden(indices, ids)
         assert hidden.dtype == cached.head.dtype == dtype
         with torch.no_grad():
@@ -180,7 +180,7 @@ def test_the_stage_writes_what_a_cell_reads(world, tmp_path):
         tokens=world.tokens,
         windows=WINDOWS,
         sequence_length=LENGTH,
-        rows="packed",
+        packing="packed",
         batch_windows=BATCH,
         precision="bfloat16",
         scale="test",

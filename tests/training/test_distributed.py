@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("world"))
     tokens = TokenFile.open(made.tokens)
     cache_hidden(
-        load_model(made.teacher), tokens, windows=10**6, sequence_length=LENGTH, rows="packed", batch_windows=8,
+        load_model(made.teacher), tokens, windows=10**6, sequence_length=LENGTH, packing="packed", batch_windows=8,
         teacher=made.teacher, out=made.root / "cache", state=made.root / "state", device=torch.device("cpu"),
     )  # fmt: skip
     return made

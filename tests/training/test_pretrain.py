@@ -31,7 +31,7 @@ from budgeted_lora.training.pretrain import (
 
 LENGTH, STEPS = 16, 25
 PLAN = {
-    "tokens": STEPS * 4 * LENGTH, "sequence_length": LENGTH, "rows": "packed", "batch_windows": 4,
+    "tokens": STEPS * 4 * LENGTH, "sequence_length": LENGTH, "packing": "packed", "batch_windows": 4,
     "micro_batch_windows": 2, "learning_rate": 1e-2, "matrix_learning_rate": None, "weight_decay": 0.1,
     "warmup_fraction": 0.1, "clip": 1.0, "seed": 0, "compile": False,
 }  # fmt: skip
@@ -69,9 +69,9 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
 
 
 @pytest.mark.parametrize("matrix_rate", [None, 2e-2], ids=["adamw", "muon"])
-@pytest.mark.parametrize("rows", ["packed", "document"])
-def test_the_loss_falls(tokens: TokenFile, rows: str, matrix_rate: float | None) -> None:
-    losses = pretrain(model(), tokens, plan(rows=rows, matrix_learning_rate=matrix_rate))
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_the_loss_falls(tokens: TokenFile, packing: str, matrix_rate: float | None) -> None:
+    losses = pretrain(model(), tokens, plan(packing=packing, matrix_learning_rate=matrix_rate))
     assert len(losses) == STEPS
     assert losses[0] == pytest.approx(np.log(VOCABULARY), abs=0.15)
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
@@ -104,15 +104,15 @@ def first_gradient(tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, **changed
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("rows", ["packed", "document"])
+@pytest.mark.parametrize("packing", ["packed", "document"])
 def test_accumulation_does_not_change_the_first_gradient(
-    tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, rows: str, seed: int
+    tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, packing: str, seed: int
 ) -> None:
     """Documents differ in length, so a mean of means would not be the mean."""
-    whole = first_gradient(tokens, monkeypatch, rows=rows, seed=seed, micro_batch_windows=4)
+    whole = first_gradient(tokens, monkeypatch, packing=packing, seed=seed, micro_batch_windows=4)
     assert len(whole) == 1 + len(list(model().parameters()))
     for size in (1, 2):
-        parts = first_gradient(tokens, monkeypatch, rows=rows, seed=seed, micro_batch_windows=size)
+        parts = first_gradient(tokens, monkeypatch, packing=packing, seed=seed, micro_batch_windows=size)
         for name, gradient in whole.items():
             assert torch.allclose(parts[name], gradient, rtol=1e-5, atol=1e-9), (name, size)
 
@@ -120,13 +120,13 @@ def test_accumulation_does_not_change_the_first_gradient(
 def test_rows_of_one_token_are_passed_over(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train.bin", iter([[]] * 3 + [[1, 2, 3]]), vocab_size=VOCABULARY, eos_id=0)
     short = TokenFile.open(tmp_path / "train.bin")
-    losses = pretrain(model(), short, plan(rows="document", micro_batch_windows=1, tokens=2 * 4 * LENGTH))
+    losses = pretrain(model(), short, plan(packing="document", micro_batch_windows=1, tokens=2 * 4 * LENGTH))
     assert all(np.isfinite(losses))
 
 
 def test_padding_is_not_scored(tokens: TokenFile) -> None:
     network = model()
-    ids, mask = tokens.windows(np.arange(6), sequence_length=LENGTH, rows="document")
+    ids, mask = tokens.windows(np.arange(6), sequence_length=LENGTH, packing="document")
     assert not mask.all()
     noise = np.where(mask, ids, 7)
     losses = [next_token_loss(network, torch.from_numpy(x), torch.from_numpy(mask)).item() for x in (ids, noise)]
@@ -135,7 +135,7 @@ def test_padding_is_not_scored(tokens: TokenFile) -> None:
 
 def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(tokens: TokenFile) -> None:
     network = model().eval()
-    ids, mask = (torch.from_numpy(x) for x in tokens.windows(np.arange(3), sequence_length=LENGTH, rows="document"))
+    ids, mask = (torch.from_numpy(x) for x in tokens.windows(np.arange(3), sequence_length=LENGTH, packing="document"))
     with torch.no_grad():
         chances = network(input_ids=ids).logits.double().log_softmax(-1)
     picked = [

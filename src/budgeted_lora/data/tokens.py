@@ -69,11 +69,11 @@ class TokenFile:
             if sha256_file(path) != expected:
                 raise BadInput(f"{path}: its SHA-256 differs from the one recorded when it was written; make it anew")
 
-    def len_windows(self, sequence_length: int, rows: str) -> int:
+    def len_windows(self, sequence_length: int, packing: str) -> int:
         """Number of windows: whole ones of a packed file, or documents."""
-        return len(self.offsets) - 1 if rows == "document" else len(self.tokens) // sequence_length
+        return len(self.offsets) - 1 if packing == "document" else len(self.tokens) // sequence_length
 
-    def windows(self, indices: np.ndarray, *, sequence_length: int, rows: str) -> tuple[np.ndarray, np.ndarray]:
+    def windows(self, indices: np.ndarray, *, sequence_length: int, packing: str) -> tuple[np.ndarray, np.ndarray]:
         """Windows by number.
 
         Returns:
@@ -82,7 +82,7 @@ class TokenFile:
         ids = np.full((len(indices), sequence_length), self.eos_id, dtype=np.int64)
         mask = np.zeros(ids.shape, dtype=bool)
         for row, index in enumerate(indices):
-            if rows == "document":
+            if packing == "document":
                 start, end = int(self.offsets[index]), int(self.offsets[index + 1])
                 end = min(end, start + sequence_length)
             else:
@@ -91,6 +91,29 @@ class TokenFile:
             ids[row, : end - start] = self.tokens[start:end]
             mask[row, : end - start] = True
         return ids, mask
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one token file, all cut in one way.
+
+    Attributes:
+        sequence_length: tokens per window.
+        packing: "packed" joins the documents and cuts them into whole windows; "document" gives each document its own
+            window, cut or padded on the right.
+    """
+
+    file: TokenFile
+    sequence_length: int
+    packing: str
+
+    @property
+    def count(self) -> int:
+        return self.file.len_windows(self.sequence_length, packing=self.packing)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of windows by number, as `TokenFile.windows` returns them."""
+        return self.file.windows(indices, sequence_length=self.sequence_length, packing=self.packing)
 
 
 def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:

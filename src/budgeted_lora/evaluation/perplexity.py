@@ -17,9 +17,9 @@ LOGITS_AT_ONCE = 1 << 23  # logits computed together: bounds memory where the vo
 class Windows(Protocol):
     """What is asked of a token file (`data.tokens.TokenFile`)."""
 
-    def len_windows(self, sequence_length: int, rows: str) -> int: ...
+    def len_windows(self, sequence_length: int, packing: str) -> int: ...
 
-    def windows(self, indices: Any, *, sequence_length: int, rows: str) -> tuple[Any, Any]: ...
+    def windows(self, indices: Any, *, sequence_length: int, packing: str) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ def perplexity(
     *,
     tokens: int | None,
     sequence_length: int,
-    rows: str,
+    packing: str,
     batch_windows: int,
 ) -> PerplexityResult:
     """Scores non-overlapping windows from the start of a token file.
 
     Every token but the first of its window is predicted from those before it in the window. The windows taken
-    do not depend on `batch_windows`. Padding (rows of documents) stands on the right, where causal attention
+    do not depend on `batch_windows`. Padding (of single documents) stands on the right, where causal attention
     keeps it from the scored positions, so no attention mask is needed.
 
     Args:
         model: a transformers causal language model with `.model` (decoder) and `.lm_head`.
         tokens: stop once the windows hold this many tokens; all windows when None.
         sequence_length: tokens of a window.
-        rows: "packed" or "document", see `data.tokens`.
+        packing: "packed" or "document", see `data.tokens`.
 
     Raises:
         BadInput: there is nothing to score, a token is outside the model's vocabulary, or a likelihood is not finite.
@@ -97,7 +97,7 @@ def perplexity(
     model.eval()
     device = next(model.parameters()).device
     sums, counts = [], []
-    shape = {"sequence_length": sequence_length, "rows": rows, "batch_windows": batch_windows}
+    shape = {"sequence_length": sequence_length, "packing": packing, "batch_windows": batch_windows}
     for ids, mask in _batches(token_file, tokens=tokens, **shape):
         largest, vocabulary = int(ids.max()), model.config.vocab_size
         if largest >= vocabulary:
@@ -118,14 +118,14 @@ def perplexity(
 
 
 def _batches(
-    token_file: Windows, *, tokens: int | None, sequence_length: int, rows: str, batch_windows: int
+    token_file: Windows, *, tokens: int | None, sequence_length: int, packing: str, batch_windows: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids int64 [B, L], mask bool [B, L]) until the windows hold `tokens` tokens; always at least one window."""
-    available = token_file.len_windows(sequence_length, rows)
+    available = token_file.len_windows(sequence_length, packing)
     seen = 0
     for start in range(0, available, batch_windows):
         indices = np.arange(start, min(start + batch_windows, available))
-        ids, mask = token_file.windows(indices, sequence_length=sequence_length, rows=rows)
+        ids, mask = token_file.windows(indices, sequence_length=sequence_length, packing=packing)
         ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
         held = seen + mask.sum(dim=1).cumsum(0)
         if tokens is not None and int(held[-1]) > tokens:

@@ -129,7 +129,7 @@ def accumulate_gradients(
         loss, KL and CE of the whole step, [3], on the device.
     """
     ranks = ranks or Ranks()
-    ids, mask = tokens.windows(windows, sequence_length=recipe.sequence_length, rows=recipe.rows)
+    ids, mask = tokens.windows(windows, sequence_length=recipe.sequence_length, packing=recipe.rows)
     scored = np.zeros_like(mask)  # position i predicts token i + 1, so the last one of a row predicts nothing
     scored[:, :-1] = mask[:, :-1] & mask[:, 1:]
     total = torch.zeros(3, device=device)

@@ -34,7 +34,7 @@ class RandomTokens:
 
     vocab_size: int
 
-    def windows(self, indices: np.ndarray, *, sequence_length: int, rows: str) -> tuple[np.ndarray, np.ndarray]:
+    def windows(self, indices: np.ndarray, *, sequence_length: int, packing: str) -> tuple[np.ndarray, np.ndarray]:
         ids = np.random.default_rng(0).integers(0, self.vocab_size, (len(indices), sequence_length))
         return ids, np.ones_like(ids, dtype=bool)
 

@@ -41,7 +41,7 @@ def cache_teacher(
         file,
         windows=windows,
         sequence_length=sequence_length,
-        rows=rows,
+        packing=rows,
         batch_windows=batch_windows,
         teacher=teacher,
         out=out,

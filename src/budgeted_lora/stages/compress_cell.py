@@ -156,7 +156,7 @@ def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:
     count = min(PARITY_WINDOWS, file.len_windows(recipe.sequence_length, recipe.rows))
     if count == 0:
         raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
-    ids, mask = file.windows(np.arange(count), sequence_length=recipe.sequence_length, rows=recipe.rows)
+    ids, mask = file.windows(np.arange(count), sequence_length=recipe.sequence_length, packing=recipe.rows)
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 

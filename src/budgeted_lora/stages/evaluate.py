@@ -84,7 +84,7 @@ def _score(network: torch.nn.Module, token_file: TokenFile, settings: Evaluation
         token_file,
         tokens=settings.validation_tokens,
         sequence_length=settings.sequence_length,
-        rows=settings.rows,
+        packing=settings.rows,
         batch_windows=settings.batch_windows,
     )
 

@@ -70,7 +70,7 @@ def measure_statistics(
     handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
     for start in range(0, windows, batch_windows):
         numbers = np.arange(start, min(start + batch_windows, windows))
-        ids, valid = file.windows(numbers, sequence_length=sequence_length, rows=rows)
+        ids, valid = file.windows(numbers, sequence_length=sequence_length, packing=rows)
         batch, mask = torch.from_numpy(ids).to(place), torch.from_numpy(valid).to(place)
         seen += int(mask.sum())
         batches += [(batch, mask)] if start < removal_windows else []

@@ -71,7 +71,7 @@ def make_teacher(
         mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed
     )
     common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
-    plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, rows=rows, **common)
+    plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, packing=rows, **common)
     values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
     files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
     determined_by = [values, sequence_length, rows, files, code_digest("pretrain"), torch.__version__, str(place)]

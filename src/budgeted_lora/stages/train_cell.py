@@ -151,7 +151,7 @@ def teacher_source(
         tokens=tokens,
         windows=min(recipe.steps * recipe.batch_windows, available),
         sequence_length=recipe.sequence_length,
-        rows=recipe.rows,
+        packing=recipe.rows,
         device=device,
         verify=verify,
     )

@@ -65,7 +65,7 @@ class HiddenCache:
         tokens: TokenFile,
         windows: int,
         sequence_length: int,
-        rows: str,
+        packing: str,
         device: torch.device,
         verify: bool = True,
     ) -> "HiddenCache":
@@ -86,9 +86,9 @@ class HiddenCache:
                 raise BadInput(
                     f"{folder}: made from {key} {about[key][:12]}, but this run has {found[:12]}; make it anew"
                 )
-        if (about["shape"][1], about["rows"]) != (sequence_length, rows):
+        if (about["shape"][1], about["rows"]) != (sequence_length, packing):
             made = f"{about['rows']} windows of {about['shape'][1]} tokens"
-            raise BadInput(f"{folder}: made for {made}, expected {rows} windows of {sequence_length}; make it anew")
+            raise BadInput(f"{folder}: made for {made}, expected {packing} windows of {sequence_length}; make it anew")
         if about["shape"][0] < windows:
             raise BadInput(f"{folder}: holds {about['shape'][0]} windows, expected at least {windows}; make it anew")
         dtype = getattr(torch, about["dtype"])
@@ -120,7 +120,7 @@ def cache_hidden(
     *,
     windows: int,
     sequence_length: int,
-    rows: str,
+    packing: str,
     batch_windows: int,
     teacher: Path,
     out: Path,
@@ -143,14 +143,14 @@ def cache_hidden(
     Raises:
         BadInput: the token file holds no window.
     """
-    windows = min(windows, tokens.len_windows(sequence_length, rows))
+    windows = min(windows, tokens.len_windows(sequence_length, packing))
     if not windows:
         raise BadInput(f"{tokens.path}: holds no window of {sequence_length} tokens; expected at least one")
     dtype, hidden = model.lm_head.weight.dtype, model.config.hidden_size
     about = {
         "shape": [windows, sequence_length, hidden],
         "dtype": str(dtype).removeprefix("torch."),
-        "rows": rows,
+        "rows": packing,
         "batch_windows": batch_windows,
         "teacher": weights_digest(teacher),
         "tokens": tokens.sha256,
@@ -166,7 +166,7 @@ def cache_hidden(
             done //= window_bytes
             for start in tqdm(range(done, windows, batch_windows), desc="teacher cache", unit="batch", mininterval=10):
                 indices = np.arange(start, min(start + batch_windows, windows))
-                ids, _ = tokens.windows(indices, sequence_length=sequence_length, rows=rows)
+                ids, _ = tokens.windows(indices, sequence_length=sequence_length, packing=packing)
                 states = final_hidden(model, torch.from_numpy(ids).to(device))
                 integers = torch.int32 if dtype.itemsize == 4 else torch.int16  # numpy has no bfloat16
                 batch = states.cpu().contiguous().view(integers).numpy().astype(STORED[dtype]).tobytes()

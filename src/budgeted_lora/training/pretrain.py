@@ -25,7 +25,7 @@ class PretrainPlan:
 
     tokens: int
     sequence_length: int
-    rows: str
+    packing: str
     batch_windows: int
     micro_batch_windows: int
     learning_rate: float
@@ -103,7 +103,7 @@ def pretrain(
         BadInput: fewer tokens than one step takes, asked for or in the file.
         TrainingDiverged: the loss is not finite; names the step.
     """
-    windows = tokens.len_windows(plan.sequence_length, plan.rows)
+    windows = tokens.len_windows(plan.sequence_length, plan.packing)
     if not plan.steps or not windows:
         raise BadInput(
             f"{title}: {plan.tokens} tokens from {windows} windows of {tokens.path}; expected at least one window and "
@@ -119,7 +119,7 @@ def pretrain(
     bar = tqdm(range(begun, plan.steps), initial=begun, total=plan.steps, desc=title, mininterval=10, unit="step")
     for step in bar:
         chosen = order[step * plan.batch_windows : (step + 1) * plan.batch_windows]
-        ids, mask = tokens.windows(chosen, sequence_length=plan.sequence_length, rows=plan.rows)
+        ids, mask = tokens.windows(chosen, sequence_length=plan.sequence_length, packing=plan.packing)
         scored, total = int(mask[:, 1:].sum()), 0.0
         for first in range(0, len(chosen), plan.micro_batch_windows):
             part = slice(first, first + plan.micro_batch_windows)
