@@ -6,7 +6,7 @@
 #   snakemake --config teachers=pretrain                    any top-level key of the scale, laid on top
 #   snakemake --config scale=paper fit=warn                 start although the machine is too small by the plan
 #
-# Values and file lists come from budgeted_lora.graph; what a stage does is in src/budgeted_lora.
+# Values and file lists come from budgeted_lora.workflow.graph; what a stage does is in src/budgeted_lora.
 import re
 import sys
 from os.path import dirname

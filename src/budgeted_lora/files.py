@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and the digests that tell them apart."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -226,3 +227,47 @@ def write_with(path: Path | str, writer: Callable[[Path], Any]) -> None:
     """Calls `writer(temporary)` and moves what it wrote to `path`."""
     with atomic_path(path) as temporary:
         writer(temporary)
+
+
+def lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Locks an open file or folder with flock, or converts the lock this descriptor already holds.
+
+    The kernel releases the lock when the last copy of the descriptor is closed, so also when its process is killed.
+
+    Args:
+        handle: a file descriptor; `os.open` gives one that children do not inherit.
+        shared: whether other processes may share the lock.
+        wait: whether to block until the lock is free.
+
+    Returns:
+        Whether the lock is held now; False only without `wait`, if another process holds it.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Holds the lock of an existing file or folder for the body; waits while another process holds it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        lock(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path | str) -> bool:
+    """Whether a process holds the exclusive lock of a file; False if there is no such file."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        return not lock(handle, shared=True)
+    finally:
+        os.close(handle)

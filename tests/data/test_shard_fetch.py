@@ -47,7 +47,7 @@ def start(
     """As `fetch`; does not wait for it."""
     values = {"hub": {"name": name, "revision": COMMIT}, "pattern": pattern.format(shard)}
     command = [
-        sys.executable, "-c", "from budgeted_lora.cli import main; main()", "stage", "fetch-shard", "--values",
+        sys.executable, "-c", "from budgeted_lora.commands.app import main; main()", "stage", "fetch-shard", "--values",
         json.dumps(values), "--out", str(out / "source.parquet"), "--record", str(out / "source.json"), "--downloads",
         str(out / "downloads"), "--scale", "tiny",
     ]  # fmt: skip

@@ -129,7 +129,7 @@ def test_a_bad_file_ends_the_command_with_status_2(tmp_path: Path) -> None:
     options = {"config": MINI.model_dump_json(), "results": tmp_path, "published": PUBLISHED}
     options |= {"claims": tmp_path / "claims.yaml", "out": tmp_path / "claims.csv"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-c", "from budgeted_lora.cli import main; main()", "stage", "claims", *words]
+    command = [sys.executable, "-c", "from budgeted_lora.commands.app import main; main()", "stage", "claims", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

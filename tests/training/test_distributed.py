@@ -177,7 +177,7 @@ def command(world: World, out: Path, *, gpus: int = 2) -> list[str]:
     job = arguments(world, "budgeted_lora", out / "cell") | {"state": out / "state", "device": "auto", "gpus": gpus}
     recipe = job.pop("recipe")
     words = [f"--{name.replace('_', '-')}={value}" for name, value in job.items() if value is not None]
-    program = "from budgeted_lora.cli import main; main()"
+    program = "from budgeted_lora.commands.app import main; main()"
     return [sys.executable, "-c", program, "stage", "train", f"--values={recipe.model_dump_json()}", *words]
 
 

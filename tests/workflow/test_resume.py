@@ -70,7 +70,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 RUN = """
 import subprocess, sys, time
-from budgeted_lora.runs import begin_run
+from budgeted_lora.workflow.runs import begin_run
 begin_run("results")
 child = subprocess.Popen(["sleep", "600"])
 print("begun", child.pid, flush=True)
@@ -78,10 +78,10 @@ time.sleep(600)
 """
 JOB = """
 import subprocess, sys, time
-from budgeted_lora.runs import begin_run
+from budgeted_lora.workflow.runs import begin_run
 begin_run("results")
-job = "import time; from budgeted_lora.runs import join_run; join_run('train c'); print('joined', flush=True); "
-subprocess.Popen([sys.executable, "-c", job + "time.sleep(600)"])
+job = "import time; from budgeted_lora.workflow.runs import join_run; join_run('train c'); print('joined', flush=True)"
+subprocess.Popen([sys.executable, "-c", job + "; time.sleep(600)"])
 time.sleep(600)
 """
 
@@ -207,7 +207,7 @@ def test_snakemake_killed_twice(start: Start, checkout: Path) -> None:
         return start("-m", "snakemake", *words, *arguments, folder=checkout, **source)
 
     def resume(*words: str) -> subprocess.Popen:
-        command = "import sys; from budgeted_lora.cli import main; sys.argv[0] = 'budgeted-lora'; main()"
+        command = "import sys; from budgeted_lora.commands.app import main; sys.argv[0] = 'budgeted-lora'; main()"
         return start("-c", command, "resume", "--scale", "tiny", *words, folder=checkout, **source)
 
     def at_work(state: Path) -> int:

@@ -16,7 +16,7 @@ from budgeted_lora.workflow import slots
 
 HOLD = """
 import json, os, sys, time
-from budgeted_lora.slots import gpu_slots
+from budgeted_lora.workflow.slots import gpu_slots
 folder, count, seconds, pool = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4])
 from pathlib import Path
 with gpu_slots(count, device="cuda", folder=Path(folder), pool=pool) as held:
@@ -202,10 +202,10 @@ def test_the_next_in_turn_can_be_killed(tmp_path):
 PARENT = '''
 import subprocess, sys, time
 from pathlib import Path
-from budgeted_lora.slots import gpu_slots
+from budgeted_lora.workflow.slots import gpu_slots
 child = """
 import os, time
-from budgeted_lora.slots import share_slots
+from budgeted_lora.workflow.slots import share_slots
 share_slots()
 print(os.getpid(), flush=True)
 time.sleep(600)
@@ -259,7 +259,7 @@ rule work:
 """
 WORK = """
 import json, os, time
-from budgeted_lora.slots import gpu_slots
+from budgeted_lora.workflow.slots import gpu_slots
 with gpu_slots(1, device="cuda") as held:
     start = time.monotonic()
     time.sleep(0.3)

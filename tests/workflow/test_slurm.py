@@ -288,7 +288,7 @@ class Runs:
         return self.start("-m", "snakemake", *words, *PROFILE_OPTIONS)
 
     def resume(self, scale: str) -> subprocess.Popen:
-        command = "import sys; from budgeted_lora.cli import main; sys.argv[0] = 'budgeted-lora'; main()"
+        command = "import sys; from budgeted_lora.commands.app import main; sys.argv[0] = 'budgeted-lora'; main()"
         return self.start("-c", command, "resume", "--scale", scale)
 
     def job_name(self) -> str:

@@ -99,7 +99,7 @@ def test_the_word_list_is_code_of_the_stages_that_read_it() -> None:
     [
         "from budgeted_lora import config, graph, grid, sources",
         "from budgeted_lora.budget import plan, report",
-        "import budgeted_lora.cli",
+        "import budgeted_lora.commands.app",
         "from budgeted_lora.planning import show, start",
     ],
 )

@@ -1,8 +1,8 @@
 """Starts the processes of a training job on several GPUs, and ends them all when one of them ends too soon.
 
 The job itself (`budgeted-lora stage train`, which holds the GPU slots) runs torchrun's agent; each rank is `python -m
-budgeted_lora.stages.launch FOLDER`, where FOLDER holds the job and takes what a rank that fails has to say. A rank is killed by
-the kernel when the job dies, and shares the job's slots, so no slot is free while a rank lives.
+budgeted_lora.stages.launch FOLDER`, where FOLDER holds the job and takes what a rank that fails has to say. A rank is
+killed by the kernel when the job dies, and shares the job's slots, so no slot is free while a rank lives.
 """
 
 import ctypes

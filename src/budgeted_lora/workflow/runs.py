@@ -8,7 +8,6 @@ wait in Slurm's queue are found by the name noted in `run.lock`.
 Dry runs, reports, `--unlock` and `--lint` take no lock, and a stage called by hand belongs to no run.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import naming
+from budgeted_lora.files import lock, naming
 from budgeted_lora.workflow.slurm import cancel_jobs, queued_jobs
 
 RUN, JOBS = "run.lock", "jobs.lock"
@@ -93,7 +92,7 @@ def join_run(what: str) -> None:
         return
     folder = Path(os.environ[VARIABLE].partition(" ")[2])
     handle = os.open(folder / JOBS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    fcntl.flock(handle, fcntl.LOCK_SH)
+    lock(handle, shared=True, wait=True)
     if orphaned():
         os.close(handle)
         raise BadInput(f"{folder}: the run that started this job has ended; expected it alive (make resume)")
@@ -108,7 +107,7 @@ def orphaned() -> bool:
     own, _, folder = os.environ[VARIABLE].partition(" ")
     handle = os.open(Path(folder) / RUN, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        return _read(handle).get("id") != own or _try_lock(handle, fcntl.LOCK_SH)
+        return _read(handle).get("id") != own or lock(handle, shared=True)
     finally:
         os.close(handle)
 
@@ -158,7 +157,7 @@ def _alone(folder: Path, *, wait: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         before = _read(handle)
         for attempt in range(TRIES):
-            if _try_lock(handle, fcntl.LOCK_EX):
+            if lock(handle):
                 break
             time.sleep(PAUSE if attempt < TRIES - 1 else 0)
         else:
@@ -192,7 +191,7 @@ def _clear_queue(name: str, folder: Path, *, cancel: bool) -> None:
 
 def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
     told = False
-    while not _try_lock(handle, fcntl.LOCK_EX):
+    while not lock(handle):
         who = "; ".join(_living(os.pread(handle, 1 << 20, 0).decode(errors="replace").splitlines()))
         left = f"{folder}: jobs of a run that was killed are still at work ({who or 'on another machine'})"
         if not wait:
@@ -219,14 +218,6 @@ def _living(lines: list[str]) -> list[str]:
             continue
         found.append(f"process {pid} {what}")
     return found
-
-
-def _try_lock(handle: int, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read(handle: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Processes that a job starts on its devices share its locks (`share_slots`), and 
 has ended. Nothing here imports torch: CUDA_VISIBLE_DEVICES must be set before it is.
 """
 
-import fcntl
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = "BUDGETED_LORA_GPU_LOCKS"  # environment variable: another folder for the lock files
@@ -75,7 +75,7 @@ def share_slots() -> None:
     So no other job gets a device that an orphan still computes on. Call it while that job is alive.
     """
     for name in filter(None, os.environ.get(HELD, "").split(os.pathsep)):
-        fcntl.flock(os.open(name, os.O_RDWR), fcntl.LOCK_SH)  # never closed
+        lock(os.open(name, os.O_RDWR), shared=True, wait=True)  # never closed
 
 
 def lock_folder() -> Path:
@@ -174,18 +174,10 @@ def _try_lock(path: Path) -> int | None:
     Taken alone, then held as one that can be shared: who wants it must get it alone, and can while nobody has it.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if _flock(handle, fcntl.LOCK_EX) and _flock(handle, fcntl.LOCK_SH):  # the kernel may lose it in between
+    if lock(handle) and lock(handle, shared=True):  # the kernel may lose it in between
         return handle
     os.close(handle)
     return None
-
-
-def _flock(handle: int, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _refuse_late_pinning() -> None:
