@@ -180,7 +180,7 @@ def test_the_stage_writes_what_a_cell_reads(world, tmp_path):
         tokens=world.tokens,
         windows=WINDOWS,
         sequence_length=LENGTH,
-        packing="packed",
+        rows="packed",
         batch_windows=BATCH,
         precision="bfloat16",
         scale="test",
