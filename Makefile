@@ -1,8 +1,8 @@
-# `make` alone lists the targets. Needs Python 3.11 to 3.13 and nothing else.
-#   make setup PYTHON=python3.12        another interpreter than the first one found
-#   make setup TORCH_INDEX=<index>      torch from this package index, e.g. the CPU index of pytorch.org
+# `make` alone lists the targets. It needs Python 3.11 to 3.13 and nothing else.
+#   make setup PYTHON=python3.12        use this interpreter, not the first one found
+#   make setup TORCH_INDEX=<index>      take torch from this package index, e.g. the CPU index of pytorch.org
 #   make reproduce SCALE=smoke CORES=1  another scale, fewer cores
-#   make resume SCALE=smoke             go on with a killed run of that scale, with the cores it had
+#   make resume SCALE=smoke             resume a killed run of that scale, with the same cores
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 TORCH_FROM := $(VENV)/.torch-index
 NEW_TORCH := $(if $(TORCH_INDEX),$(filter-out $(shell cat $(TORCH_FROM) 2>/dev/null),$(TORCH_INDEX)))
 
-# Rules call `budgeted-lora`, which lies in the virtual environment.
+# Rules call `budgeted-lora`, which is installed in the virtual environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -25,9 +25,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## make .venv with the locked packages: once, and again when the lock changes
+setup: $(STAMP) ## make .venv with the locked packages; repeat it when the lock changes
 
-# Leaves the first usable interpreter in $found, or says what is missing.
+# Sets $found to the first usable interpreter, or says what is missing.
 define FIND_PYTHON
 for python in $(CANDIDATES); do \
     if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then \
@@ -43,10 +43,10 @@ if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
 fi
 endef
 
-# The public version in the lock is satisfied by any build of it, so a build installed first stays.
+# Any build of torch satisfies the version in the lock, so a build that is already installed stays.
 $(STAMP): requirements.lock pyproject.toml $(if $(NEW_TORCH),force)
 	@if $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
-	    echo "using $(VENV), which is there (remove it to change its Python)"; \
+	    echo "using the existing $(VENV) (remove it to change its Python)"; \
 	else \
 	    $(FIND_PYTHON); echo "making $(VENV) with $$found"; "$$found" -m venv --clear $(VENV); \
 	fi
@@ -59,13 +59,13 @@ $(STAMP): requirements.lock pyproject.toml $(if $(NEW_TORCH),force)
 reproduce: $(STAMP) ## run `snakemake main`: Tables 1, 2, 8, 9, Figure 2, Pareto plots
 	$(BIN)/snakemake main --cores $(CORES) --config scale=$(SCALE)
 
-resume: $(STAMP) ## go on with a run that was killed, once none of its jobs is left at work
+resume: $(STAMP) ## resume a killed run, after the last of its jobs has ended
 	$(BIN)/budgeted-lora resume --scale $(SCALE)
 
-smoke: $(STAMP) ## the three-minute tour: every stage end to end, numbers without meaning
+smoke: $(STAMP) ## three-minute tour: every stage end to end; its numbers mean nothing
 	$(BIN)/snakemake main --cores $(CORES) --config scale=smoke
 
-test: $(STAMP) ## run the test suite, by files on up to four cores
+test: $(STAMP) ## run the test suite, file by file on up to four cores
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
@@ -74,16 +74,16 @@ lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-figures: ## copy the figures that README.md and docs show from reports/mini/figures to docs/figures
+figures: ## copy the figures that README.md and docs/ show from reports/mini to docs/figures
 	@names="$$(grep -oh '(\(docs/\)\?figures/[A-Za-z0-9._-]*' README.md docs/*.md | sed 's|.*/||' | sort -u)"; \
-	if [ -z "$$names" ]; then echo "make figures: nothing of docs/figures is shown" >&2; exit 2; fi; \
+	if [ -z "$$names" ]; then echo "make figures: README.md and docs/ show no figure" >&2; exit 2; fi; \
 	mkdir -p docs/figures; \
 	for name in $$names; do cp "reports/mini/figures/$$name" "docs/figures/$$name" || exit 2; echo "$$name"; done
 
-environment.yml: requirements.lock ## write the lock's pins into environment.yml
+environment.yml: requirements.lock ## copy the pins of requirements.lock to environment.yml
 	{ sed '/- pip:/q' $@; sed -n 's/^[A-Za-z]/      - &/p' requirements.lock; } > $@.new
 	mv $@.new $@
 
-clean: ## remove build leftovers and the caches of tools; results and reports stay
+clean: ## remove build files and caches of tools; keep results and reports
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
