@@ -94,7 +94,7 @@ def make_cell(graph: Graph, cell: str) -> None:
     )  # fmt: skip
     write_digest(place / "trained")
     about = {"scale": "tiny", "cell": cell, "threads": threads.evaluation}
-    for settings in graph.cells[cell].settings:
+    for settings in graph.cells[cell].variants:
         out = place / "compressed" / settings
         compress_cell(
             recipe=recipe, student=student / "model", trained=place / "trained", tokens=data / "validation.bin",

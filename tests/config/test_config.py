@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from budgeted_lora.config.files import merge, read_scale
+from budgeted_lora.config.files import merge, merged_layers, read_layers
 from budgeted_lora.config.rows import Row
 from budgeted_lora.config.scale import Config, load_config
 from budgeted_lora.config.types import Strict
@@ -86,7 +86,7 @@ BAD = {
     ),
     "one value for a list": (
         {"corpus": {"packages": "numpy"}},
-        "packages is 'numpy', expected a list, each value text$",
+        "packages is 'numpy', expected a list, each text$",
     ),
     "a value in a list": (
         {"corpus": {"packages": [7]}},
@@ -94,7 +94,7 @@ BAD = {
     ),
     "too few values": (
         {"training": {"betas": [0.9]}},
-        "betas is \\[0.9\\], expected a list of 2 values, each a number from",
+        "betas is \\[0.9\\], expected a list of 2, each a number from",
     ),
     "a section that is none": ({"training": 5}, "yaml: training is 5, expected a mapping, `{key: value, ...}`$"),
     "unknown choice": ({"rows": "loose"}, "yaml: rows is 'loose', expected one of packed, document$"),
@@ -107,7 +107,7 @@ BAD = {
     "no teacher": ({"teacher_ladder": {}}, "teacher_ladder is {}, expected at least 1 entry$"),
     "a name that is a number": (
         {"teacher_ladder": {1: TEACHER}},
-        "name teacher_ladder.1 is no text; put it in quotes$",
+        "name teacher_ladder.1 is not text; put it in quotes$",
     ),
     "heads do not divide": (
         {"teacher_ladder": {"A": TEACHER | {"heads": 5}}},
@@ -160,12 +160,12 @@ BAD_ROWS = {
     ),
     "a list for one value": (
         {"order": ["mac", "energy"]},
-        "order is [mac, energy], which takes one value a row; write one row for each",
+        "order is [mac, energy], which takes one value per row; write one row for each",
     ),
     "no method": ({"method": "lora"}, "method is 'lora', expected one of kd_full, kd_lora, budgeted_lora"),
     "two methods": (
         {"method": ["kd_full"]},
-        "method is [kd_full], which takes one value a row; write one row for each",
+        "method is [kd_full], which takes one value per row; write one row for each",
     ),
     "a choice": ({"init": "mixd"}, "init is 'mixd', expected one of first, middle, last, mixed, scratch or a list"),
     "a teacher as a number": ({"teacher": 1}, "teacher is 1, expected text or a list; put it in quotes"),
@@ -174,7 +174,7 @@ BAD_ROWS = {
         {"seed": [0, -1]},
         "seed is [0, -1], expected each value to be a whole number at least 0, found -1 in it",
     ),
-    "a seed twice": ({"seed": [0, 1, 0]}, "seed is [0, 1, 0], in which 0 stands twice"),
+    "a seed twice": ({"seed": [0, 1, 0]}, "seed is [0, 1, 0], which lists 0 twice"),
     "an empty list": ({"teacher": []}, "teacher is [], expected at least one value, or no teacher"),
 }
 
@@ -216,7 +216,9 @@ def test_sweeps_are_checked_like_rows(write: Write) -> None:
     assert "yaml: sweeps.s: r_max is [], expected at least" in refusal(
         write(MINIMAL | {"sweeps": {"s": {"r_max": []}}})
     )
-    assert "sweeps.s: r_max is [2, 2], in which 2" in refusal(write(MINIMAL | {"sweeps": {"s": {"r_max": [2, 2]}}}))
+    assert "sweeps.s: r_max is [2, 2], which lists 2 twice" in refusal(
+        write(MINIMAL | {"sweeps": {"s": {"r_max": [2, 2]}}})
+    )
     assert "sweeps.s.r_max is 3, expected a list" in refusal(write(MINIMAL | {"sweeps": {"s": {"r_max": 3}}}))
 
 
@@ -228,18 +230,18 @@ def test_every_mistake_is_named_once(write: Write) -> None:
 def test_overrides_are_checked_like_the_file(write: Write) -> None:
     assert load_config(write(MINIMAL), {"device": "cpu"}).device == "cpu"
     line = refusal(write(MINIMAL), devices="cpu")
-    assert line.endswith("tiny.yaml: unknown key devices; did you mean device? (said in --config)")
+    assert line.endswith("tiny.yaml: unknown key devices; did you mean device? (given in --config)")
 
 
 def test_a_value_of_an_extended_file_is_sought_there(write: Write) -> None:
     write(MINIMAL | {"training": {"tokens": -1}, "tables": {"t": [{"method": "kd_lora", "rank": 99}]}}, "base")
     child = {"extends": "base", "scale": "child"}
     path = write(child, "child")
-    assert refusal(path) == f"{path}: training.tokens is -1, expected a whole number above 0 (said in base.yaml)"
+    assert refusal(path) == f"{path}: training.tokens is -1, expected a whole number above 0 (given in base.yaml)"
     path = write(child | {"training": {"tokens": 65536, "clip": -1}}, "child")
     assert refusal(path) == f"{path}: training.clip is -1, expected a number above 0"
     path = write(child | {"training": {"tokens": 65536}}, "child")
-    with pytest.raises(BadInput, match=r"child\.yaml: tables\.t, row 1 .*: rank 99 exceeds .* \(said in base\.yaml\)$"):
+    with pytest.raises(BadInput, match=r"child\.yaml: tables\.t, row 1 .*: rank 99 .* \(given in base\.yaml\)$"):
         load_graph(path)
     path = write(child | {"training": {"tokens": 65536}, "tables": {"t": [{"method": "kd_lora", "rank": 99}]}}, "child")
     with pytest.raises(BadInput, match=r"child\.yaml: tables\.t, row 1 .*: rank 99 exceeds .*projection$"):
@@ -293,13 +295,13 @@ def test_the_name_of_an_extended_file_counts_for_nothing(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("scale: tiny\nrows: packed\nrows: document\n", "tiny.yaml, line 3: key rows stands twice"),
-        ("scale: tiny\nlora: {rank: 2,\n  rank: 4}\n", "tiny.yaml, line 3: key rank stands twice"),
+        ("scale: tiny\nrows: packed\nrows: document\n", "tiny.yaml, line 3: key rows is given twice"),
+        ("scale: tiny\nlora: {rank: 2,\n  rank: 4}\n", "tiny.yaml, line 3: key rank is given twice"),
         (
             "scale: tiny\nextends: [a, b]\n",
             "tiny.yaml: extends is ['a', 'b'], expected the name of one scale beside it",
         ),
-        ("scale: tiny\n1: 2\n", "the name 1 is no text; put it in quotes"),
+        ("scale: tiny\n1: 2\n", "the name 1 is not text; put it in quotes"),
     ],
 )
 def test_yaml_that_means_something_else_is_refused(write: Write, text: str, expected: str) -> None:
@@ -308,13 +310,13 @@ def test_yaml_that_means_something_else_is_refused(write: Write, text: str, expe
 
 def test_keys_of_an_anchor_may_be_said_again(write: Write) -> None:
     text = "x: &x {tokens: 512, clip: 2.0}\ntraining: {<<: *x, tokens: 1024}\nscale: tiny\n"
-    assert read_scale(write(text))["training"] == {"tokens": 1024, "clip": 2.0}
+    assert merged_layers(read_layers(write(text)))["training"] == {"tokens": 1024, "clip": 2.0}
 
 
 def test_extends_ring_is_refused(write: Write) -> None:
     write({"extends": "b", "scale": "a"}, "a")
     path = write({"extends": "a", "scale": "b"}, "b")
-    assert "extends itself by way of b.yaml, a.yaml" in refusal(path)
+    assert "extends itself through b.yaml, a.yaml" in refusal(path)
 
 
 def test_extends_of_a_missing_scale_is_refused(write: Write) -> None:
@@ -323,7 +325,7 @@ def test_extends_of_a_missing_scale_is_refused(write: Write) -> None:
 
 @pytest.mark.parametrize("path", SCALES, ids=lambda path: path.stem)
 def test_shipped_scales_are_named_after_their_file(path: Path) -> None:
-    assert read_scale(path)["scale"] == path.stem
+    assert merged_layers(read_layers(path))["scale"] == path.stem
     assert load_config(path).tables
     assert f"`{path.name}`" in config_docs.render()
 

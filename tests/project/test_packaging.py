@@ -161,10 +161,10 @@ def test_every_import_is_a_declared_dependency() -> None:
 
 def test_corpus_packages_are_pinned() -> None:
     """The documents of a docstring corpus come from locked versions, so two machines read the same texts."""
-    from budgeted_lora.config.files import read_scale
+    from budgeted_lora.config.scale import load_config
 
     providers = packages_distributions()
-    packages = read_scale(ROOT / "config" / "mini.yaml")["corpus"]["packages"]
+    packages = load_config(ROOT / "config" / "mini.yaml").corpus.packages
     assert packages
     for package in packages:
         names = {canonicalize_name(name) for name in providers.get(package, [package])}

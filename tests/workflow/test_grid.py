@@ -228,8 +228,8 @@ def test_controls_and_sweeps_are_named_by_what_differs() -> None:
         "mixed_L2_ffn35", "mixed_L1_ffn56", "scratch", "scratch_s1", "mixed", "mixed",
     ]  # fmt: skip
     *_, full, budgeted = graph.cells.values()
-    assert full.settings == {"default": ("table2",), "macsF0.4": ("t",)}
-    assert list(budgeted.settings) == ["default", "gate0.3_rmax2", "gate0.3", "rmax2"]
+    assert full.variants == {"default": ("table2",), "macsF0.4": ("t",)}
+    assert list(budgeted.variants) == ["default", "gate0.3_rmax2", "gate0.3", "rmax2"]
     assert full.tables == ("table2", "t")
     assert json.loads(graph.compression("macsF0.4"))["macs"] == graph.planned[budgeted.id].macs
 
@@ -255,8 +255,8 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
             "schedule 'slow' is not among budget.schedules",
         ),
         ({"method": "budgeted_lora"}, "budgeted_lora needs budget, the final dense fraction F"),
-        ({"method": "kd_lora", "budget": 0.4}, "only budgeted_lora takes one"),
-        ({"method": "kd_full", "budget": 0.0}, "only budgeted_lora takes one"),
+        ({"method": "kd_lora", "budget": 0.4}, "kd_lora does not use budget; remove it, or use budgeted_lora"),
+        ({"method": "kd_full", "budget": 0.0}, "kd_full does not use budget"),
         ({"method": "kd_lora", "rank": 9}, "rank 9 exceeds 8, the smallest dimension"),
         (
             {"method": "kd_full", "tokens": 255},
@@ -264,28 +264,33 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
         ),
         (
             {"method": "kd_full", "macs_of_budget": 0.4, "rank": 4},
-            "rank 4 on a kd_full row; only kd_lora and budgeted_lora",
+            "kd_full does not use rank; remove it, or use kd_lora or budgeted_lora",
         ),
-        ({"method": "kd_full", "alpha": 4.0}, "alpha 4.0 on a kd_full row"),
+        ({"method": "kd_full", "alpha": 4.0}, "kd_full does not use alpha"),
         (
             {"method": "kd_full", "train_embeddings_head_norms": False},
-            "train_embeddings_head_norms false on a kd_full row",
+            "kd_full does not use train_embeddings_head_norms",
         ),
         (
             {"method": "kd_lora", "schedule": ["short", "long"]},
-            "schedule short on a kd_lora row; only budgeted_lora takes",
+            "kd_lora does not use schedule; remove it, or use budgeted_lora",
         ),
-        ({"method": "kd_lora", "smoothing": 0.0}, "smoothing 0.0 on a kd_lora row; only budgeted_lora takes one"),
-        ({"method": "kd_lora", "controller": "greedy"}, "controller greedy on a kd_lora row"),
-        ({"method": "kd_lora", "macs_of_budget": 0.4}, "macs_of_budget 0.4 on a kd_lora row; only kd_full takes one"),
+        ({"method": "kd_lora", "smoothing": 0.0}, "kd_lora does not use smoothing; remove it, or use budgeted_lora"),
+        ({"method": "kd_lora", "controller": "greedy"}, "kd_lora does not use controller"),
+        ({"method": "kd_lora", "macs_of_budget": 0.4}, "kd_lora does not use macs_of_budget; remove it"),
         (
             {"method": "kd_lora", "compression": "svd"},
-            "sweeps.svd.macs_of_budget on a kd_lora row; expected kd_full, the only method",
+            "kd_lora does not use sweeps.svd.macs_of_budget; remove it, or use kd_full",
         ),
         (
             {"method": "kd_full", "compression": "moments"},
-            "sweeps.moments: truncation: outputs without undistilled: true",
+            "sweeps.moments: truncation: outputs needs undistilled: true",
         ),
+        (
+            {"method": "budgeted_lora", "budget": 0.4, "controller": "uniform", "order": "energy"},
+            "order needs controller: greedy",
+        ),
+        ({"method": "kd_lora", "rank": 2, "ranks": "allocated"}, "lora.rank_step 4 exceeds rank 2"),
         ({"method": "kd_full", "compression": "none"}, "'none' is not among sweeps: svd, moments"),
     ],
 )
@@ -310,6 +315,15 @@ def test_too_short_a_run_is_refused_with_what_it_needs() -> None:
     numbers = f"{needed - 1} steps are too few .* needs {needed} steps, tokens {needed * 256}: a step takes 256"
     with pytest.raises(BadInput, match=numbers):
         one(row | {"tokens": needed * 256 - 1})
+
+
+def test_ids_are_those_of_results_that_exist() -> None:
+    """Ids of every scale and of unusual rows: a change here makes all results of the cells concerned be made again."""
+    kept = json.loads((ROOT / "tests/workflow/cell_ids.json").read_text())
+    for scale, expected in kept["scales"].items():
+        assert sorted(cell.id for cell in cells(load_config(ROOT / "config" / f"{scale}.yaml"))) == expected
+    for case in kept["rows"]:
+        assert ids(tables={"t": [case["row"]]}) == case["ids"]
 
 
 def test_what_only_scores_a_student_or_is_not_read_changes_no_id() -> None:

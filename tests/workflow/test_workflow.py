@@ -21,7 +21,7 @@ import yaml
 from fixtures.checkout import checkout
 
 from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.config.jobs import read_settings
+from budgeted_lora.config.jobs import read_options
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
 from budgeted_lora.config.sections import Pretraining, Teacher
@@ -180,7 +180,7 @@ def test_every_command_is_one_that_the_command_line_takes(plan: Plan, scale: str
     commands = typer.main.get_command(stages.app).commands
     values = {
         "train": Recipe.model_validate, "compress": Recipe.model_validate, "collect": Corpus.model_validate,
-        "pretrain-teacher": Pretraining.model_validate, "evaluate": read_settings,
+        "pretrain-teacher": Pretraining.model_validate, "evaluate": read_options,
     }  # fmt: skip
     for job in plan("all", "--config", f"scale={scale}"):
         if job.rule == "all":
@@ -442,7 +442,7 @@ def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
         assert set(pending(done).values()) == REPORT
 
 
-def test_evaluation_settings_evaluate_anew(done: Path) -> None:
+def test_evaluation_options_evaluate_anew(done: Path) -> None:
     with edited(done / "config" / "smoke.yaml", lambda text: text.replace("queries: 4", "queries: 5")):
         assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", "score_cell", *REPORT}
 

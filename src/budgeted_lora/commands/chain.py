@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.config.recipe import compute_values
-from budgeted_lora.workflow.cells import DEFAULT_SETTINGS
+from budgeted_lora.workflow.cells import DEFAULT_VARIANT
 from budgeted_lora.workflow.graph import ICL_CELLS, OWN_STRUCTURE, Graph
 
 
@@ -41,7 +41,7 @@ def chain(graph: Graph, cell: str) -> list[Stage]:
     names = dict.fromkeys((graph.config.first_teacher, graph.recipe_of(cell).teacher))
     stages = [*data_and_teachers(graph, names), student_stage(graph, cell), *statistics_stages(graph, cell)]
     stages += [*cache_stages(graph, cell), train_stage(graph, cell)]
-    for settings in graph.cells[cell].settings:
+    for settings in graph.cells[cell].variants:
         stages += compressed_stages(graph, cell, settings)
     return stages + speed_stages(graph, cell)
 
@@ -139,7 +139,7 @@ def statistics_stages(graph: Graph, cell: str) -> list[Stage]:
 
 
 def needs_statistics(graph: Graph, cell: str) -> bool:
-    of_compression = any(graph.truncation_files(cell, settings) for settings in graph.cells[cell].settings)
+    of_compression = any(graph.truncation_files(cell, settings) for settings in graph.cells[cell].variants)
     return bool(graph.statistics_files(cell)) or of_compression
 
 
@@ -166,7 +166,7 @@ def train_stage(graph: Graph, cell: str) -> Stage:
 def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
     """Compression by one of the cell's settings, and the scores of what it left."""
     folder = f"{graph.results}/cells/{cell}/compressed/{settings}"
-    suffix = "" if settings == DEFAULT_SETTINGS else f" {settings}"
+    suffix = "" if settings == DEFAULT_VARIANT else f" {settings}"
     files = under(folder, "compression.json", "model", "model.sha256")
     values = {
         "recipe": json.loads(graph.recipe(cell)),
@@ -178,7 +178,7 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
     evaluation = json.loads(graph.evaluation())
     records = {path: evaluation for path in under(folder, "perplexity.json")}
     more = under(folder, "perplexity_windows.parquet")
-    if settings == DEFAULT_SETTINGS and set(graph.cells[cell].tables) & ICL_CELLS:
+    if settings == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_CELLS:
         records |= {path: evaluation for path in under(folder, "icl.json")}
         more += under(folder, "icl_examples.parquet")
     after = (compress.name, "tokens", "tokenizer")

@@ -45,7 +45,7 @@ def render_cells(found: Sequence[CellStatus]) -> str:
 def render_why(graph: Graph, item: CellStatus) -> str:
     """A cell's tables, its recipe beside the scale's defaults, and its stages with what is wrong with each."""
     lines = [f"{item.cell}: {state(item.state)}{', training now' if item.running else ''}"]
-    for settings, tables in graph.cells[item.cell].settings.items():
+    for settings, tables in graph.cells[item.cell].variants.items():
         lines.append(f"compression {settings}: asked for by {', '.join(tables) or 'no table, made with the others'}")
     lines += ["", *recipe_lines(graph, item.cell), ""]
     for status in item.stages:

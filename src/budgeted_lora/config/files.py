@@ -1,4 +1,4 @@
-"""A scale as its YAML files say it, before any value is judged: what it extends, and how the two are merged."""
+"""Scale files as plain YAML, before values are checked: what a scale extends, and how the files are merged."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from budgeted_lora.errors import BadInput
 
 WHOLE = frozenset({"tables", "teacher_ladder"})  # replaced, not merged key by key
 COMMAND_LINE = "--config"
-Layer = tuple[str, dict[str, Any]]  # a file's name, or where else values are from, and what it says
+Layer = tuple[str, dict[str, Any]]  # a file's name, or COMMAND_LINE, and its values
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key may stand once: the usual loader takes the last of them without a word."""
+    """Refuses a key that is given twice; the usual loader silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -23,14 +23,14 @@ class Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"key {key.value} stands twice"
+                problem = f"key {key.value} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`: mappings merge key by key, anything else replaces; null removes the key."""
+    """`base` with `over` on top: mappings merge key by key, other values replace, and null removes the key."""
     merged = dict(base)
     for key, value in over.items():
         if value is None:
@@ -44,23 +44,23 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def scales_in(folder: Path) -> list[str]:
-    """Names of the scale files of a folder: those with a `scale:` of their own, which every one of them has."""
+    """Names of the scale files in a folder: those with a `scale:` key."""
     files = sorted(folder.glob("*.yaml"))
     return [path.stem for path in files if re.search(r"^scale:", path.read_text(encoding="utf-8"), re.MULTILINE)]
 
 
 def read_layers(path: Path | str, overrides: dict[str, Any] | None = None) -> list[Layer]:
-    """A scale file and those it `extends:`, one by way of another, by name: the file itself first, or the overrides.
+    """A scale file and the chain of files it `extends:`, topmost first; overrides, if any, come before the file.
 
     Raises:
-        BadInput: a file is missing or not a YAML mapping, scales extend each other in a ring, or the file does not
-            say its own name. The name of a file that is extended counts for nothing, whatever it is: two scales of one
-            name would share a folder of results, and what one of them no longer lists would be pruned from the other.
+        BadInput: a file is missing or not a YAML mapping, scales extend each other in a ring, or the file's `scale:`
+            is not its own name. Two scales of one name would share a folder of results, and `prune` in one would
+            remove the other's cells. The `scale:` of an extended file is ignored.
     """
     path, chain, layers = Path(path), [], []
     while True:
         if path in chain:
-            raise BadInput(f"{path}: extends itself by way of {', '.join(p.name for p in chain)}")
+            raise BadInput(f"{path}: extends itself through {', '.join(p.name for p in chain)}")
         chain.append(path)
         values = read_mapping(path)
         parent = values.pop("extends", None)
@@ -77,10 +77,10 @@ def read_layers(path: Path | str, overrides: dict[str, Any] | None = None) -> li
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The settings of one file.
+    """The values of one file.
 
     Raises:
-        BadInput: it is missing, no YAML, no mapping, or has a key twice.
+        BadInput: the file is missing, not YAML, not a mapping, or has a key twice.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
@@ -95,28 +95,23 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise BadInput(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+        raise BadInput(f"{path}: expected a mapping of keys, found {type(values).__name__}")
     return values
 
 
 def check_name(path: Path, name: object) -> None:
-    """Refuses a scale that is not named after its file.
+    """Refuse a scale that is not named after its file.
 
     Raises:
-        BadInput: it has no name, or another one.
+        BadInput: the name is missing or different.
     """
     if name is None:
         raise BadInput(f"{path}: scale is missing, expected `scale: {path.stem}`, the name of the file")
     if name != path.stem:
         raise BadInput(
-            f"{path}: scale is {name!r}, expected {path.stem}, the name of the file: results lie in results/<scale>, "
-            "and a copy that kept its old name would write into the other's"
+            f"{path}: scale is {name!r}, expected {path.stem}, the name of the file: results are in results/<scale>, "
+            "and a copy with its old name would write into the original's folder"
         )
-
-
-def read_scale(path: Path | str) -> dict[str, Any]:
-    """A scale file with what it `extends:` merged under it; errors as in `read_layers`."""
-    return merged_layers(read_layers(path))
 
 
 def merged_layers(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -127,20 +122,20 @@ def merged_layers(layers: Sequence[Layer]) -> dict[str, Any]:
     return merged
 
 
-def said_elsewhere(layers: Sequence[Layer], path: tuple[str | int, ...]) -> str:
-    """A remark on which other file, or the command line, decides what stands at a path of keys; empty if the file."""
+def origin_note(layers: Sequence[Layer], path: tuple[str | int, ...]) -> str:
+    """Where the value at a path of keys comes from, if that is another file or the command line; else empty."""
     own = next(name for name, _ in layers if name != COMMAND_LINE)
-    source = decider(layers, path) or own
-    return "" if source == own else f" (said in {source})"
+    source = origin(layers, path) or own
+    return "" if source == own else f" (given in {source})"
 
 
-def decider(layers: Sequence[Layer], path: tuple[str | int, ...]) -> str | None:
-    """Name of the topmost layer that has a path of keys, or most of the way to it."""
+def origin(layers: Sequence[Layer], path: tuple[str | int, ...]) -> str | None:
+    """Name of the topmost layer with a value at a path of keys, or else at the longest part of the path."""
     for length in range(len(path) if path and path[0] not in WHOLE else 1, 0, -1):
         for name, values in layers:
-            found: Any = values
+            value: Any = values
             for part in path[:length]:
-                found = found.get(part) if isinstance(found, dict) else None
-            if found is not None:
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
                 return name
     return None

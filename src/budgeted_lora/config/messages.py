@@ -1,9 +1,9 @@
-"""What is wrong with a configuration, in words: pydantic's errors as one line that a person can act on."""
+"""Pydantic's errors on a configuration as one line: each key, the value it has, and what was expected."""
 
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 Path = tuple[str | int, ...]
 ROW_CHARACTERS = 90  # of a row's text in a message
 VALUE_CHARACTERS = 60
-FEW_KEYS = 12  # a section of so many is listed whole where none is near
+FEW_KEYS = 12  # a section with at most this many keys is listed in full when no name is close
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -25,39 +26,42 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Spot:
-    """Where a location of pydantic's leads: the keys as the file has them, the type there, and pydantic's own rest."""
+class Key:
+    """The key that an error is about, as the file has it, its type, and the rest of pydantic's location."""
 
     path: Path
     annotation: Any
-    metadata: list[Any]
-    rest: tuple[str | int, ...]
+    metadata: tuple[Any, ...]
+    rest: Path
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None = None, values: Any = None) -> str:
-    """A pydantic error as one line: for each key the value found and what was expected.
+    """A pydantic error as one line.
 
     Args:
-        model: what was validated; without it unknown keys get no suggestion and types pydantic's words.
+        model: what was validated; without it, unknown keys get no suggestion and types are in pydantic's words.
         values: what it was validated from, to show a value whole.
     """
     if model is None:
-        return "; ".join(dict.fromkeys(map(plainly, error.errors())))
+        return "; ".join(dict.fromkeys(map(plain_text, error.errors())))
     return "; ".join(problem.text for problem in problems(error, model, values))
 
 
 def problems(error: ValidationError, model: type[BaseModel], values: Any = None) -> list[Problem]:
-    """What is wrong, each key once, in the order of the model."""
-    found: dict[Path, list[tuple[Spot, dict[str, Any]]]] = {}
+    """Everything that is wrong, one problem per key, in the order of the model."""
+    by_key: dict[Path, list[tuple[Key, Mapping[str, Any]]]] = {}
     for item in error.errors():
-        spot = resolve(model, item["loc"])
-        found.setdefault(item["loc"] if item["type"] == "extra_forbidden" else spot.path, []).append((spot, item))
-    return [Problem(path, one_problem(items, model, values)) for path, items in found.items()]
+        key = resolve(model, item["loc"])
+        by_key.setdefault(item["loc"] if item["type"] == "extra_forbidden" else key.path, []).append((key, item))
+    return [
+        Problem(path, problem_text(entries[0][0], [item for _, item in entries], model, values))
+        for path, entries in by_key.items()
+    ]
 
 
-def plainly(item: Mapping[str, Any]) -> str:
-    """An error of a model that is not known here."""
-    key = ".".join(map(str, item["loc"])) or "configuration"
+def plain_text(item: Mapping[str, Any]) -> str:
+    """An error on a model that is not known here."""
+    key = dotted(item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}"
     if item["type"] == "missing":
@@ -67,63 +71,73 @@ def plainly(item: Mapping[str, Any]) -> str:
     return f"{key} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def one_problem(items: list[tuple[Spot, dict[str, Any]]], model: type[BaseModel], values: Any) -> str:
-    """The sentence for all that pydantic has to say of one key: a union tells of each of its types."""
-    spot, item = items[0]
+def problem_text(key: Key, items: list[Mapping[str, Any]], model: type[BaseModel], values: Any) -> str:
+    """The sentence for all errors on one key; a union has one error for each of its types."""
+    item = items[0]
     if item["type"] == "extra_forbidden":
-        return unknown_key(spot, str(item["loc"][-1]), model, values)
+        return unknown_key(key, str(item["loc"][-1]), model, values)
     if item["type"] == "value_error":
         text = item["msg"].removeprefix("Value error, ")
-        named = not spot.path or text.startswith(str(spot.path[0]))
-        return text if named else f"{place(spot.path, values)}: {text}"
-    if item["type"] == "missing" and not spot.rest:
-        return f"{place(spot.path, values)} is missing, expected {expected(spot.annotation, spot.metadata)}"
-    if "[key]" in spot.rest or item["type"] == "invalid_key":
-        keys = item["loc"][: item["loc"].index("[key]")] if "[key]" in spot.rest else item["loc"]
-        return f"the name {dotted(keys)} is no text; put it in quotes"
-    return wrong_value([item for _, item in items], spot, values)
+        names_key = not key.path or text.startswith(str(key.path[0]))
+        return text if names_key else f"{place(key.path, values)}: {text}"
+    if item["type"] == "missing" and not key.rest:
+        return f"{place(key.path, values)} is missing, expected {expected(key.annotation, key.metadata)}"
+    if "[key]" in key.rest or item["type"] == "invalid_key":
+        name = [part for part in item["loc"] if part != "[key]"]
+        return f"the name {dotted(name)} is not text; put it in quotes"
+    return wrong_value(key, items, values)
 
 
-def wrong_value(items: Sequence[Mapping[str, Any]], spot: Spot, values: Any) -> str:
+def wrong_value(key: Key, items: list[Mapping[str, Any]], values: Any) -> str:
     """A value of the wrong kind or out of range."""
-    found = value_at(values, spot.path, items[0]["input"])
-    said = f"{place(spot.path, values)} is {shown(found)}"
-    if items[0]["type"] == "too_short" and not spot.rest:
-        return f"{said}, expected at least {items[0]['ctx']['min_length']} entry"
-    if isinstance(found, list) and not takes_list(spot.annotation) and not has_keys(spot.annotation):
-        several = "one value a row; write one row for each" if of_row(spot.path) else "one value, not a list"
-        return f"{said}, which takes {several}"
-    inside = [item["input"] for item in items if any(isinstance(part, int) for part in item_rest(item, spot))]
-    wanted = expected(spot.annotation, spot.metadata)
-    if isinstance(found, list) and inside and inside[0] is not found:
-        return f"{said}, expected {element(spot.annotation) or wanted}, found {shown(inside[0])} in it"
-    return f"{said}, expected {wanted}{hint(found, spot.annotation)}"
+    value = value_at(values, key.path, items[0]["input"])
+    text = f"{place(key.path, values)} is {shown(value)}"
+    if items[0]["type"] == "too_short" and not key.rest:
+        return f"{text}, expected at least {items[0]['ctx']['min_length']} entry"
+    wanted = expected(key.annotation, key.metadata)
+    if not isinstance(value, list):
+        return f"{text}, expected {wanted}{hint(value, key.annotation)}"
+    kinds = [kind for kind, _ in alternatives(key.annotation)]
+    if not any(is_section(kind) or get_origin(kind) in (dict, list, tuple) for kind in kinds):
+        one = "one value per row; write one row for each" if is_row(key.path) else "one value, not a list"
+        return f"{text}, which takes {one}"
+    inside = [item["input"] for item in items if any(isinstance(part, int) for part in item["loc"][len(key.path) :])]
+    if inside and inside[0] is not value:
+        element = next(get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple))
+        return f"{text}, expected each value to be {expected(element)}, found {shown(inside[0])} in it"
+    return f"{text}, expected {wanted}"
 
 
-def item_rest(item: Mapping[str, Any], spot: Spot) -> tuple[str | int, ...]:
-    """What pydantic's location says beyond the key: the branch of a union, the place in a list."""
-    return tuple(item["loc"][len(spot.path) :])
+def hint(value: Any, annotation: Any) -> str:
+    """What YAML made of a value that looks right."""
+    if isinstance(value, int | float) and any(kind is str for kind, _ in alternatives(annotation)):
+        return "; put it in quotes"
+    try:
+        number = float(value) if isinstance(value, str) else 0.5
+    except ValueError:
+        return ""
+    return f"; YAML takes this for text, write {number:.0f}" if number.is_integer() else ""
 
 
-def unknown_key(spot: Spot, name: str, model: type[BaseModel], values: Any) -> str:
-    """An unknown key with the nearest known one, or where else a key of that name stands."""
-    known = list(spot.annotation.model_fields)
-    prefix = "" if of_row(spot.path) or not spot.path else f"{dotted(spot.path)}."
-    where = f"{place(spot.path, values)}: " if of_row(spot.path) else ""
-    said = f"{where}unknown key {prefix}{name}"
+def unknown_key(key: Key, name: str, model: type[BaseModel], values: Any) -> str:
+    """An unknown key with the nearest known one, or with other sections' keys of that name."""
+    known = list(key.annotation.model_fields)
+    in_row = is_row(key.path)
+    prefix = "" if in_row or not key.path else f"{dotted(key.path)}."
+    text = f"{place(key.path, values)}: unknown key {name}" if in_row else f"unknown key {prefix}{name}"
     section, _, inside = name.partition(".")
     if section in known and inside:
-        return f"{said}; a key of a section is written `{section}: {{{inside}: ...}}`"
+        return f"{text}; a key of a section is written `{section}: {{{inside}: ...}}`"
     close = difflib.get_close_matches(name, known, n=1)
     if close:
-        return f"{said}; did you mean {prefix}{close[0]}?"
+        return f"{text}; did you mean {prefix}{close[0]}?"
     others = list(keys_named(model, name))
     if others:
-        return f"{said}; there is {' and '.join(others)}"
-    whose = "a row" if of_row(spot.path) else f"section {dotted(spot.path)}" if spot.path else "the top level"
+        return f"{text}; there is {' and '.join(others)}"
+    owner = "a row" if in_row else f"section {dotted(key.path)}" if key.path else "the top level"
     if len(known) <= FEW_KEYS:
-        return f"{said}; the keys of {whose} are {', '.join(known)}"
-    return f"{said}; config/README.md lists the keys of {whose}"
+        return f"{text}; the keys of {owner} are {', '.join(known)}"
+    return f"{text}; config/README.md lists the keys of {owner}"
 
 
 def keys_named(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
@@ -135,50 +149,89 @@ def keys_named(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[
             yield from keys_named(field.annotation, name, f"{prefix}{key}.")
 
 
-# --- where
+# --- types
 
 
-def resolve(model: type[BaseModel], location: Path) -> Spot:
-    """Follows a location of pydantic's through sections, named entries and rows, as far as the file's own keys go."""
-    annotation, metadata = model, []
-    for depth, part in enumerate(location):
-        if is_section(annotation):
-            if part not in annotation.model_fields:
-                return Spot(location[:depth], annotation, metadata, location[depth:])
-            field = annotation.model_fields[part]
-            annotation, metadata = whole(field.annotation), list(field.metadata)
-        elif get_origin(annotation) is dict or is_rows(annotation):
-            annotation, metadata = whole(get_args(annotation)[-1]), []
-        else:
-            return Spot(location[:depth], annotation, metadata, location[depth:])
-    return Spot(location, annotation, metadata, ())
+def alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The types that an annotation allows, each with its limits; unions and `Annotated` are taken apart."""
+    if get_origin(annotation) is Annotated:
+        kind, *limits = get_args(annotation)
+        inner = [item for part in limits for item in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        return alternatives(kind, [*metadata, *inner])
+    if get_origin(annotation) in (types.UnionType, typing.Union):
+        return [pair for part in get_args(annotation) for pair in alternatives(part, metadata)]
+    return [(annotation, tuple(metadata))]
+
+
+def expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What a key takes, as a person who writes YAML would say it; that it may be empty is not said."""
+    kinds = [pair for pair in alternatives(annotation, metadata) if pair[0] is not type(None)]
+    texts = ["a list" if len(kinds) > 1 and get_origin(kind) is list else kind_text(kind, m) for kind, m in kinds]
+    return " or ".join(dict.fromkeys(texts))
+
+
+def kind_text(kind: Any, metadata: tuple[Any, ...]) -> str:
+    """One type in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_section(kind):
+        return "a mapping, `{key: value, ...}`"
+    if origin is dict:
+        return f"a mapping of names, each {expected(arguments[1])}"
+    if origin is list:
+        rows = entry_type(kind) is not None
+        return "a list of rows, each `- {key: value, ...}`" if rows else f"a list, each {expected(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {expected(arguments[0])}"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    return NAMES[kind] + limits_text(metadata)
+
+
+def limits_text(metadata: tuple[Any, ...]) -> str:
+    """The limits of a number, e.g. ` above 0 and below 1`."""
+    limits = {
+        name: getattr(item, name) for item in metadata for name in ("gt", "ge", "lt", "le") if hasattr(item, name)
+    }
+    if limits.keys() == {"ge", "le"}:
+        return f" from {limits['ge']:g} to {limits['le']:g}"
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    texts = [f"{words[name]} {limits[name]:g}" for name in words if name in limits]
+    return f" {' and '.join(texts)}" if texts else ""
 
 
 def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def is_rows(annotation: Any) -> bool:
-    """Whether entries of this list have keys of their own."""
-    return get_origin(annotation) is list and is_section(get_args(annotation)[0])
+def entry_type(kind: Any) -> Any:
+    """The type of the entries of a mapping of names or of a list of rows; None for other types."""
+    arguments = get_args(kind)
+    has_entries = get_origin(kind) is dict or (get_origin(kind) is list and is_section(arguments[0]))
+    return arguments[-1] if has_entries else None
 
 
-def has_keys(annotation: Any) -> bool:
-    return is_section(annotation) or get_origin(annotation) is dict
+# --- places
 
 
-def whole(annotation: Any) -> Any:
-    """The section of an annotation that may be empty; any other as it is."""
-    sections = [part for part in get_args(annotation) if is_section(part)] if is_union(annotation) else []
-    return sections[0] if len(sections) == 1 else annotation
+def resolve(model: type[BaseModel], location: Path) -> Key:
+    """Follow pydantic's location through sections, named entries and rows, as far as it consists of the file's keys."""
+    annotation, metadata = model, ()
+    for depth, part in enumerate(location):
+        kinds = [kind for kind, _ in alternatives(annotation)]
+        section = next(filter(is_section, kinds), None)
+        entries = next(filter(None, map(entry_type, kinds)), None)
+        if section is not None and part in section.model_fields:
+            field = section.model_fields[part]
+            annotation, metadata = field.annotation, tuple(field.metadata)
+        elif section is None and entries is not None:
+            annotation, metadata = entries, ()
+        else:
+            return Key(location[:depth], section or annotation, metadata, location[depth:])
+    return Key(location, annotation, metadata, ())
 
 
-def is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (types.UnionType, typing.Union)
-
-
-def of_row(path: Path) -> bool:
-    """Whether a path leads into a row of a table."""
+def is_row(path: Path) -> bool:
+    """Whether a path leads to a row of a table or into it."""
     return len(path) >= 3 and path[0] == "tables"
 
 
@@ -187,8 +240,8 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def place(path: Path, values: Any) -> str:
-    """A key as a person finds it: rows by table, number from 1 and text, anything else with dots."""
-    if not of_row(path):
+    """A key as a person looks for it: a row by its table, its number from 1 and its text; other keys with dots."""
+    if not is_row(path):
         return dotted(path) or "the configuration"
     row = row_place(str(path[1]), int(path[2]) + 1, value_at(values, path[:3], None))
     return row + (f": {dotted(path[3:])}" if path[3:] else "")
@@ -201,7 +254,7 @@ def row_place(table: str, number: int, row: Any) -> str:
 
 
 def value_at(values: Any, path: Path, default: Any) -> Any:
-    """What stands at a path of nested mappings and lists."""
+    """The value at a path of nested mappings and lists; `default` if there is none."""
     if values is None:
         return default
     for part in path:
@@ -212,8 +265,11 @@ def value_at(values: Any, path: Path, default: Any) -> Any:
     return values
 
 
+# --- values
+
+
 def shown(value: Any, *, limit: int = VALUE_CHARACTERS) -> str:
-    """A value as YAML has it on one line, cut where it is long; text in quotes where it stands alone."""
+    """A value as YAML on one line, cut if it is long; text that stands alone is in quotes."""
     text = repr(value) if isinstance(value, str) else in_yaml(value)
     return text if len(text) <= limit else f"{text[: limit - 4].rstrip()} ..."
 
@@ -229,99 +285,3 @@ def in_yaml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(in_yaml(item) for item in value) + "]"
     return str(value)
-
-
-# --- what was expected
-
-
-def expected(annotation: Any, metadata: list[Any]) -> str:
-    """What a key takes, in the words of config/README.md."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return expected(arguments[0], [*metadata, *_constraints(arguments[1:])])
-    if is_section(annotation):
-        return "a mapping, `{key: value, ...}`"
-    if origin is dict:
-        return "a mapping of names, `{name: ...}`"
-    if is_rows(annotation):
-        return "a list of rows, each `- {key: value, ...}`"
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin is tuple:
-        return f"a list of {len(arguments)} values, each {expected(arguments[0], [])}"
-    if origin is list:
-        return f"a list, each value {expected(arguments[0], [])}"
-    if is_union(annotation):
-        parts = [part for part in arguments if part is not type(None)]
-        said = ["a list" if get_origin(part) is list else expected(part, metadata) for part in parts]
-        return " or ".join(dict.fromkeys(said))
-    text = type_in_words(annotation, metadata)
-    return f"a {text}" if text.startswith(("whole number", "number")) else text
-
-
-def element(annotation: Any) -> str:
-    """What each value of a list must be; empty where that is not one kind."""
-    parts = get_args(annotation) if is_union(annotation) else [annotation]
-    lists = [get_args(part)[0] for part in parts if get_origin(part) in (list, tuple)]
-    return f"each value to be {expected(lists[0], [])}" if lists else ""
-
-
-def takes_list(annotation: Any) -> bool:
-    """Whether a key takes a list, or several values of its own."""
-    if is_union(annotation):
-        return any(takes_list(part) for part in get_args(annotation))
-    return get_origin(annotation) in (list, tuple)
-
-
-def hint(found: Any, annotation: Any) -> str:
-    """What YAML made of a value that looks right."""
-    if not isinstance(found, str):
-        wants_text = str in (get_args(annotation) if is_union(annotation) else (annotation,))
-        return "; put it in quotes" if wants_text and isinstance(found, int | float) else ""
-    try:
-        number = float(found)
-    except ValueError:
-        return ""
-    return f"; YAML takes this for text, write {number:.0f}" if number.is_integer() else ""
-
-
-def bounds(metadata: list[Any]) -> str:
-    """The limits of a number in words, e.g. ` above 0 and below 1`."""
-    found = {name: getattr(item, name) for item in metadata for name in ("gt", "ge", "lt", "le") if hasattr(item, name)}
-    if found.keys() == {"ge", "le"}:
-        return f" from {found['ge']:g} to {found['le']:g}"
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    limits = [f"{words[name]} {found[name]:g}" for name in words if name in found]
-    return f" {' and '.join(limits)}" if limits else ""
-
-
-def type_in_words(annotation: Any, metadata: list[Any]) -> str:
-    """An annotation as a reader of YAML would say it."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return type_in_words(arguments[0], [*metadata, *_constraints(arguments[1:])])
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if is_union(annotation):
-        return " or ".join(dict.fromkeys(_alternative(part, metadata) for part in arguments))
-    if origin is list:
-        return f"list of {type_in_words(arguments[0], [])}"
-    if origin is tuple:
-        return f"[{', '.join(type_in_words(part, []) for part in arguments)}]"
-    if origin is dict:
-        return f"name: {type_in_words(arguments[1], [])}"
-    if is_section(annotation):
-        return f"{annotation.__name__} (below)"
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    return names[annotation] + bounds(metadata)
-
-
-def _alternative(part: Any, metadata: list[Any]) -> str:
-    if part is type(None):
-        return "empty"
-    return "a list" if get_origin(part) is list else type_in_words(part, metadata)
-
-
-def _constraints(metadata: tuple[Any, ...]) -> list[Any]:
-    """The limits of an `Annotated`, whether given plainly or inside a pydantic Field."""
-    return [item for part in metadata for item in (part.metadata if isinstance(part, FieldInfo) else [part])]

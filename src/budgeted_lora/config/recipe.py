@@ -1,20 +1,28 @@
 """The recipe of one student: what a training job receives, and what its cell's id is a hash of."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from budgeted_lora.config.types import (
+    Controller,
     Fraction,
     Init,
     Method,
+    OwnLowRankInit,
+    OwnRemovalOrder,
+    Packing,
     Positive,
+    Precision,
     Strict,
 )
 
 
 class Recipe(Strict):
-    """How one student is trained, complete: what a training job receives."""
+    """How one student is trained, complete.
+
+    A field is filled by `workflow.recipes` from the key of the same name: the row's, or else the scale's section's.
+    Fields that a method does not use are empty, and so are choices that are the paper's: an empty field is no part of
+    the id, so a new field that is empty by default leaves all ids as they are.
+    """
 
     method: Method
     teacher: str
@@ -30,13 +38,13 @@ class Recipe(Strict):
     schedule: str | None = None
     schedule_start: Fraction | None = None
     schedule_end: Fraction | None = None
-    controller: Literal["greedy", "uniform"] | None = None
+    controller: Controller | None = None
     smoothing: float | None = None
     drop_threshold: float | None = None
     gate_logit: float | None = None
     gate_lr_multiplier: float | None = None
-    low_rank_init: Literal["svd", "activation_svd"] | None = None  # None and the two below: as in the paper
-    order: Literal["energy", "activation", "gradient"] | None = None
+    low_rank_init: OwnLowRankInit | None = None
+    order: OwnRemovalOrder | None = None
     rank_step: Positive | None = None
     statistics_windows: Positive | None = None
     train_embeddings_head_norms: bool = True
@@ -44,29 +52,29 @@ class Recipe(Strict):
     batch_windows: Positive
     micro_batch_windows: Positive
     sequence_length: Positive
-    rows: Literal["packed", "document"]
+    rows: Packing
     learning_rate: float = Field(gt=0)
     betas: tuple[float, float]
     weight_decay: float
     clip: float
     warmup_fraction: Fraction
     warmup_cap: Positive
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     seed: int
 
     @model_validator(mode="after")
     def _complete(self) -> "Recipe":
-        lora = self.method != "kd_full"
-        if lora and (self.rank is None or self.alpha is None):
+        if self.method != "kd_full" and (self.rank is None or self.alpha is None):
             raise ValueError(f"{self.method} needs rank and alpha")
-        if (self.method == "budgeted_lora") != (self.budget is not None):
-            needs = "needs budget, the final dense fraction F from 0 to 1"
-            raise ValueError(f"{self.method} {needs if self.budget is None else 'takes no budget'}")
+        if self.method == "budgeted_lora" and self.budget is None:
+            raise ValueError("budgeted_lora needs budget, the final dense fraction F from 0 to 1")
+        if self.method != "budgeted_lora" and self.budget is not None:
+            raise ValueError(f"{self.method} takes no budget")
         return self
 
     @property
     def plain(self) -> bool:
-        """Whether the structure that the budget leaves is known before the student is: the paper's order and ranks."""
+        """Whether removal order and ranks are the paper's: then the structure is known before training."""
         return self.order is None and self.rank_step is None
 
     @property
@@ -76,5 +84,5 @@ class Recipe(Strict):
 
 
 def compute_values(*, threads: int, gpus_per_run: int) -> dict[str, int]:
-    """What else determines a student's last bits, as its result records it; one GPU a run goes without saying."""
+    """Thread and GPU counts, which also affect the result's bits; a single GPU is the default and omitted."""
     return {"threads": threads} | ({"gpus_per_run": gpus_per_run} if gpus_per_run > 1 else {})

@@ -1,7 +1,7 @@
-"""The configuration of a scale: typed, complete, unknown keys refused.
+"""The configuration of a scale: typed and complete; unknown keys are refused.
 
-Each field's description says what it means and closes with its tag: [S] stated in the paper, [D] derived,
-[U] unknown outside the authors (our default), [ours] a choice the paper has no word on.
+Each field's description says what it means and ends with its tag: [S] stated in the paper, [D] derived from it,
+[U] not stated and known only to the authors (our default), [ours] a choice that the paper does not mention.
 """
 
 import re
@@ -12,9 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.config.corpus import HubDataset as HubDataset
-from budgeted_lora.config.files import merged_layers, read_layers, said_elsewhere
-from budgeted_lora.config.messages import describe as describe
+from budgeted_lora.config.files import merged_layers, origin_note, read_layers
 from budgeted_lora.config.messages import problems, row_place
 from budgeted_lora.config.rows import Row, Sweep
 from budgeted_lora.config.sections import (
@@ -32,15 +30,12 @@ from budgeted_lora.config.sections import (
     Tokenizer,
     Training,
 )
-from budgeted_lora.config.types import (
-    Positive,
-    Strict,
-)
+from budgeted_lora.config.types import Packing, Positive, Strict
 from budgeted_lora.errors import BadInput
 
-# Tables whose cells `snakemake main` trains and scores in full; cells of other tables are scored by perplexity only.
+# Tables whose cells `snakemake main` trains and scores in full; cells of other tables get only a perplexity.
 MAIN_CELLS = frozenset({"table2", "table8", "pareto"})
-# Tables whose students the paper's claims speak of (config/claims.yaml).
+# Tables whose students the paper's claims are about (config/claims.yaml).
 CLAIM_TABLES = MAIN_CELLS - {"pareto"} | {f"table{n}" for n in range(3, 8)} | {"lora_construction"}
 
 
@@ -49,22 +44,23 @@ class Config(Strict):
 
     scale: str = Field(description="Name of the scale; results lie in `results/<scale>/`. [ours]")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto takes a GPU where there is one; cuda fails without. [ours]"
+        "auto", description="auto uses a GPU if there is one; cuda fails without one. [ours]"
     )
     fit: Literal["refuse", "warn"] = Field(
         "refuse",
-        description="On a machine that is too small by the plan (`budgeted-lora doctor`) a run ends before its first "
-        "job, or says what is short and starts. [ours]",
+        description="If the machine is too small by the plan (`budgeted-lora doctor`): end before the first job, or "
+        "say what is short and start. [ours]",
     )
     gpus_per_run: Positive = Field(
         1,
-        description="GPUs that train one student together, each with its part of every step (processes on a CPU). "
-        "[ours]",
+        description="GPUs that train one student together, each computing its part of every step (processes on a "
+        "CPU). [ours]",
     )
-    threads: Threads = Field(default_factory=Threads, description="CPU threads; part of what makes bytes repeat.")
+    threads: Threads = Field(default_factory=Threads, description="CPU threads; bytes repeat only with equal counts.")
     sequence_length: Positive = Field(1024, description="Tokens of a window. [S]")
-    rows: Literal["packed", "document"] = Field(
-        "packed", description="Joined and cut, or one document a row, padded. [U]"
+    rows: Packing = Field(
+        "packed",
+        description="How documents become windows: joined and cut, or one padded document per window. [U]",
     )
     corpus: Corpus = Field(default_factory=Corpus)
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
@@ -82,7 +78,7 @@ class Config(Strict):
     budget: Budget = Field(default_factory=Budget)
     compression: Compression = Field(default_factory=Compression)
     sweeps: dict[str, Sweep] = Field(
-        default_factory=dict, description="Compression settings that a row can ask for by name, see above. [ours]"
+        default_factory=dict, description="Lists of compression variants that a row can name, see above. [ours]"
     )
     evaluation: Evaluation = Field(default_factory=Evaluation)
     speed: Speed = Field(default_factory=Speed)
@@ -91,9 +87,10 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        fault = inconsistency(self)
-        if fault is not None:
-            raise ValueError(fault)
+        for check in CHECKS:
+            contradiction = check(self)
+            if contradiction is not None:
+                raise ValueError(contradiction)
         return self
 
     @property
@@ -109,32 +106,28 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
         overrides: values laid on top, as given by `snakemake --config`.
 
     Raises:
-        BadInput: one line naming the file, the key, what was found and what was expected.
+        BadInput: one line that names the file, the key, its value and what was expected.
     """
     layers = read_layers(path, overrides)
     values = merged_layers(layers)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        found = [problem.text + said_elsewhere(layers, problem.path) for problem in problems(error, Config, values)]
-        raise BadInput(f"{path}: {'; '.join(found)}") from None
+        texts = [problem.text + origin_note(layers, problem.path) for problem in problems(error, Config, values)]
+        raise BadInput(f"{path}: {'; '.join(texts)}") from None
 
 
-# Targets that are no table.
+# --- contradictions between sections: the first one as a sentence, or None
+
+# Targets that are not tables.
 TARGETS = frozenset({"all", "main", "report", "ablations", "claims", "calibration"})
 
 
-def inconsistency(config: "Config") -> str | None:
-    """The first contradiction between sections of a scale, as one sentence; None without one."""
-    return next(filter(None, (check(config) for check in CHECKS)), None)
-
-
-def of_training(config: "Config") -> str | None:
-    """Depth of the student, schedules, steps that cannot be shared out, scores of nothing that was trained."""
+def check_training(config: Config) -> str | None:
+    """Depth of the student, schedules, steps that do not divide, and compression that leaves no trained student."""
     first = next(iter(config.teacher_ladder.values()))
     if config.compression.undistilled:
-        reason = "no student would be scored as it was trained; expected it in a list of sweeps"
-        return f"compression.undistilled is true: {reason}"
+        return "compression.undistilled is true: no trained student would be scored; put it in a list of sweeps"
     if config.student.layers > first.layers:
         return f"student.layers {config.student.layers} exceeds the {first.layers} layers of the first teacher"
     if config.budget.schedule not in config.budget.schedules:
@@ -151,24 +144,22 @@ def of_training(config: "Config") -> str | None:
     return None
 
 
-def of_tables(config: "Config") -> str | None:
-    """Names that no target can have, tables that ask for nothing, rows that stand twice."""
+def check_tables(config: Config) -> str | None:
+    """Names that a target cannot have, tables without rows, and repeated rows."""
     for name, rows in config.tables.items():
         if name in TARGETS or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            return (
-                f"tables.{name}: a table is a target, its name is made of a-z, 0-9 and _ and none of "
-                f"{', '.join(sorted(TARGETS))}"
-            )
+            targets = ", ".join(sorted(TARGETS))
+            return f"tables.{name}: a table's name consists of a-z, 0-9 and _, and must not be a target: {targets}"
         if not rows:
             return f"tables.{name} has no rows, expected at least one, `- {{method: ...}}`, or no such table"
         for place, row in enumerate(rows):
             if row in rows[:place]:
-                said = row_place(name, place + 1, row.model_dump(exclude_unset=True))
-                return f"{said}: the same as row {rows.index(row) + 1}, expected each row once"
+                twice = row_place(name, place + 1, row.model_dump(exclude_unset=True))
+                return f"{twice}: the same as row {rows.index(row) + 1}, expected each row once"
     return None
 
 
-def of_sources(config: "Config") -> str | None:
+def check_sources(config: Config) -> str | None:
     """Where documents, probes and teachers come from."""
     if config.evaluation.probes == "folder" and not config.evaluation.probes_folder:
         return "evaluation.probes_folder must name the folder when evaluation.probes is folder"
@@ -190,4 +181,4 @@ def of_sources(config: "Config") -> str | None:
     return None
 
 
-CHECKS: tuple[Callable[["Config"], str | None], ...] = (of_training, of_tables, of_sources)
+CHECKS: tuple[Callable[[Config], str | None], ...] = (check_training, check_tables, check_sources)

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of."""
+"""The kinds of values that a configuration is made of; each choice is typed here and nowhere else."""
 
 from typing import Annotated, Literal
 
@@ -6,13 +6,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "scratch"]
+Packing = Literal["packed", "document"]  # how documents become windows; the key is `rows`
+Precision = Literal["float32", "bfloat16"]
+Controller = Literal["greedy", "uniform"]
+GateHardening = Literal["soft", "one"]
+
+# Choices of which the first is the paper's; a recipe leaves that one out, and holds one of ours.
+OwnLowRankInit = Literal["svd", "activation_svd"]
+LowRankInit = Literal["zero", OwnLowRankInit]
+OwnRemovalOrder = Literal["energy", "activation", "gradient"]
+RemovalOrder = Literal["mac", OwnRemovalOrder]
+Ranks = Literal["fixed", "allocated"]
+Truncation = Literal["weights", "outputs"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Above0 = Annotated[float, Field(gt=0.0)]
+Between0And1 = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Refuses unknown keys and numbers that are none; instances do not change."""
+    """Frozen; rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from budgeted_lora.config.scale import Corpus
+from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.errors import BadInput
 
 SCHEMA = pa.schema([("text", pa.string()), ("md5", pa.binary(16)), ("split", pa.string())])

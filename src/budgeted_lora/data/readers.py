@@ -12,7 +12,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from budgeted_lora.config.scale import Corpus
+from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.errors import BadInput
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -198,7 +198,7 @@ class ScaleCosts:
             seconds /= ranks * EFFICIENCY
         in_context = bool(ICL_CELLS & set(cell.tables))
         networks = [student, student]  # compressed at its largest, and the student before compression
-        settings, adapters = len(cell.settings), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
+        settings, adapters = len(cell.variants), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
         scored = settings * 2 * self._scored_tokens() + (self._prompt_tokens() if in_context else 0)
         scoring = scored * self._forward(student)
         device_bytes, host = self._training_memory(recipe)
@@ -363,7 +363,7 @@ def measured_students(graph: Graph) -> list[str]:
     wanted = [
         graph.student_of(name)
         for name, cell in graph.cells.items()
-        if graph.statistics_files(name) or any(graph.truncation_files(name, settings) for settings in cell.settings)
+        if graph.statistics_files(name) or any(graph.truncation_files(name, settings) for settings in cell.variants)
     ]
     return list(dict.fromkeys(wanted))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from budgeted_lora.config.scale import Corpus
+from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.data.documents import BATCH, SCHEMA, _table, split_documents, train_texts, unique_documents
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import package_versions, read_documents

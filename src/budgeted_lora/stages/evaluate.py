@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from budgeted_lora.config.jobs import EvaluationSettings, read_settings
+from budgeted_lora.config.jobs import EvaluationOptions, read_options
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
@@ -44,14 +44,14 @@ def evaluate_model(
         tokens: the data folder, with validation and functions token files and manifest.json.
         tokenizer: folder of the tokenizer.
         out: folder the results go to; other files in it stay.
-        values: see `settings.EvaluationSettings`.
+        values: see `settings.EvaluationOptions`.
         uncompressed: folder of the trained student before compression, scored beside it on the same windows;
             needs `student`, the model folder that training began with.
 
     Raises:
         BadInput: a file or value cannot be used, a prompt does not fit, or a likelihood is not finite.
     """
-    clock, settings, out = Clock(), read_settings(values), Path(out)
+    clock, settings, out = Clock(), read_options(values), Path(out)
     if (student is None) != (uncompressed is None):
         raise BadInput("an uncompressed student is its trained folder and its student folder; only one was given")
     validation = TokenFile.open(Path(tokens) / "validation.bin")
@@ -78,7 +78,7 @@ def evaluate_model(
             _write_icl(network, tokenizer, settings, out=out, model=model, about=about)
 
 
-def _score(network: torch.nn.Module, token_file: TokenFile, settings: EvaluationSettings) -> PerplexityResult:
+def _score(network: torch.nn.Module, token_file: TokenFile, settings: EvaluationOptions) -> PerplexityResult:
     return perplexity(
         network,
         token_file,
@@ -89,7 +89,7 @@ def _score(network: torch.nn.Module, token_file: TokenFile, settings: Evaluation
     )
 
 
-def _windows(token_file: TokenFile, settings: EvaluationSettings) -> int:
+def _windows(token_file: TokenFile, settings: EvaluationOptions) -> int:
     return token_file.len_windows(settings.sequence_length, settings.rows)
 
 
@@ -100,7 +100,7 @@ def _window_frame(result: PerplexityResult) -> pd.DataFrame:
 
 
 def _conditions(
-    validation: TokenFile, functions: TokenFile, settings: EvaluationSettings, *, where: torch.device, threads: int
+    validation: TokenFile, functions: TokenFile, settings: EvaluationOptions, *, where: torch.device, threads: int
 ) -> dict[str, Any]:
     """What makes the perplexity repeatable beside the weights."""
     manifest = validation.path.with_name("manifest.json")
@@ -121,7 +121,7 @@ def _conditions(
 def _write_icl(
     network: torch.nn.Module,
     tokenizer: Path,
-    settings: EvaluationSettings,
+    settings: EvaluationOptions,
     *,
     out: Path,
     model: Path,
@@ -153,7 +153,7 @@ def _write_icl(
     write_result(out / "icl.json", payload, inputs=[model, Path(tokenizer)], files=files, clock=clock, **about)
 
 
-def probe_set(settings: EvaluationSettings) -> list[probes.Probe]:
+def probe_set(settings: EvaluationOptions) -> list[probes.Probe]:
     """The 19 probes of a scale: ours, or those of a folder of the original files.
 
     Raises:

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from budgeted_lora.config.scale import HubDataset
+from budgeted_lora.config.corpus import HubDataset
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file
 from budgeted_lora.provenance import Clock, write_result

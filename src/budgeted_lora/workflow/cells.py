@@ -18,9 +18,9 @@ from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.method.structure import steps_needed
-from budgeted_lora.workflow.recipes import recipe, step_in_words, student_shape, tokens_of_step
+from budgeted_lora.workflow.recipes import recipe, step_text, student_shape, tokens_per_step
 
-SETTING_SLUG = {
+VARIANT_SLUG = {
     "rank_threshold": "gate",
     "svd_threshold": "svd",
     "r_max": "rmax",
@@ -30,35 +30,36 @@ SETTING_SLUG = {
     "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
-LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")
-DEFAULT_SETTINGS = "default"  # the compression section as it stands
+LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")  # keys of a row that take lists
+DEFAULT_VARIANT = "default"  # the scale's compression section as it is
 
 
 @dataclass(frozen=True)
 class Cell:
     """One trained student, the tables that list it, and its id.
 
-    `settings` names the compression settings it is scored with, `default` first, each with the tables that ask for it.
+    `variants` names the ways in which it is compressed and scored, each with the tables that list it; `default` is
+    always among them, and first.
     """
 
     id: str
     recipe: Recipe
-    settings: dict[str, tuple[str, ...]]
+    variants: dict[str, tuple[str, ...]]
 
     @property
     def tables(self) -> tuple[str, ...]:
         """Tables that list the cell, in the order of the configuration."""
-        return tuple(dict.fromkeys(table for tables in self.settings.values() for table in tables))
+        return tuple(dict.fromkeys(table for tables in self.variants.values() for table in tables))
 
 
-# Keys of the corpus that only decide what a finished student is scored on.
+# Keys of the corpus that only affect what a finished student is scored on.
 SCORED_ON = frozenset({"validation_tokens", "overlap_ngram", "overlap_share"})
-# Keys of a teacher that say where it comes from, by the source that reads them.
+# Keys of a teacher that say where it comes from, for each kind of teachers.
 ORIGIN = {"shipped": (), "pretrain": ("tokens", "learning_rate"), "folder": ("folder",), "hub": ("hub", "revision")}
 
 
 def upstream(config: Config, teacher: str) -> dict[str, Any]:
-    """The recipes a student's weights depend on besides its own: corpus, tokenizer, its teacher and the first one."""
+    """What else determines a student's weights: the recipes of corpus, tokenizer, its teacher and the first teacher."""
     unread = {key for keys in ORIGIN.values() for key in keys} - set(ORIGIN[config.teachers])
     names = {config.first_teacher, teacher}
     ladder = {name: config.teacher_ladder[name].model_dump(exclude=unread) for name in names}
@@ -82,41 +83,42 @@ def student_name(config: Config, values: Recipe) -> str:
     return "_".join(parts)
 
 
-def settings_of(config: Config, row: Row) -> dict[str, Compression]:
-    """The compression settings a row asks for, by folder name: `default`, or a slug of what differs from it.
+def variants_of(config: Config, row: Row) -> dict[str, Compression]:
+    """The variants that a row asks for, by folder name: `default`, or a slug of what differs from it.
 
     Raises:
-        BadInput: the row names no sweep of the configuration, or settings that its method cannot be compressed with.
+        BadInput: the scale has no such sweep, or the row's method cannot be compressed so.
     """
-    refuse_settings(config.compression, row.method, key="compression")
+    refuse_variant(config.compression, row.method, key="compression")
     if row.compression is None:
-        return {DEFAULT_SETTINGS: config.compression}
+        return {DEFAULT_VARIANT: config.compression}
     if row.compression not in config.sweeps:
         raise BadInput(f"compression {row.compression!r} is not among sweeps: {', '.join(config.sweeps) or 'none'}")
     lists = config.sweeps[row.compression].model_dump(exclude_none=True)
-    found = {}
-    for chosen in itertools.product(*lists.values()):
-        values = dict(zip(lists, chosen, strict=True))
+    variants = {}
+    for combination in itertools.product(*lists.values()):
+        values = dict(zip(lists, combination, strict=True))
         try:
-            made = Compression.model_validate(config.compression.model_dump() | values)
+            variant = Compression.model_validate(config.compression.model_dump() | values)
         except ValidationError as error:
-            raise BadInput(f"sweeps.{row.compression}: {describe(error)}") from None
-        refuse_settings(made, row.method, key=f"sweeps.{row.compression}")
-        differs = {name: value for name, value in values.items() if value != getattr(config.compression, name)}
-        slug = "_".join(f"{SETTING_SLUG[name]}{value}" for name, value in differs.items())
-        found[slug or DEFAULT_SETTINGS] = made
-    return found
+            raise BadInput(f"sweeps.{row.compression}: {describe(error, Compression)}") from None
+        refuse_variant(variant, row.method, key=f"sweeps.{row.compression}")
+        differing = {name: value for name, value in values.items() if value != getattr(config.compression, name)}
+        slug = "_".join(f"{VARIANT_SLUG[name]}{value}" for name, value in differing.items())
+        variants[slug or DEFAULT_VARIANT] = variant
+    return variants
 
 
-def refuse_settings(settings: Compression, method: str, *, key: str) -> None:
-    """Refuses settings that are for KD Full alone on another method's row.
+def refuse_variant(variant: Compression, method: str, *, key: str) -> None:
+    """Refuse a variant that only KD Full students can be compressed to, for another method.
 
     Raises:
-        BadInput: see above.
+        BadInput: the variant truncates by MACs or compresses an undistilled student.
     """
-    for name, given in (("macs_of_budget", settings.macs_of_budget is not None), ("undistilled", settings.undistilled)):
-        if given and method != "kd_full":
-            raise BadInput(f"{key}.{name} on a {method} row; expected kd_full, the only method it compresses")
+    used = {"macs_of_budget": variant.macs_of_budget is not None, "undistilled": variant.undistilled}
+    for name in used:
+        if used[name] and method != "kd_full":
+            raise BadInput(f"{method} does not use {key}.{name}; remove it, or use kd_full")
 
 
 def cell_id(config: Config, values: Recipe) -> str:
@@ -139,10 +141,9 @@ def cell_id(config: Config, values: Recipe) -> str:
     if values.rank_step is not None:
         parts.append("ranks")
     parts.append(f"s{values.seed}")
-    # Without the empty fields, so that a new one, empty by default, makes no student anew.
-    said = values.model_dump(mode="json", exclude_none=True)
-    determined_by = {"recipe": said, "upstream": upstream(config, values.teacher)}
-    return "_".join(parts) + "-" + short_hash(determined_by)
+    # Without the empty fields: a new field that is empty by default then changes no id.
+    recipe_values = values.model_dump(mode="json", exclude_none=True)
+    return "_".join(parts) + "-" + short_hash({"recipe": recipe_values, "upstream": upstream(config, values.teacher)})
 
 
 def combinations(row: Row) -> list[dict[str, Any]]:
@@ -155,38 +156,38 @@ def cells(config: Config) -> list[Cell]:
     """Every cell of every table, each once, in the order the tables first name them.
 
     Raises:
-        BadInput: a row asks for an unknown teacher or schedule, a rank above a projection's dimension, a budget
-            where none belongs, or a run too short for its schedule.
+        BadInput: a row cannot be trained as it says; the message names table and row.
     """
     recipes: dict[str, Recipe] = {}
-    asked: dict[str, dict[str, list[str]]] = {}
+    variants: dict[str, dict[str, list[str]]] = {}
     for table, rows in config.tables.items():
         for number, row in enumerate(rows, start=1):
             for chosen in combinations(row):
                 try:
                     values = recipe(config, row, **chosen)
                     check(config, values)
-                    settings = settings_of(config, row)
+                    names = variants_of(config, row)
                 except (BadInput, ValidationError) as error:
-                    said = error if isinstance(error, BadInput) else describe(error, Recipe)
-                    text = row.model_dump(exclude_unset=True)
-                    raise BadInput(f"{row_place(table, number, text)}: {said}") from None
+                    message = error if isinstance(error, BadInput) else describe(error, Recipe)
+                    place = row_place(table, number, row.model_dump(exclude_unset=True))
+                    raise BadInput(f"{place}: {message}") from None
                 key = cell_id(config, values)
                 recipes[key] = values
-                listing = asked.setdefault(key, {DEFAULT_SETTINGS: []})
-                for name in settings:
+                listing = variants.setdefault(key, {DEFAULT_VARIANT: []})
+                for name in names:
                     listing[name] = list(dict.fromkeys([*listing.get(name, []), table]))
     return [
-        Cell(key, values, {name: tuple(tables) for name, tables in asked[key].items()})
+        Cell(key, values, {name: tuple(tables) for name, tables in variants[key].items()})
         for key, values in recipes.items()
     ]
 
 
 def check(config: Config, values: Recipe) -> None:
-    """Refuses a recipe that cannot be trained as it says.
+    """Refuse a recipe that cannot be trained as it says.
 
     Raises:
-        BadInput: see `cells`.
+        BadInput: the teacher is unknown, the rank exceeds a projection's dimension, or the run is too short for its
+            schedule.
     """
     if values.teacher not in config.teacher_ladder:
         raise BadInput(f"teacher {values.teacher!r} is not in teacher_ladder: {', '.join(config.teacher_ladder)}")
@@ -208,6 +209,6 @@ def check(config: Config, values: Recipe) -> None:
         if values.steps < needed:
             raise BadInput(
                 f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of "
-                f"F = {values.budget:g}; it needs {needed} steps, tokens {needed * tokens_of_step(config)}: "
-                f"{step_in_words(config)}"
+                f"F = {values.budget:g}; it needs {needed} steps, tokens {needed * tokens_per_step(config)}: "
+                f"{step_text(config)}"
             )

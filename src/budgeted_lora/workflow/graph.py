@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.config.files import read_layers, said_elsewhere
-from budgeted_lora.config.jobs import evaluation_settings
+from budgeted_lora.config.files import origin_note, read_layers
+from budgeted_lora.config.jobs import evaluation_options
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import (
     CLAIM_TABLES,
@@ -23,11 +23,11 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, short_hash
 from budgeted_lora.method.structure import Structure
 from budgeted_lora.workflow.cells import (
-    DEFAULT_SETTINGS,
+    DEFAULT_VARIANT,
     Cell,
     cells,
-    settings_of,
     student_name,
+    variants_of,
 )
 from budgeted_lora.workflow.code import shipped_files, source_folder
 from budgeted_lora.workflow.recipes import default_budgeted, planned, student_shape
@@ -71,10 +71,10 @@ class Graph:
             for name, cell in self.cells.items()
             if cell.recipe.method == "budgeted_lora" and cell.recipe.plain
         }
-        self.settings = {DEFAULT_SETTINGS: config.compression}
+        self.settings = {DEFAULT_VARIANT: config.compression}
         for rows in config.tables.values():
             for row in rows:
-                self.settings |= settings_of(config, row)
+                self.settings |= variants_of(config, row)
 
     # --- values that stages get, as one line of JSON each ---
 
@@ -133,7 +133,7 @@ class Graph:
         return canonical_json({name: getattr(self.config.corpus, name) for name in names})
 
     def evaluation(self) -> str:
-        return canonical_json(evaluation_settings(self.config))
+        return canonical_json(evaluation_options(self.config))
 
     def compression(self, settings: str) -> str:
         """Compression settings by the name of their folder."""
@@ -299,11 +299,11 @@ class Graph:
     def settings_listed(self, cell: str, tables: Iterable[str]) -> list[str]:
         """Compression settings under which these tables want a cell."""
         wanted = set(tables)
-        return [name for name, asking in self.cells[cell].settings.items() if wanted & set(asking)]
+        return [name for name, asking in self.cells[cell].variants.items() if wanted & set(asking)]
 
     def of_cells(self, ids: Iterable[str], *names: str) -> list[str]:
         """Result files of cells; a name beginning with @ lies in the folder of the default compression."""
-        folder = f"compressed/{DEFAULT_SETTINGS}/"
+        folder = f"compressed/{DEFAULT_VARIANT}/"
         return [f"{self.results}/cells/{cell}/{name.replace('@', folder)}" for cell in ids for name in names]
 
     def cache_files(self, cell: str) -> list[str]:
@@ -491,7 +491,7 @@ class Graph:
             if not listing:
                 continue
             asked = [f"{table}:{','.join(self.settings_listed(cell.id, [table]))}" for table in listing]
-            settings = cell.settings if tables is None else self.settings_listed(cell.id, listing)
+            settings = cell.variants if tables is None else self.settings_listed(cell.id, listing)
             listed = {"cell": cell.id, "tables": " ".join(listing), "settings": " ".join(settings)}
             listed["asked"] = " ".join(asked)
             structure = {"tokens": cell.recipe.tokens, "structure": self.structure_of(cell.id)}
@@ -510,5 +510,5 @@ def load_graph(path: Path | str, overrides: dict[str, Any] | None = None) -> Gra
         return Graph(config)
     except BadInput as error:
         of_row = str(error).startswith("tables.")
-        remark = said_elsewhere(read_layers(path, overrides), ("tables",)) if of_row else ""
+        remark = origin_note(read_layers(path, overrides), ("tables",)) if of_row else ""
         raise BadInput(f"{path}: {error}{remark}") from None

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from budgeted_lora.config.messages import in_yaml
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.rows import Row
 from budgeted_lora.config.scale import Config
@@ -10,159 +9,133 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
 from budgeted_lora.method.structure import Structure, structure
 
-# Keys of a row that only some methods have a use for: the methods, and what they do.
-IDLE = (
-    (
-        (
-            "budget",
-            "schedule",
-            "controller",
-            "order",
-            "smoothing",
-            "drop_threshold",
-            "gate_logit",
-            "gate_lr_multiplier",
-        ),
-        ("budgeted_lora",),
-        "takes one",
+# Keys of a row that only some methods use.
+USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("kd_full",): ("macs_of_budget",),
+    ("kd_lora", "budgeted_lora"): ("rank", "alpha", "low_rank_init", "ranks", "train_embeddings_head_norms"),
+    ("budgeted_lora",): (
+        "budget", "schedule", "controller", "order", "smoothing", "drop_threshold", "gate_logit", "gate_lr_multiplier",
     ),
-    (("macs_of_budget",), ("kd_full",), "takes one"),
-    (
-        ("rank", "alpha", "low_rank_init", "ranks", "train_embeddings_head_norms"),
-        ("kd_lora", "budgeted_lora"),
-        "have low-rank paths",
-    ),
-)
+}  # fmt: skip
+NEEDS_STATISTICS = {"activation_svd", "activation", "gradient"}  # values of low_rank_init and order
 
 
 def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
-    """The complete recipe of one combination of a row's values."""
-    training, lora, budget = config.training, config.lora, config.budget
-    pick = {name: getattr(row, name) for name in Row.model_fields} | chosen
-    method = row.method
+    """The complete recipe of one combination of a row's values: a key of the row, or else the scale's of that name.
 
-    def either(name: str, default: Any) -> Any:
-        return default if pick[name] is None else pick[name]
+    Args:
+        chosen: one value for each key in which the row lists several.
 
-    refuse_idle_keys(pick, method)
-    layers, ffn = config.student.layers, None
-    if pick["macs_of_budget"] is not None:
-        layers, ffn = control_shape(config, pick["macs_of_budget"])
-    steps = whole_steps(config, pick["tokens"])
-    values: dict[str, Any] = {
-        "method": method,
-        "teacher": pick["teacher"] or config.first_teacher,
-        "init": pick["init"] or training.init,
-        "student_layers": layers,
-        "student_ffn": ffn,
-        "temperature": pick["temperature"] or training.temperature,
-        "kd_weight": either("kd_weight", training.kd_weight),
-        "steps": steps,
-        "batch_windows": training.batch_windows,
-        "micro_batch_windows": training.micro_batch_windows,
+    Raises:
+        BadInput: the row has a key without effect, an unknown schedule, too few tokens, or a rank below
+            `lora.rank_step`.
+        ValidationError: the row has no budget, and its method needs one.
+    """
+    given = {name: value for name, value in row if value is not None} | chosen
+    refuse_idle_keys(given, row.method)
+    values = scale_values(config, row.method) | given
+    values["steps"] = whole_steps(config, given.get("tokens"))
+    if "macs_of_budget" in given:
+        values["student_layers"], values["student_ffn"] = control_shape(config, given["macs_of_budget"])
+    if row.method != "kd_full":
+        values.setdefault("alpha", config.lora.alpha * values["rank"] / config.lora.rank)
+        values["low_rank_init"] = without(values["low_rank_init"], "zero")
+        if values["ranks"] == "fixed":
+            values["rank_step"] = None
+        elif values["rank_step"] > values["rank"]:
+            step, rank = values["rank_step"], values["rank"]
+            raise BadInput(f"lora.rank_step {step} exceeds rank {rank}; expected at most the rank")
+    if row.method == "budgeted_lora":
+        values["schedule_start"], values["schedule_end"] = schedule_ends(config, values["schedule"])
+        if values["controller"] != "greedy":
+            if "order" in given:
+                raise BadInput("order needs controller: greedy")
+            values["order"] = "mac"
+        values["order"] = without(values["order"], "mac")
+    if not (NEEDS_STATISTICS & {values.get("low_rank_init"), values.get("order")} or values.get("rank_step")):
+        values["statistics_windows"] = None
+    return Recipe.model_validate({name: value for name, value in values.items() if name in Recipe.model_fields})
+
+
+def scale_values(config: Config, method: str) -> dict[str, Any]:
+    """The scale's values for students of a method, under the names that a row has for them; alpha is not set."""
+    values = {
+        "teacher": config.first_teacher,
+        "student_layers": config.student.layers,
         "sequence_length": config.sequence_length,
-        "rows": either("rows", config.rows),
-        "learning_rate": pick["learning_rate"] or getattr(training.learning_rate, method),
-        "betas": pick["betas"] or training.betas,
-        "weight_decay": training.weight_decay,
-        "clip": training.clip,
-        "warmup_fraction": training.warmup_fraction,
-        "warmup_cap": training.warmup_cap,
-        "precision": training.precision,
-        "seed": either("seed", training.seed),
+        "rows": config.rows,
+        **dict(config.training),
+        "learning_rate": getattr(config.training.learning_rate, method),
     }
-    if method != "kd_full":
-        rank = pick["rank"] or lora.rank
-        values |= {
-            "rank": rank,
-            "alpha": pick["alpha"] or lora.alpha * rank / lora.rank,
-            "dropout": lora.dropout,
-            "train_embeddings_head_norms": either("train_embeddings_head_norms", training.train_embeddings_head_norms),
-        }
-        start, spread = pick["low_rank_init"] or lora.low_rank_init, pick["ranks"] or lora.ranks
-        values |= {"low_rank_init": None if start == "zero" else start}
-        values |= {"rank_step": None if spread == "fixed" else lora.rank_step}
-    if method == "budgeted_lora":
-        name = pick["schedule"] or budget.schedule
-        if name not in budget.schedules:
-            raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(budget.schedules)}")
-        start, end = budget.schedules[name]
-        values |= {
-            "budget": pick["budget"],
-            "schedule": name,
-            "schedule_start": start,
-            "schedule_end": end,
-            "controller": pick["controller"] or budget.controller,
-            "smoothing": either("smoothing", budget.smoothing),
-            "drop_threshold": either("drop_threshold", budget.drop_threshold),
-            "gate_logit": either("gate_logit", budget.gate_logit),
-            "gate_lr_multiplier": either("gate_lr_multiplier", budget.gate_lr_multiplier),
-        }
-        order = pick["order"] or (budget.order if values["controller"] == "greedy" else "mac")
-        values["order"] = None if order == "mac" else order
-    refuse_order_and_step(pick, values)
-    measured = {values.get("low_rank_init"), values.get("order")} & {"activation_svd", "activation", "gradient"}
-    if measured or values.get("rank_step"):
-        values["statistics_windows"] = lora.statistics_windows
-    return Recipe.model_validate(values)
+    if method == "kd_full":
+        return values | {"train_embeddings_head_norms": True}
+    values |= {name: value for name, value in config.lora if name != "alpha"}
+    return values | (dict(config.budget) if method == "budgeted_lora" else {})
+
+
+def without(value: str, of_the_paper: str) -> str | None:
+    """A choice as a recipe holds it: empty if it is the paper's."""
+    return None if value == of_the_paper else value
+
+
+def schedule_ends(config: Config, name: str) -> tuple[float, float]:
+    """Start and end of a schedule, as fractions of training.
+
+    Raises:
+        BadInput: the scale has no such schedule.
+    """
+    schedules = config.budget.schedules
+    if name not in schedules:
+        raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
+    return schedules[name]
 
 
 def whole_steps(config: Config, own: int | None) -> int:
-    """Optimiser steps that a row's own tokens make, or the scale's, rounded down.
+    """Optimiser steps for the row's own tokens, or else the scale's, rounded down.
 
     Raises:
-        BadInput: not one.
+        BadInput: not one step.
     """
     tokens = own or config.training.tokens
-    steps = tokens // tokens_of_step(config)
+    steps = tokens // tokens_per_step(config)
     if not steps:
         name = "tokens" if own else "training.tokens"
-        raise BadInput(f"{name} {tokens} make 0 steps: {step_in_words(config)}, expected at least one step")
+        raise BadInput(f"{name} {tokens} make 0 steps: {step_text(config)}, expected at least one step")
     return steps
 
 
-def tokens_of_step(config: Config) -> int:
+def tokens_per_step(config: Config) -> int:
     return config.training.batch_windows * config.sequence_length
 
 
-def step_in_words(config: Config) -> str:
+def step_text(config: Config) -> str:
     """How many tokens a step takes, and why."""
     return (
-        f"a step takes {tokens_of_step(config)} (training.batch_windows {config.training.batch_windows} x "
+        f"a step takes {tokens_per_step(config)} (training.batch_windows {config.training.batch_windows} x "
         f"sequence_length {config.sequence_length})"
     )
 
 
-def refuse_idle_keys(pick: dict[str, Any], method: str) -> None:
-    """Refuses keys of a row that its method has no use for: it would look as if they did something.
+def refuse_idle_keys(given: dict[str, Any], method: str) -> None:
+    """Refuse keys of a row that its method does not use.
 
     Raises:
-        BadInput: see above.
+        BadInput: there is such a key.
     """
-    for names, methods, reason in IDLE:
-        idle = [name for name in names if pick[name] is not None and method not in methods]
-        if idle:
-            told = f"{idle[0]} {in_yaml(pick[idle[0]])}"
-            raise BadInput(f"{told} on a {method} row; only {' and '.join(methods)} {reason}")
-
-
-def refuse_order_and_step(pick: dict[str, Any], values: dict[str, Any]) -> None:
-    """Refuses an order for a controller that removes in none, and ranks below one step.
-
-    Raises:
-        BadInput: see above.
-    """
-    if pick["order"] is not None and values["controller"] != "greedy":
-        raise BadInput(f"order {pick['order']} on a row without the greedy controller, which alone removes in order")
-    if values.get("rank_step") and values["rank_step"] > values["rank"]:
-        raise BadInput(f"lora.rank_step {values['rank_step']} exceeds rank {values['rank']}; expected at most the rank")
+    for methods, names in USED_BY.items():
+        idle = next((name for name in names if name in given and method not in methods), None)
+        if idle is not None:
+            raise BadInput(f"{method} does not use {idle}; remove it, or use {' or '.join(methods)}")
 
 
 def control_shape(config: Config, budget: float) -> tuple[int, int]:
     """Layers and feed-forward size of a dense student with the MACs that `budget` leaves of the scale's student.
 
-    As few layers as reach them at full width; the feed-forwards then give up what is too much, so that the MACs are
-    those of the budget, less at most one feed-forward neuron a layer.
+    The student has the fewest layers that reach these MACs at full width. Its feed-forwards are then narrowed until
+    the MACs match, to less than one feed-forward neuron per layer.
+
+    Raises:
+        BadInput: the budget leaves no MACs for feed-forwards.
     """
     full = student_shape(config)
     macs = planned(config, default_budgeted(config, budget)).macs
@@ -179,25 +152,26 @@ def default_budgeted(config: Config, budget: float) -> Recipe:
 
 
 def differences(config: Config, values: Recipe) -> dict[str, Any]:
-    """What a recipe has otherwise than the scale's default of its method and budget, in the words of a table's row.
+    """Where a recipe differs from the scale's default for its method and budget, under the names that a row has.
 
     What follows from another value is left out: alpha in its usual ratio to the rank, the ends of a schedule.
     """
     default = recipe(config, Row(method=values.method, budget=values.budget))
-    mine, usual = in_words_of_a_row(values), in_words_of_a_row(default)
-    found = {name: value for name, value in mine.items() if value != usual[name] and name != "alpha"}
-    scaled = values.rank is not None and values.alpha * default.rank != default.alpha * values.rank
-    return found | ({"alpha": values.alpha} if scaled else {})
+    mine, usual = as_row(values), as_row(default)
+    differing = {name: value for name, value in mine.items() if value != usual[name] and name != "alpha"}
+    if values.rank is not None and values.alpha * default.rank != default.alpha * values.rank:
+        differing["alpha"] = values.alpha
+    return differing
 
 
-def in_words_of_a_row(values: Recipe) -> dict[str, Any]:
-    """A recipe as the row that asks for it, every key given; the shape of a control under the recipe's own names."""
+def as_row(values: Recipe) -> dict[str, Any]:
+    """A recipe under the names of a row, with every key given; a control's shape is under the recipe's own names."""
     derived = {"steps", "rank_step", "schedule_start", "schedule_end", "statistics_windows"}
-    said = values.model_dump(mode="json", exclude=derived) | {"tokens": values.tokens}
+    row = values.model_dump(mode="json", exclude=derived) | {"tokens": values.tokens}
     if values.method == "kd_full":
-        return said
+        return row
     ranks = "fixed" if values.rank_step is None else "allocated"
-    return said | {"low_rank_init": values.low_rank_init or "zero", "ranks": ranks, "order": values.order or "mac"}
+    return row | {"low_rank_init": values.low_rank_init or "zero", "ranks": ranks, "order": values.order or "mac"}
 
 
 def student_shape(config: Config) -> ModelShape:
@@ -207,7 +181,7 @@ def student_shape(config: Config) -> ModelShape:
 
 
 def planned(config: Config, values: Recipe) -> Structure:
-    """What a budgeted recipe will leave of its student under the scale's compression settings."""
+    """The structure that a budgeted recipe leaves of its student, compressed as the scale says."""
     return structure(
         student_shape(config),
         rank=values.rank,
