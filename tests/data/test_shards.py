@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.scale import Config, load_config
 from budgeted_lora.data.documents import in_slice, text_md5
-from budgeted_lora.data.shard_reader import ROWS, read_shard
+from budgeted_lora.data.readers import BATCH_ROWS, read_file
 from budgeted_lora.data.tokens import TokenFile, write_tokens
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file
@@ -184,7 +184,7 @@ def test_blocks_smaller_than_documents_copy_the_same(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joined(world, tmp_path / "a")
-    monkeypatch.setattr("budgeted_lora.stages.join_shards.BLOCK", 5)
+    monkeypatch.setattr("budgeted_lora.data.tokens.BLOCK", 5)
     joined(world, tmp_path / "b")
     assert (tmp_path / "a" / "train.bin").read_bytes() == (tmp_path / "b" / "train.bin").read_bytes()
     assert runs(np.array([0, 1, 1, 0, 1], bool)) == [(1, 3), (4, 5)]
@@ -233,18 +233,18 @@ def refusal(work: Callable[[], object]) -> str:
 
 
 def read(path: Path, field: str = "text") -> Callable[[], object]:
-    return lambda: list(read_shard(path, text_field=field))
+    return lambda: list(read_file(path, text_field=field))
 
 
 def test_parquet_reads_a_few_rows_at_a_time_and_names_the_row(tmp_path: Path) -> None:
-    path, texts = tmp_path / "a.parquet", [f"text {i}" for i in range(2 * ROWS + 10)]
+    path, texts = tmp_path / "a.parquet", [f"text {i}" for i in range(2 * BATCH_ROWS + 10)]
     pq.write_table(pa.table({"text": texts}), path)
     assert read(path)() == texts
-    pq.write_table(pa.table({"text": [*texts[: ROWS + 4], None]}), path)
-    assert f"a.parquet, row {ROWS + 5}: 'text' is empty" in refusal(read(path))
+    pq.write_table(pa.table({"text": [*texts[: BATCH_ROWS + 4], None]}), path)
+    assert f"a.parquet, row {BATCH_ROWS + 5}: field 'text'" in refusal(read(path))
     assert "no column 'body' (corpus.text_field); it has text" in refusal(read(path, "body"))
     pq.write_table(pa.table({"text": [1, 2]}), path)
-    assert "holds int64, expected text" in refusal(read(path))
+    assert "a.parquet, row 1: field 'text' (corpus.text_field) holds int, expected text" in refusal(read(path))
 
 
 def test_parquet_of_bytes_that_are_no_text(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_download_that_changed_since_is_refused(tmp_path: Path, tokenizer: Pat
     said = json.loads((tmp_path / "00000" / "shard.json").read_text())["source"]
     assert (said["file"], said["name"], said["sha256"]) == ("data/a.jsonl", "x", about["sha256"])
     path.write_text(path.read_text().replace("matrix", "vector"))
-    assert "source.jsonl: its SHA-256 differs" in refusal(lambda: make(tmp_path, [str(path)], tokenizer))
+    assert "source.jsonl: checksum mismatch" in refusal(lambda: make(tmp_path, [str(path)], tokenizer))
 
 
 def test_a_failed_shard_leaves_no_file(tmp_path: Path, tokenizer: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_flipped_bit_of_a_shard_is_found(copy: Path, name: str) -> None:
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     said = refusal(lambda: joined(copy, copy / "out"))
-    assert f"00001/{name}: its SHA-256 differs" in said
+    assert f"00001/{name}: checksum mismatch" in said
     assert not (copy / "out").exists()
 
 
@@ -349,7 +349,7 @@ def test_shards_of_two_tokenizers_are_refused(copy: Path, tmp_path: Path) -> Non
     values = VALUES | {"training": True}
     source = str(hub / PATTERN.format(shard=1))
     tokenize_shard(source=source, tokenizer=other, out=copy / "00001", values=values, scale="tiny")
-    assert "00001: made with another tokenizer than " in refusal(lambda: joined(copy, tmp_path / "out"))
+    assert "00001: not made with the tokenizer of " in refusal(lambda: joined(copy, tmp_path / "out"))
 
 
 def test_shards_of_two_slices_are_refused(copy: Path, tmp_path: Path, tokenizer: Path) -> None:

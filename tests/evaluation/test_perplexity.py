@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from budgeted_lora.data.tokens import TokenFile, write_tokens
+from budgeted_lora.data.tokens import TokenFile, Windows, write_tokens
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import perplexity as module
 from budgeted_lora.evaluation.perplexity import perplexity, summarise
@@ -61,19 +61,18 @@ def reference(model: MistralForCausalLM, windows: list[list[int]]) -> tuple[floa
 
 
 def run(model, token_file, *, packing="packed", tokens=None, batch_windows=4):
-    return perplexity(
-        model, token_file, tokens=tokens, sequence_length=LENGTH, packing=packing, batch_windows=batch_windows
-    )
+    windows = Windows(token_file, LENGTH, packing)
+    return perplexity(model, windows, token_limit=tokens, batch_windows=batch_windows)
 
 
 def test_packed_windows_match_a_float64_reference(model, token_file):
     flat = token_file.tokens.tolist()
     windows = [flat[i : i + LENGTH] for i in range(0, len(flat) - LENGTH + 1, LENGTH)]
     value, sums = reference(model, windows)
-    found = run(model, token_file)
-    assert found.value == pytest.approx(value, rel=1e-5)
-    np.testing.assert_allclose(found.window_nll, sums, rtol=1e-5)
-    assert found.tokens == len(windows) * (LENGTH - 1)
+    result = run(model, token_file)
+    assert result.value == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(result.window_nll, sums, rtol=1e-5)
+    assert result.token_count == len(windows) * (LENGTH - 1)
 
 
 def test_document_rows_score_no_padding(model, token_file):
@@ -81,11 +80,11 @@ def test_document_rows_score_no_padding(model, token_file):
     documents = [token_file.tokens[a:b].tolist()[:LENGTH] for a, b in itertools.pairwise(offsets)]
     scored = [document for document in documents if len(document) > 1]
     value, sums = reference(model, scored)
-    found = run(model, token_file, packing="document")
+    result = run(model, token_file, packing="document")
     assert len(scored) < len(documents)  # a document of one token has nothing to predict
-    assert found.value == pytest.approx(value, rel=1e-5)
-    np.testing.assert_allclose(found.window_nll, sums, rtol=1e-5)
-    assert found.window_count.tolist() == [len(document) - 1 for document in scored]
+    assert result.value == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(result.window_nll, sums, rtol=1e-5)
+    assert result.window_count.tolist() == [len(document) - 1 for document in scored]
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
@@ -114,17 +113,17 @@ def test_head_in_pieces_gives_the_same(model, token_file, monkeypatch):
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(model, token_file):
     blind = copy.deepcopy(model)
     blind.lm_head.weight.data.zero_()
-    found = run(blind, token_file)
-    assert found.value == pytest.approx(VOCABULARY, rel=1e-6)
-    assert found.standard_error == pytest.approx(0.0, abs=1e-4)
+    result = run(blind, token_file)
+    assert result.value == pytest.approx(VOCABULARY, rel=1e-6)
+    assert result.standard_error == pytest.approx(0.0, abs=1e-4)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0.5, 6.0), min_size=2, max_size=30), st.integers(1, 200))
 def test_error_of_equal_windows_is_that_of_their_means(means, count):
-    found = summarise(np.array(means) * count, np.full(len(means), count))
+    result = summarise(np.array(means) * count, np.full(len(means), count))
     expected = math.exp(np.mean(means)) * np.std(means, ddof=1) / math.sqrt(len(means))
-    assert found.standard_error == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert result.standard_error == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_error_predicts_the_spread_of_repeated_samples():
@@ -133,9 +132,9 @@ def test_error_predicts_the_spread_of_repeated_samples():
     for _ in range(400):
         count = generator.integers(5, 100, size=80)
         rate = 3.0 + 0.4 * generator.standard_normal(80) + 0.002 * count
-        found = summarise(rate * count, count)
-        values.append(found.value)
-        errors.append(found.standard_error)
+        result = summarise(rate * count, count)
+        values.append(result.value)
+        errors.append(result.standard_error)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.12)
 
 
@@ -145,7 +144,7 @@ def test_one_window_has_no_error():
 
 def test_refusals(model, token_file, tmp_path):
     write_tokens(tmp_path / "short.bin", iter([[1, 2]]), vocab_size=VOCABULARY, eos_id=0)
-    with pytest.raises(BadInput, match="no window of 16 tokens"):
+    with pytest.raises(BadInput, match=r"short\.bin: no window of 16 tokens"):
         run(model, TokenFile.open(tmp_path / "short.bin"))
     write_tokens(tmp_path / "large.bin", iter([[VOCABULARY + 3] * 40]), vocab_size=2 * VOCABULARY, eos_id=0)
     with pytest.raises(BadInput, match=f"token {VOCABULARY + 3} .* {VOCABULARY} entries"):

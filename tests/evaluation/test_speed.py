@@ -76,12 +76,12 @@ def test_arms_take_turns_and_each_comes_first():
 
 def test_speedups_are_ratios_of_medians_with_paired_quartiles():
     dense, compressed = [4.0, 8.0, 4.0, 40.0, 4.0], [2.0, 4.0, 2.0, 20.0, 1.0]
-    found = describe({"dense": dense, "compressed": compressed, "lora_unmerged": [6.0] * 5})
-    assert found["dense"]["median_s"] == 4.0
-    assert found["dense"]["q3_s"] == 8.0
-    assert found["speedup"] == 2.0
-    assert (found["speedup_q1"], found["speedup_q3"]) == (2.0, 2.0)  # a slow round slows both arms
-    assert found["speedup_vs_lora"] == 3.0
+    result = describe({"dense": dense, "compressed": compressed, "lora_unmerged": [6.0] * 5})
+    assert result["dense"]["median_s"] == 4.0
+    assert result["dense"]["q3_s"] == 8.0
+    assert result["speedup"] == 2.0
+    assert (result["speedup_q1"], result["speedup_q3"]) == (2.0, 2.0)  # a slow round slows both arms
+    assert result["speedup_vs_lora"] == 3.0
     assert "speedup_vs_lora" not in describe({"dense": [1.0, 1.0], "compressed": [1.0, 1.0]})
 
 
@@ -120,16 +120,16 @@ def test_the_stage_writes_what_the_report_reads(tmp_path):
         student=STUDENT, structure=planned, out=out, scale="smoke",
         batch=2, length=24, decode_tokens=3, repeats=3, threads=1, device="cpu",
     )  # fmt: skip
-    found = json.loads(out.read_text())
-    assert found["mac_speedup"] == pytest.approx(planned["speedup_vs_dense"])
-    assert found["mac_speedup_vs_lora"] == pytest.approx(planned["speedup_vs_lora"])
+    result = json.loads(out.read_text())
+    assert result["mac_speedup"] == pytest.approx(planned["speedup_vs_dense"])
+    assert result["mac_speedup_vs_lora"] == pytest.approx(planned["speedup_vs_lora"])
     for part in ("modules", "modules_decode", "prefill", "prefill_all_logits", "decode"):
         for name in ("speedup", "speedup_q1", "speedup_q3", "speedup_vs_lora"):
-            assert math.isfinite(found[part][name])
-            assert found[part][name] > 0
-        assert all(len(found[part][arm]["samples_s"]) == 3 for arm in speed.ARMS)
-    assert (found["modules"]["tokens"], found["modules_decode"]["tokens"]) == (48, 2)
-    covered = sorted(name for kind in found["kinds"] for name in kind["modules"])
+            assert math.isfinite(result[part][name])
+            assert result[part][name] > 0
+        assert all(len(result[part][arm]["samples_s"]) == 3 for arm in speed.ARMS)
+    assert (result["modules"]["tokens"], result["modules_decode"]["tokens"]) == (48, 2)
+    covered = sorted(name for kind in result["kinds"] for name in kind["modules"])
     assert covered == sorted(module["name"] for module in planned["modules"] if module["decision"] != "keep")
-    assert found["provenance"]["values"]["shape"] == vars(SHAPE)
-    assert found["threads"] == 1
+    assert result["provenance"]["values"]["shape"] == vars(SHAPE)
+    assert result["threads"] == 1

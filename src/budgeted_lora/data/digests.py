@@ -1,7 +1,7 @@
-"""Which documents are equal across shards, and the proof of the split, from their sorted digests.
+"""Finds equal documents across shards and proves the split, from sorted digests.
 
-A shard's job writes one record a document, sorted by digest. All shards are then merged range by range of the
-digests, so that memory holds about `limit` records at a time, however many documents there are.
+Each shard has one record per document, sorted by digest. All shards are merged one range of digests at a time, so that
+memory holds about `limit` records, however many documents there are.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ import numpy as np
 
 from budgeted_lora.errors import BadInput
 
-# `high` and `low` are the MD5's halves; `document` numbers the documents of one token file of the shard.
+# `high` and `low` are the halves of the MD5; `document` is the number of the document in its token file of the shard.
 RECORD = np.dtype([("high", ">u8"), ("low", ">u8"), ("document", "<u4"), ("held_out", "u1")])
 MERGED = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<u4"), ("document", "<u4"), ("held_out", "u1")])
 LIMIT = 1 << 20
 
 
 class Marks:
-    """A yes or no for every document of every shard.
+    """One bool per document of all shards, all True at first.
 
     Attributes:
         flat: bool, shape (all documents,): shard by shard, training documents before held-out ones.
@@ -33,23 +33,20 @@ class Marks:
         self.flat = np.ones(self.bounds[-1], bool)
 
     def of(self, shard: int, side: int) -> np.ndarray:
-        """The marks of one token file, a view: bool of shape (its documents,)."""
+        """A view of the marks of one token file: bool, shape (its documents,)."""
         return self.flat[self.bounds[2 * shard + side] : self.bounds[2 * shard + side + 1]]
 
     def places(self, records: np.ndarray) -> np.ndarray:
-        """Where merged records stand in `flat`."""
+        """Index in `flat` of each merged record."""
         return self.bounds[2 * records["shard"].astype(np.int64) + records["held_out"]] + records["document"]
 
 
 def digest_records(train: bytes, held_out: bytes) -> np.ndarray:
-    """Sorted records of a shard.
+    """Sorted records of a shard: array of `RECORD`, shape (documents,).
 
     Args:
         train: MD5s of the training documents in the order of their token file, 16 bytes each.
-        held_out: the same of the held-out documents.
-
-    Returns:
-        array of `RECORD`, shape (documents,).
+        held_out: the same for the held-out documents.
     """
     records = np.empty((len(train) + len(held_out)) // 16, RECORD)
     records["high"], records["low"] = np.frombuffer(train + held_out, ">u8").reshape(-1, 2).T
@@ -60,26 +57,26 @@ def digest_records(train: bytes, held_out: bytes) -> np.ndarray:
 
 
 def open_digests(path: Path, *, documents: int) -> np.ndarray:
-    """The records of a shard, memory-mapped.
+    """The memory-mapped records of a shard.
 
     Raises:
-        BadInput: the file is missing or has another size than so many documents have.
+        BadInput: the file is missing or its size does not fit the number of documents.
     """
     expected = documents * RECORD.itemsize
     size = path.stat().st_size if path.is_file() else None
     if size != expected:
-        raise BadInput(f"{path}: {size or 'no'} bytes, expected {expected}; truncated or damaged, make its shard anew")
+        raise BadInput(f"{path}: {size or 'no'} bytes, expected {expected}; delete its shard and rerun")
     return np.memmap(path, RECORD, mode="r") if documents else np.empty(0, RECORD)
 
 
 def merged(shards: Sequence[np.ndarray], *, limit: int = LIMIT) -> Iterator[np.ndarray]:
-    """Records of all shards, sorted by digest, then shard, then document; equal digests come in one piece.
+    """Records of all shards sorted by digest, then shard, then document; equal digests come in the same array.
 
     Yields:
-        arrays of `MERGED`, of about `limit` records.
+        arrays of `MERGED` of about `limit` records.
     """
     parts = -(-sum(map(len, shards)) // limit)
-    bounds = [(part << 64) // parts for part in range(1, parts)]
+    bounds = [(part << 64) // parts for part in range(1, parts)]  # MD5s are uniform: equal ranges, equal parts
     starts = [0] * len(shards)
     for bound in [*bounds, None]:
         pieces = []
@@ -96,17 +93,17 @@ def merged(shards: Sequence[np.ndarray], *, limit: int = LIMIT) -> Iterator[np.n
 
 
 def equal_to_previous(records: np.ndarray) -> np.ndarray:
-    """Whether a record has the digest of the one before it: bool, shape (records,)."""
+    """Whether each record has the digest of the record before it: bool, shape (records,)."""
     same = np.zeros(len(records), bool)
     same[1:] = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
     return same
 
 
 def first_occurrences(shards: Sequence[np.ndarray], counts: Sequence[tuple[int, int]], *, limit: int = LIMIT) -> Marks:
-    """Marks the documents that no earlier shard has, and no earlier document of the shard.
+    """Marks each distinct document where it occurs first: in the earliest shard, at the earliest place.
 
     Args:
-        counts: for each shard its training and its held-out documents.
+        counts: number of training and held-out documents per shard.
     """
     kept = Marks(counts)
     for records in merged(shards, limit=limit):
@@ -115,19 +112,19 @@ def first_occurrences(shards: Sequence[np.ndarray], counts: Sequence[tuple[int, 
 
 
 def remainders(records: np.ndarray) -> np.ndarray:
-    """The digests as numbers, modulo 1000: int64 of shape (records,)."""
+    """The digests as numbers modulo 1000: int64, shape (records,)."""
     high, low = (records[name] % np.uint64(1000) for name in ("high", "low"))
     return ((high * np.uint64((1 << 64) % 1000) + low) % np.uint64(1000)).astype(np.int64)
 
 
 def proof(shards: Sequence[np.ndarray], written: Marks, *, slice_per_mille: int, limit: int = LIMIT) -> dict[str, Any]:
-    """Checks that the written documents are distinct and that no held-out one is among the training ones.
+    """Checks that the written documents are distinct and that none is on both sides or on the wrong one.
 
     Returns:
-        what the manifest says of it; the lists are the sorted hexadecimal MD5s, one a line.
+        The `proof` of the manifest; its lists are the sorted hexadecimal MD5s, one per line.
 
     Raises:
-        BadInput: a document was written twice, or on the wrong side.
+        BadInput: a document was written twice or on the wrong side.
     """
     lists, counts = (hashlib.sha256(), hashlib.sha256()), [0, 0]
     repeated = both = inside = outside = 0
@@ -149,7 +146,7 @@ def proof(shards: Sequence[np.ndarray], written: Marks, *, slice_per_mille: int,
     if repeated or both or inside or outside:
         raise BadInput(
             f"corpus: {repeated} documents written twice, {both} on both sides, {inside} training documents in the "
-            f"slice, {outside} held-out ones outside it; expected 0 of each (shards of different settings?)"
+            f"slice, {outside} held-out ones outside it; expected 0 of each (were all shards made with one slice?)"
         )
     nothing = hashlib.sha256().hexdigest()
     return {
@@ -158,10 +155,6 @@ def proof(shards: Sequence[np.ndarray], written: Marks, *, slice_per_mille: int,
         "held_out_documents": {"validation": counts[1], "functions": 0, "overlap": 0},
         "documents_on_both_sides": both,
         "training_documents_inside_the_slice": inside,
-        "held_out_md5_list_sha256": {
-            "validation": lists[1].hexdigest(),
-            "functions": nothing,
-            "overlap": nothing,
-        },
+        "held_out_md5_list_sha256": {"validation": lists[1].hexdigest(), "functions": nothing, "overlap": nothing},
         "train_md5_list_sha256": lists[0].hexdigest(),
     }

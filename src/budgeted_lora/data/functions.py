@@ -1,4 +1,4 @@
-"""Function-style documents of either side of the split, for the tokenizer's mix and for the token files."""
+"""Function-style documents of one side of the split, for the tokenizer's mix and for the token files."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from budgeted_lora.data.probes import function_document
 def function_documents(
     *, slice_per_mille: int, hold_out_words: bool, prompt_space: bool, held_out: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """(text, md5) of distinct function documents, without end: the document's own MD5 decides its side, as any's.
+    """Endless (text, md5) of distinct function documents; the MD5 of a document decides its side.
 
     Args:
-        prompt_space: a space after `Q:` and `A:`.
-        held_out: the side wanted.
+        prompt_space: whether a space follows `Q:` and `A:`.
+        held_out: the side to yield.
     """
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
     number, seen = 0, set()

@@ -1,4 +1,4 @@
-"""How much of a held-out document stands word for word in training text: shared 13-grams."""
+"""The share of a held-out document that occurs word for word in training text, by n-grams of words."""
 
 import zlib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 def ngram_hashes(text: str, *, n: int) -> np.ndarray:
-    """64-bit hashes of the word n-grams of a text, lower-cased, in order.
+    """64-bit hashes of the lower-cased word n-grams of a text, in order.
 
     Returns:
         uint64 array of shape (words - n + 1,), empty for a shorter text.
@@ -26,20 +26,20 @@ def ngram_hashes(text: str, *, n: int) -> np.ndarray:
 
 
 def shared_fractions(held_out: list[str], training: Iterable[str], *, n: int) -> np.ndarray:
-    """For each held-out text the share of its n-grams that occur in any training text.
+    """For each held-out text, the share of its n-grams that occur in any training text.
 
-    Memory holds the held-out n-grams only; the training texts are read once.
+    Memory holds only the held-out n-grams; the training texts are read once.
 
     Returns:
         float array of shape (len(held_out),); 0 for texts shorter than n words.
     """
     grams = [ngram_hashes(text, n=n) for text in held_out]
-    wanted = np.unique(np.concatenate(grams)) if grams else np.empty(0, dtype=np.uint64)
-    seen = np.zeros(len(wanted), dtype=bool)
+    distinct = np.unique(np.concatenate(grams)) if grams else np.empty(0, dtype=np.uint64)
+    if not len(distinct):
+        return np.zeros(len(held_out))
+    seen = np.zeros(len(distinct), dtype=bool)
     for text in training:
         hashes = ngram_hashes(text, n=n)
-        if not len(hashes) or not len(wanted):
-            continue
-        positions = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-        seen[positions[wanted[positions] == hashes]] = True
-    return np.array([seen[np.searchsorted(wanted, gram)].mean() if len(gram) else 0.0 for gram in grams])
+        positions = np.minimum(np.searchsorted(distinct, hashes), len(distinct) - 1)
+        seen[positions[distinct[positions] == hashes]] = True
+    return np.array([seen[np.searchsorted(distinct, gram)].mean() if len(gram) else 0.0 for gram in grams])

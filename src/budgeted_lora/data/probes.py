@@ -1,7 +1,7 @@
-"""The 19 function-style probes, as rules, and the split of their pairs by the corpus's MD5 rule (method, section 7).
+"""The 19 function-style probes as rules, and the split of their pairs by the corpus's MD5 rule (method, section 7).
 
-A pair (probe, input) whose MD5 falls into the slice is an evaluation query; every other pair may appear in
-training documents and as a demonstration. The split needs no list: it is the same on every machine.
+A pair (probe, input) whose MD5 falls into the slice is an evaluation query; every other pair may appear in training
+documents and as a demonstration. The split needs no list and is the same on every machine.
 """
 
 import hashlib
@@ -20,24 +20,14 @@ SEPARATOR = ", "
 
 
 class Pair(NamedTuple):
-    """One record of a probe."""
-
     input: str
     output: str
 
 
 @cache
 def words() -> tuple[str, ...]:
-    """Our word list: common English words of 3 to 9 lower-case letters, sorted."""
+    """Common English words of 3 to 9 lower-case letters, sorted."""
     return tuple(files("budgeted_lora").joinpath("assets/words.txt").read_text(encoding="utf-8").split())
-
-
-def _listed(rule: Callable[[list[str]], str]) -> Callable[[str], str]:
-    return lambda text: rule(text.split(SEPARATOR))
-
-
-def _middle(items: list[str]) -> str:
-    return items[len(items) // 2]
 
 
 def _next_capital(text: str) -> str:
@@ -53,37 +43,28 @@ WORD_RULES: dict[str, Callable[[str], str]] = {
     "next_capital_letter": _next_capital,
     "word_length": lambda text: str(len(text)),
 }
-LIST_RULES: dict[str, Callable[[str], str]] = {
-    f"{name}_{count}": _listed(rule)
+LIST_RULES: dict[str, Callable[[list[str]], str]] = {
+    f"{name}_{count}": rule
     for name, rule in {
         "alphabetically_first": min,
         "alphabetically_last": max,
         "choose_first_of": lambda items: items[0],
-        "choose_middle_of": _middle,
+        "choose_middle_of": lambda items: items[len(items) // 2],
         "choose_last_of": lambda items: items[-1],
     }.items()
     for count in (3, 5)
 }
 
 
-def _roman(number: int) -> str:
-    parts = ((10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
-    text = ""
-    for value, letters in parts:
-        while number >= value:
-            text, number = text + letters, number - value
-    return text
-
-
 def _sequences() -> list[tuple[list[str], bool]]:
-    """The ordered lists behind next_item and prev_item, each with whether it wraps."""
+    """The sequences behind next_item and prev_item, each with whether its end is followed by its start."""
     small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     small += "seventeen eighteen nineteen twenty"
+    romans = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"
     weekdays = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
     months = "January February March April May June July August September October November December"
     letters = [chr(ord("a") + i) for i in range(26)]
     capitals = [letter.upper() for letter in letters]
-    romans = [_roman(number) for number in range(1, 21)]
     return [
         (small.split(), False),
         ([str(number) for number in range(30)], False),
@@ -91,14 +72,14 @@ def _sequences() -> list[tuple[list[str], bool]]:
         (capitals, False),
         ([letter * 2 for letter in capitals], False),
         ([letter * 2 for letter in letters], False),
-        (romans, False),
-        ([roman.lower() for roman in romans], False),
+        (romans.split(), False),
+        (romans.lower().split(), False),
         *((names.split(), True) for names in (weekdays, weekdays.lower(), months, months.lower())),
     ]
 
 
 def _neighbours(step: int) -> list[Pair]:
-    """Records of next_item (step 1) or prev_item (step -1); i, v, x, ii ... stand in two lists and have two answers."""
+    """Records of next_item (step 1) or prev_item (step -1); i, v, x, ii are in two sequences, with two answers."""
     pairs = []
     for items, wraps in _sequences():
         for position, item in enumerate(items):
@@ -113,18 +94,18 @@ LIST_PROBES: tuple[str, ...] = tuple(sorted(LIST_RULES))
 
 
 def answer(probe: str, text: str) -> str:
-    """The rule's output for an input of a word or list probe."""
-    return (LIST_RULES.get(probe) or WORD_RULES[probe])(text)
+    """The output of a word or list probe for an input."""
+    return LIST_RULES[probe](text.split(SEPARATOR)) if probe in LIST_RULES else WORD_RULES[probe](text)
 
 
 def list_length(probe: str) -> int:
-    """Words in the input of a list probe."""
+    """Number of words in the input of a list probe."""
     return int(probe.rsplit("_", 1)[1])
 
 
 @cache
 def fixed_pairs(probe: str) -> tuple[Pair, ...]:
-    """Every record of a probe whose inputs can be listed (all but the list probes), in a fixed order."""
+    """Every record of a probe other than the list probes, in a fixed order."""
     if probe == "next_item":
         return tuple(_neighbours(1))
     if probe == "prev_item":
@@ -134,7 +115,7 @@ def fixed_pairs(probe: str) -> tuple[Pair, ...]:
 
 
 def pair_key(probe: str, text: str) -> int:
-    """MD5 of a (probe, input) pair modulo 1000: compared with `slice_per_mille` like a document's."""
+    """MD5 of a (probe, input) pair modulo 1000, compared with `slice_per_mille` like that of a document."""
     return int(hashlib.md5(f"{probe}\t{text}".encode(), usedforsecurity=False).hexdigest(), 16) % 1000
 
 
@@ -145,7 +126,7 @@ def is_held_out(probe: str, text: str, *, slice_per_mille: int) -> bool:
 
 @cache
 def word_pool(slice_per_mille: int, held_out: bool) -> tuple[str, ...]:
-    """The words the strict switch keeps for evaluation (`held_out`), or those it leaves to training."""
+    """The words that `hold_out_words` reserves for evaluation (`held_out`), or those it leaves to training."""
     return tuple(word for word in words() if (pair_key("word", word) < slice_per_mille) == held_out)
 
 
@@ -176,50 +157,54 @@ def _trainable(probe: str, slice_per_mille: int, hold_out_words: bool) -> tuple[
 def demonstrations(
     probe: str, generator: random.Random, *, count: int, slice_per_mille: int, hold_out_words: bool = False
 ) -> list[Pair]:
-    """`count` distinct records of the train part, drawn without replacement.
+    """`count` distinct records of the training part, drawn without replacement.
 
     Args:
-        hold_out_words: use none of the words that the strict switch keeps for evaluation.
+        hold_out_words: whether to avoid the words that are reserved for evaluation.
     """
     if probe not in LIST_RULES:
         return generator.sample(_trainable(probe, slice_per_mille, hold_out_words), count)
+
+    def in_training(text: str) -> bool:
+        return not is_held_out(probe, text, slice_per_mille=slice_per_mille)
+
     pool = word_pool(slice_per_mille, False) if hold_out_words else words()
-    return _draw_lists(
-        probe, generator, pool, lambda text: not is_held_out(probe, text, slice_per_mille=slice_per_mille), count
-    )
+    return _draw_lists(probe, generator, pool, in_training, count)
 
 
 def queries(probe: str, *, count: int, slice_per_mille: int, hold_out_words: bool = False, seed: int = 0) -> list[Pair]:
     """At most `count` held-out records of a probe, the same for every model and demonstration seed.
 
-    Probes with listed inputs have about slice_per_mille / 1000 of their records here; list probes are drawn
-    until `count` records fall into the slice. With `hold_out_words` every word in a query of a word or list probe is
-    one that no training document of any probe contains; a narrow slice may hold too few words for `count` lists.
+    About slice_per_mille / 1000 of the listed records of a probe are held out; for list probes, records are drawn until
+    `count` of them fall into the slice. With `hold_out_words`, no training document of any probe contains a word of a
+    query of a word or list probe; a narrow slice may hold too few words for `count` lists.
     """
+
+    def held_out(text: str) -> bool:
+        return is_held_out(probe, text, slice_per_mille=slice_per_mille)
+
     generator = random.Random(f"queries {probe} {seed}")
-    strict = word_pool(slice_per_mille, True) if hold_out_words else ()
+    reserved = word_pool(slice_per_mille, True) if hold_out_words else ()
+    if probe in LIST_RULES and hold_out_words:
+        possible = math.perm(len(reserved), list_length(probe))
+        return _draw_lists(probe, generator, reserved, lambda text: True, min(count, possible))
     if probe in LIST_RULES:
-        if hold_out_words:
-            possible = math.perm(len(strict), list_length(probe))
-            return _draw_lists(probe, generator, strict, lambda text: True, min(count, possible))
-        return _draw_lists(
-            probe, generator, words(), lambda text: is_held_out(probe, text, slice_per_mille=slice_per_mille), count
-        )
+        return _draw_lists(probe, generator, words(), held_out, count)
     if hold_out_words and probe in WORD_RULES:
-        pool = [pair for pair in fixed_pairs(probe) if pair.input.lower() in set(strict)]
+        pool = [pair for pair in fixed_pairs(probe) if pair.input.lower() in set(reserved)]
     else:
-        pool = [pair for pair in fixed_pairs(probe) if is_held_out(probe, pair.input, slice_per_mille=slice_per_mille)]
+        pool = [pair for pair in fixed_pairs(probe) if held_out(pair.input)]
     generator.shuffle(pool)
     return pool[:count]
 
 
 def prompt(examples: list[Pair], query: str, *, space: bool = False) -> str:
     """`Q:<input>` newline `A:<output>`, a blank line between demonstrations, ending at the query's `A:`."""
-    question = _shown(Pair(query, ""), space=space).rstrip()
-    return "\n\n".join([*(_shown(pair, space=space) for pair in examples), question])
+    question = _as_text(Pair(query, ""), space=space).rstrip()
+    return "\n\n".join([*(_as_text(pair, space=space) for pair in examples), question])
 
 
-def _shown(pair: Pair, *, space: bool) -> str:
+def _as_text(pair: Pair, *, space: bool) -> str:
     gap = " " if space else ""
     return f"Q:{gap}{pair.input}\nA:{gap}{pair.output}"
 
@@ -227,28 +212,27 @@ def _shown(pair: Pair, *, space: bool) -> str:
 def function_document(
     number: int, *, seed: int, slice_per_mille: int, hold_out_words: bool = False, prompt_space: bool = False
 ) -> str:
-    """Training document `number`: 4 to 11 demonstrations of one probe, none of them held out."""
+    """Function document `number`: 4 to 11 demonstrations of one probe, none of them held out."""
     generator = random.Random(f"function {seed} {number}")
     probe = generator.choice(PROBES)
     count = generator.randint(4, 11)
-    shown = demonstrations(
-        probe, generator, count=count, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
-    )
-    return "\n\n".join(_shown(pair, space=prompt_space) for pair in shown) + "\n"
+    split = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words}
+    pairs = demonstrations(probe, generator, count=count, **split)
+    return "\n\n".join(_as_text(pair, space=prompt_space) for pair in pairs) + "\n"
 
 
 def read_original(folder: Path | str) -> dict[str, list[Pair]]:
-    """The original probe files of a folder, `<probe>.json` each.
+    """The pairs of each original probe file `<probe>.json` of a folder.
 
     Raises:
-        BadInput: a file is missing or does not hold input/output records.
+        BadInput: a file is missing or does not hold records with input and output.
     """
-    found = {}
+    pairs = {}
     for probe in PROBES:
         path = Path(folder) / f"{probe}.json"
         records = read_json(path, expected="a Function Vectors file: a list of {input, output}")
         try:
-            found[probe] = [Pair(str(record["input"]), str(record["output"])) for record in records]
+            pairs[probe] = [Pair(str(record["input"]), str(record["output"])) for record in records]
         except (TypeError, KeyError):
             raise BadInput(f"{path}: expected a list of records with input and output") from None
-    return found
+    return pairs

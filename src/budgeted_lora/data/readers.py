@@ -1,4 +1,4 @@
-"""Documents from where the configuration says: docstrings of installed packages, local files, a Hub dataset."""
+"""Reads documents from the configured source: docstrings of installed packages, local files or a Hub dataset."""
 
 import ast
 import glob
@@ -16,10 +16,11 @@ from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.errors import BadInput
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 
 
 def read_documents(corpus: Corpus, *, processes: int = 1) -> Iterator[str]:
-    """The texts of a corpus, in an order that depends on nothing but the corpus.
+    """The texts of a corpus, in an order that depends only on the corpus.
 
     Raises:
         BadInput: a package is not installed, a file is missing or unreadable, a dataset cannot be reached.
@@ -34,12 +35,12 @@ def read_documents(corpus: Corpus, *, processes: int = 1) -> Iterator[str]:
 def read_docstrings(packages: Iterable[str], *, processes: int = 1) -> list[str]:
     """Docstrings of every module, class and function of installed packages, sorted by MD5.
 
-    The source is parsed, never imported. Test folders are skipped. The order is a shuffle that every machine repeats.
+    The source is parsed, never imported. Test folders are skipped. Sorting by MD5 is a shuffle that every machine
+    repeats.
     """
     paths = [path for name in packages for path in _sources(name)]
     with ProcessPoolExecutor(processes) as pool:
-        found = pool.map(_docstrings, paths, chunksize=32)
-        texts = [text for group in found for text in group]
+        texts = [text for group in pool.map(_docstrings, paths, chunksize=32) for text in group]
     return sorted(texts, key=lambda text: md5(text.encode(errors="replace"), usedforsecurity=False).digest())
 
 
@@ -52,7 +53,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 def _sources(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BadInput(f"corpus.packages: {package!r} is not an installed package; install it or take it off the list")
+        raise BadInput(f"corpus.packages: {package!r} is not an installed package; install it or remove it")
     root = Path(spec.submodule_search_locations[0])
     return [
         path
@@ -63,49 +64,63 @@ def _sources(package: str) -> list[Path]:
 
 def _docstrings(path: Path) -> list[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's source are not our news
+        warnings.simplefilter("ignore")  # about invalid escapes in the packages' sources
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError):
-            return []  # templates and deliberately broken samples are shipped as .py too
+            return []  # packages ship templates and deliberately broken samples as .py files
     return [text for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node))]
 
 
 def read_files(patterns: Iterable[str], *, text_field: str) -> Iterator[str]:
-    """Texts of local .txt (one document a file), .jsonl, .jsonl.zst and .parquet files, in sorted path order.
+    """Texts of local files in sorted path order, see `read_file`.
 
     Raises:
-        BadInput: a pattern matches nothing, a file has another ending, or a record has no such field.
+        BadInput: a pattern matches nothing, or from `read_file`.
     """
     for pattern in patterns:
         paths = sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise BadInput(f"corpus.files: {pattern!r} matches no file")
         for path in paths:
-            yield from _read_file(Path(path), text_field)
+            yield from read_file(Path(path), text_field=text_field)
 
 
-def _read_file(path: Path, text_field: str) -> Iterator[str]:
-    name = path.name
-    if name.endswith(".txt"):
-        try:
+def read_file(path: Path, *, text_field: str) -> Iterator[str]:
+    """Texts of a .txt (one document), .jsonl, .jsonl.zst or .parquet file in its order, a few hundred at a time.
+
+    Raises:
+        BadInput: unknown ending, damaged file, or a record without text; names the file and the line or row.
+    """
+    try:
+        if path.name.endswith(".txt"):
             yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    elif name.endswith((".jsonl", ".jsonl.zst")):
-        with path.open("rb") as stream:
-            lines = _split_lines(_decompressed(stream, path)) if name.endswith(".zst") else stream
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _field(line, f"{path}, line {number}", text_field)
-    elif name.endswith(".parquet"):
-        yield from _parquet(path, text_field)
-    else:
-        raise BadInput(f"{path}: unknown ending; expected .txt, .jsonl, .jsonl.zst or .parquet")
+        elif path.name.endswith((".jsonl", ".jsonl.zst")):
+            yield from _read_lines(path, text_field)
+        elif path.name.endswith(".parquet"):
+            yield from _read_parquet(path, text_field)
+        else:
+            raise BadInput(f"{path}: unknown ending; expected .txt, .jsonl, .jsonl.zst or .parquet")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_lines(path: Path, text_field: str) -> Iterator[str]:
+    with path.open("rb") as stream:
+        lines = _split_lines(_decompressed(stream, path)) if path.name.endswith(".zst") else stream
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _field(line, f"{path}, line {number}", text_field)
 
 
 def _decompressed(stream: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Blocks of a Zstandard file of one frame or several; a file that ends inside a frame is refused."""
+    """Blocks of a Zstandard file of one or several frames.
+
+    Raises:
+        BadInput: the data is damaged or ends inside a frame.
+    """
     import zstandard
 
     frame = None
@@ -118,7 +133,7 @@ def _decompressed(stream: BinaryIO, path: Path) -> Iterator[bytes]:
                 raise BadInput(f"{path}: not whole Zstandard data ({error})") from None
             block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
-        raise BadInput(f"{path}: truncated, it ends inside a Zstandard frame")
+        raise BadInput(f"{path}: truncated inside a Zstandard frame")
 
 
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -135,7 +150,9 @@ def _field(line: bytes, where: str, text_field: str) -> str:
     except UnicodeDecodeError as error:
         raise BadInput(f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line)") from None
     except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: not JSON ({error.msg}); a truncated file?") from None
+        raise BadInput(f"{where}: not JSON ({error.msg}); is the file truncated?") from None
+    except RecursionError:
+        raise BadInput(f"{where}: not JSON (nested too deeply)") from None
     return _text(record, where, text_field)
 
 
@@ -143,40 +160,47 @@ def _text(record: Any, where: str, text_field: str) -> str:
     """The text of a record.
 
     Raises:
-        BadInput: it has no such field, or the field holds something else.
+        BadInput: the record has no such field, or the field does not hold text.
     """
-    if not isinstance(record, dict) or text_field not in record:
-        found = f"it has {', '.join(record)}" if isinstance(record, dict) else f"it is no record but {record!r:.40}"
-        raise BadInput(f"{where}: no field {text_field!r} (corpus.text_field); {found}")
+    if not isinstance(record, dict):
+        raise BadInput(f"{where}: no field {text_field!r} (corpus.text_field); it is {record!r:.40}, not a record")
+    if text_field not in record:
+        raise BadInput(f"{where}: no field {text_field!r} (corpus.text_field); it has {', '.join(record)}")
     value = record[text_field]
     if not isinstance(value, str):
         raise BadInput(f"{where}: field {text_field!r} (corpus.text_field) holds {type(value).__name__}, expected text")
     return value
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+    """Texts of one column, `BATCH_ROWS` rows at a time, whatever the size of the file's row groups."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    done = 0
     try:
-        file = pq.ParquetFile(path)
-        if text_field not in file.schema_arrow.names:
-            columns = ", ".join(file.schema_arrow.names)
-            raise BadInput(f"{path}: no column {text_field!r} (corpus.text_field); it has {columns}")
-        number = 0
-        for batch in file.iter_batches(columns=[text_field]):
-            for record in batch.to_pylist():
-                number += 1
-                yield _text(record, f"{path}, row {number}", text_field)
+        with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if text_field not in columns:
+                raise BadInput(f"{path}: no column {text_field!r} (corpus.text_field); it has {', '.join(columns)}")
+            for batch in file.iter_batches(BATCH_ROWS, columns=[text_field]):
+                for record in batch.to_pylist():
+                    done += 1
+                    yield _text(record, f"{path}, row {done}", text_field)
+            if done != file.metadata.num_rows:
+                raise BadInput(f"{path}: {done} rows, expected {file.metadata.num_rows}; truncated or damaged")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}, after row {done}: not UTF-8 text ({error.reason})") from None
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+        place = f", after row {done}" if done else ""
+        raise BadInput(f"{path}{place}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def read_hub(corpus: Corpus) -> Iterator[str]:
-    """Texts of a Hub dataset (or a local folder in the same form), streamed at a pinned revision.
+    """Texts of a Hub dataset, or of a local folder of the same form, streamed at a pinned revision.
 
     Raises:
-        BadInput: no revision is pinned for a dataset on the Hub, or it cannot be reached.
+        BadInput: no revision is pinned for a dataset on the Hub, or it cannot be read.
     """
     import datasets
 
@@ -188,6 +212,5 @@ def read_hub(corpus: Corpus) -> Iterator[str]:
         for number, row in enumerate(rows, start=1):
             yield _text(row, f"{hub.name}, row {number}", corpus.text_field)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise BadInput(
-            f"corpus.hub: cannot read {hub.name} at {hub.revision}: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"corpus.hub: cannot read {hub.name} at {hub.revision}: {reason}") from None

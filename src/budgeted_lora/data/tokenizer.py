@@ -1,4 +1,4 @@
-"""Stage: the tokenizer, trained on the mix where the teachers are made here, the checkpoint's own elsewhere."""
+"""Opens the tokenizer that all models of a scale share, and encodes documents with it."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,10 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    check_digest,
-    read_json,
-)
+from budgeted_lora.files import check_digest, read_json
 
 END = "<|end|>"
 
@@ -19,7 +16,7 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     """The tokenizer of a folder and the id of its end-of-document token.
 
     Raises:
-        BadInput: a file is missing or damaged, or names no end token.
+        BadInput: a file is missing or damaged, or no end token is configured.
     """
     check_digest(folder)
     path = Path(folder) / "tokenizer.json"
@@ -27,15 +24,15 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
         raise BadInput(f"{path}: no such file; expected a tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises a bare Exception for any damage
+    except Exception as error:  # the Rust library raises a bare Exception
         raise BadInput(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
-    settings = read_json(Path(folder) / "tokenizer_config.json", expected="the tokenizer's settings")
-    end = settings.get("eos_token")
+    config = read_json(Path(folder) / "tokenizer_config.json", expected="the tokenizer's settings")
+    end = config.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     end_id = tokenizer.token_to_id(end) if end else None
     if end_id is None:
         raise BadInput(
-            f"{folder}: tokenizer_config.json names no eos_token of the vocabulary; documents are joined by it"
+            f"{folder}: tokenizer_config.json names no eos_token of the vocabulary, which ends each document"
         )
     return tokenizer, end_id
 
@@ -43,7 +40,7 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
 def encode_batches(
     tokenizer: Tokenizer, documents: Iterator[tuple[str, bytes]], *, batch: int = 512
 ) -> Iterator[tuple[list[int], bytes]]:
-    """(token ids, digest) of each (text, digest), without special tokens, encoded a batch at a time."""
+    """(token ids without special tokens, digest) for each (text, digest), encoded one batch at a time."""
     while group := list(islice(documents, batch)):
         encodings = tokenizer.encode_batch_fast([text for text, _ in group], add_special_tokens=False)
         for encoding, (_, digest) in zip(encodings, group, strict=True):

@@ -1,19 +1,24 @@
 """Token files: flat little-endian integers, document offsets, and windows cut from them."""
 
+from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    atomic_path,
-    read_json,
-    sha256_file,
-    write_record,
-)
+from budgeted_lora.files import atomic_path, read_json, sha256_file, write_record
+
+SIDES = ("train", "held_out")
+BLOCK = 1 << 22  # tokens copied at a time
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16, or uint32 if the vocabulary needs it."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class TokenFile:
     Attributes:
         tokens: uint16 or uint32, shape (tokens,).
         offsets: uint64, shape (documents + 1,): document i is tokens[offsets[i]:offsets[i + 1]], with its end token.
+        sha256: digest of the token file recorded when it was written.
+        offsets_sha256: the same for the file of offsets.
     """
 
     path: Path
@@ -38,10 +45,10 @@ class TokenFile:
         """Opens `x.bin` with `x.idx` and `x.json` beside it.
 
         Args:
-            verify: whether to compare digests, see `check_digest`; for one process of several that share a job.
+            verify: whether to call `check_digest`; one of several processes that share a job is enough.
 
         Raises:
-            BadInput: a file is missing, or its size or its bytes are not what was written.
+            BadInput: a file is missing, or its size or checksum is wrong.
         """
         path = Path(path)
         about = read_json(path.with_suffix(".json"), expected="the record of a token file")
@@ -58,23 +65,23 @@ class TokenFile:
         return file
 
     def check_digest(self) -> None:
-        """Compares the bytes of both files with the digests recorded when they were written.
+        """Compares both files with the checksums recorded when they were written.
 
-        The two billion tokens of the paper's scale, 4 GB, take 2 to 4 s, and are in the page cache then.
+        This takes 2 to 4 s for the two billion tokens (4 GB) of the paper's scale and leaves them in the page cache.
 
         Raises:
-            BadInput: they differ.
+            BadInput: a checksum differs.
         """
         for path, expected in ((self.path, self.sha256), (self.path.with_suffix(".idx"), self.offsets_sha256)):
             if sha256_file(path) != expected:
-                raise BadInput(f"{path}: its SHA-256 differs from the one recorded when it was written; make it anew")
+                raise BadInput(f"{path}: checksum mismatch (SHA-256); delete it and rerun")
 
     def len_windows(self, sequence_length: int, packing: str) -> int:
-        """Number of windows: whole ones of a packed file, or documents."""
+        """Number of windows, see `Windows`."""
         return len(self.offsets) - 1 if packing == "document" else len(self.tokens) // sequence_length
 
     def windows(self, indices: np.ndarray, *, sequence_length: int, packing: str) -> tuple[np.ndarray, np.ndarray]:
-        """Windows by number.
+        """Windows by number, see `Windows`.
 
         Returns:
             ids, int64 (len(indices), sequence_length), and mask, bool of the same shape, False on padding.
@@ -95,7 +102,7 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one token file, all cut in one way.
+    """The windows of one token file under one packing.
 
     Attributes:
         sequence_length: tokens per window.
@@ -123,39 +130,79 @@ def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; expected {expected} bytes of tokens") from None
     if size != expected:
-        raise BadInput(f"{path}: {size} bytes, expected {expected}; truncated or damaged, make it anew")
+        raise BadInput(f"{path}: {size} bytes, expected {expected}; truncated or damaged, delete it and rerun")
     return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)
 
 
-def write_tokens(path: Path, documents: Iterator[list[int]], *, vocab_size: int, eos_id: int) -> dict[str, Any]:
-    """Writes documents, each closed by the end token, as `x.bin`, `x.idx` and `x.json`; memory holds one at a time.
+class TokenWriter:
+    """Appends documents to a token file; memory holds only where each document ends.
 
-    Returns:
-        the record written to `x.json`: dtype, tokens, documents, sha256, offsets_sha256, vocab_size, eos_id.
+    Attributes:
+        ends: end of each document in tokens, after a first entry 0.
+        record: content of `x.json`, complete once `token_writer` has closed the file.
     """
-    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    total, ends = 0, [0]
+
+    def __init__(self, stream: BinaryIO, *, dtype: np.dtype, eos_id: int) -> None:
+        self._stream = stream
+        self._end = np.array([eos_id], dtype).tobytes()
+        self.ends = array("Q", [0])
+        self.record: dict[str, Any] = {}
+
+    @property
+    def token_count(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def document_count(self) -> int:
+        return len(self.ends) - 1
+
+    def add(self, ids: bytes) -> None:
+        """Appends one document, ids of the file's dtype without the end token."""
+        self._stream.write(ids)
+        self._stream.write(self._end)
+        self.ends.append(self.token_count + len(ids) // len(self._end) + 1)
+
+    def copy(self, file: TokenFile, start: int, stop: int) -> None:
+        """Appends documents start to stop - 1 of another token file of the same dtype, `BLOCK` tokens at a time."""
+        first, last = int(file.offsets[start]), int(file.offsets[stop])
+        ends = file.offsets[start + 1 : stop + 1] - np.uint64(first) + np.uint64(self.token_count)
+        for block in range(first, last, BLOCK):
+            self._stream.write(file.tokens[block : min(last, block + BLOCK)].tobytes())
+        self.ends.frombytes(ends.astype("=u8").tobytes())
+
+
+@contextmanager
+def token_writer(path: Path, *, vocab_size: int, eos_id: int) -> Iterator[TokenWriter]:
+    """Writes `x.bin`, and `x.idx` and `x.json` once it is whole, in the form that `TokenFile` reads."""
+    dtype = token_dtype(vocab_size)
     with atomic_path(path) as temporary:
         with temporary.open("wb") as stream:
-            for ids in documents:
-                stream.write(np.asarray([*ids, eos_id], dtype=dtype).tobytes())
-                total += len(ids) + 1
-                ends.append(total)
+            writer = TokenWriter(stream, dtype=dtype, eos_id=eos_id)
+            yield writer
         digest = sha256_file(temporary)
     with atomic_path(path.with_suffix(".idx")) as temporary:
-        np.asarray(ends, dtype="<u8").tofile(temporary)
+        np.asarray(writer.ends, dtype="<u8").tofile(temporary)
         offsets_digest = sha256_file(temporary)
-    record = {
-        "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
-        "tokens": total,
-        "documents": len(ends) - 1,
+    writer.record = {
+        "dtype": dtype.name,
+        "tokens": writer.token_count,
+        "documents": writer.document_count,
         "sha256": digest,
         "offsets_sha256": offsets_digest,
         "vocab_size": vocab_size,
         "eos_id": eos_id,
     }
-    write_record(path.with_suffix(".json"), record)
-    return record
+    write_record(path.with_suffix(".json"), writer.record)
 
 
-SIDES = ("train", "held_out")
+def write_tokens(path: Path, documents: Iterator[list[int]], *, vocab_size: int, eos_id: int) -> dict[str, Any]:
+    """Writes documents as a token file, each closed by the end token; memory holds one document at a time.
+
+    Returns:
+        The content of `x.json`.
+    """
+    dtype = token_dtype(vocab_size)
+    with token_writer(path, vocab_size=vocab_size, eos_id=eos_id) as writer:
+        for ids in documents:
+            writer.add(np.asarray(ids, dtype=dtype).tobytes())
+    return writer.record

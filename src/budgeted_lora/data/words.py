@@ -1,10 +1,10 @@
-"""Token ids word by word, equal to those of whole documents, for tokenizers that see a document as one word.
+"""Tokenises word by word, with the same ids as whole documents, for tokenizers that treat a document as one word.
 
-Mistral's and Llama's tokenizers have no pre-tokenizer: byte-pair encoding runs over the whole document, which costs
-more than its length. But a cut between two characters that no merge has side by side changes nothing: a merge across
-it would make a piece with both, and there is none, so both sides are merged as if they stood alone. In these
-vocabularies a piece has spaces in front only, and characters without a piece become bytes that nothing joins. So a
-text falls into words with the spaces before them, most of which were seen before.
+The tokenizers of Mistral and Llama have no pre-tokenizer: byte-pair encoding runs over the whole document, in more than
+linear time. A cut between two characters that no merge has side by side does not change the ids: a merge across the cut
+would make a piece that contains both characters, and no such piece exists. In these vocabularies a piece has spaces
+only in front, and characters without a piece become bytes that no merge joins. So a text can be cut into words, each
+with the spaces before it, and most words are in the cache.
 """
 
 import json
@@ -15,34 +15,31 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from budgeted_lora.data.tokens import token_dtype
+
 SPACE = "\u2581"
 CACHE_BYTES = 100_000_000
-ENTRY_BYTES = 200  # of a cached word, besides its characters and ids
+ENTRY_BYTES = 200  # memory per cached word besides its characters and ids
 BYTES = frozenset(f"<0x{value:02X}>" for value in range(256))
-# What the rule must get right, compared once when a tokenizer is opened.
+# Compared with whole-document encoding once, when a tokenizer is opened.
 SAMPLES = (
     "", " ", "   ", "one", " one", "one two", "  one  two   ", f"{SPACE}one{SPACE} two", "\n", " \n one\n\n  two\t3 ",
     "def f(x):\n    return x ** 2  # naïve\r\n", "漢字 と 🙂  🙂漢", "a\x00b \u00a0 c", "x" * 300 + " " * 300 + "y",
 )  # fmt: skip
 
 
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """Little-endian uint16, or uint32 where the vocabulary needs it."""
-    return np.dtype("<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4")
-
-
 class WordEncoder:
-    """Encodes documents with a tokenizer, word by word where that is proved to be the same.
+    """Encodes documents with a tokenizer, word by word if that provably gives the same ids.
 
     Attributes:
-        words: the pattern a text is cut with, or None: this tokenizer gets whole documents.
+        words: the pattern of a word; None if this tokenizer must see whole documents.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
-        self.dtype = token_dtype(tokenizer)
+        self.dtype = token_dtype(tokenizer.get_vocab_size())
         about = json.loads(tokenizer.to_str())
         self._model_alone = Tokenizer(tokenizer.model)
         self._always_prefixed = _prefix(about) == "always"
@@ -55,21 +52,20 @@ class WordEncoder:
             self.words = None
 
     def encode(self, texts: Iterable[str]) -> list[bytes]:
-        """The ids of each text, without special tokens, as the bytes of an array of `dtype`."""
+        """The ids of each text as the bytes of an array of `dtype`, without special tokens."""
         texts = list(texts)
         if self.words is None:
             return self._whole(texts)
-        # A text that spells a special token is cut there first: left to the tokenizer, as a whole.
-        plain = [not self._added.search(text) for text in texts]
-        cut = [self._cut(text) if good else [] for text, good in zip(texts, plain, strict=True)]
-        self._learn(set().union(*cut).difference(self._cache))
-        seen = self._cache.__getitem__
-        whole = iter(self._whole([text for text, good in zip(texts, plain, strict=True) if not good]))
-        found = [b"".join(map(seen, words)) if good else next(whole) for words, good in zip(cut, plain, strict=True)]
+        # The tokenizer first cuts a text at every special token that it spells, so it must see such a text whole.
+        special = {number: text for number, text in enumerate(texts) if self._added.search(text)}
+        cut = {number: self._cut(text) for number, text in enumerate(texts) if number not in special}
+        self._learn(set().union(*cut.values()).difference(self._cache))
+        encoded = dict(zip(special, self._whole(special.values()), strict=True))
+        encoded |= {number: b"".join(map(self._cache.__getitem__, words)) for number, words in cut.items()}
         if self._room < 0:
             self._cache.clear()
             self._room = CACHE_BYTES
-        return found
+        return [encoded[number] for number in range(len(texts))]
 
     def _cut(self, text: str) -> list[str]:
         spaced = text.replace(" ", SPACE)
@@ -91,10 +87,10 @@ class WordEncoder:
 
 
 def word_pattern(about: dict[str, Any]) -> re.Pattern[str] | None:
-    """What a text is cut with, once its spaces are written as U+2581; None where a cut could change the ids.
+    """The pattern of a word in a text whose spaces are written as U+2581; None if a cut could change the ids.
 
     Args:
-        about: the tokenizer as its tokenizer.json has it.
+        about: content of tokenizer.json.
     """
     model = about["model"]
     plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
@@ -115,18 +111,18 @@ def word_pattern(about: dict[str, Any]) -> re.Pattern[str] | None:
 
 
 def _prefix(about: dict[str, Any]) -> str | None:
-    """Which texts get a space in front, `always` or `unless there`; None for text handling of another kind."""
+    """Whether texts get a space in front, `always` or `unless present`; None for any other normalisation."""
     normalizer, before = about["normalizer"], about["pre_tokenizer"]
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepend = {"type": "Prepend", "prepend": SPACE}
     if before is None and normalizer == {"type": "Sequence", "normalizers": [prepend, replace]}:
         return "always"
     metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
-    return "unless there" if normalizer is None and before == metaspace else None
+    return "unless present" if normalizer is None and before == metaspace else None
 
 
 def batches(documents: Iterable[tuple[str, Any]], *, characters: int = 1 << 20) -> Iterator[list[tuple[str, Any]]]:
-    """Documents in groups of about so many characters; a longer one is a group of its own or closes one."""
+    """Groups of documents; a group is complete when it has at least `characters` characters."""
     group, size = [], 0
     for document in documents:
         group.append(document)

@@ -4,9 +4,9 @@ import torch
 
 
 def batches(lengths: list[int], limits: list[int], *, batch: int) -> list[list[int]]:
-    """Indices in batches of equal prompt length, at most `batch` each, rows of like limits together.
+    """Indices in batches of equal prompt length, at most `batch` each, sorted by limit.
 
-    Equal lengths need neither padding nor a mask, so a row is computed as it would be alone.
+    Equal lengths need neither padding nor a mask, so each prompt is computed as it would be alone.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], limits[i], i))
     groups: list[list[int]] = []
@@ -27,16 +27,16 @@ def greedy_decode(
     Args:
         model: a transformers causal language model.
         prompts: token ids, at least one each.
-        limits: most new tokens of each prompt, at least one each.
-        stops: bool [vocabulary]; a row ends with the first such token (which is kept).
+        limits: most new tokens per prompt, at least one each.
+        stops: bool [vocabulary]; decoding ends with the first such token, which is kept.
         batch: prompts decoded together.
 
     Returns:
-        The new tokens of each prompt, in the order given.
+        The new tokens of each prompt, in the order of `prompts`.
     """
     model.eval()
     device = next(model.parameters()).device
-    ending = stops.tolist()
+    ends_row = stops.tolist()
     stops = stops.to(device)
     decoded: list[list[int]] = [[] for _ in prompts]
     for group in batches([len(prompt) for prompt in prompts], limits, batch=batch):
@@ -51,13 +51,13 @@ def greedy_decode(
             finished |= stops[token] | (longest <= len(chosen))
             ids = token.unsqueeze(1)
         for i, row in zip(group, torch.stack(chosen, dim=1).tolist(), strict=True):
-            decoded[i] = cut(row[: limits[i]], ending)
+            decoded[i] = cut(row[: limits[i]], ends_row)
     return decoded
 
 
-def cut(tokens: list[int], ending: list[bool]) -> list[int]:
-    """The tokens up to and including the first that ends a row."""
+def cut(tokens: list[int], ends_row: list[bool]) -> list[int]:
+    """The tokens up to and including the first that ends the row."""
     for position, token in enumerate(tokens):
-        if ending[token]:
+        if ends_row[token]:
             return tokens[: position + 1]
     return tokens

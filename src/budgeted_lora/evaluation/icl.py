@@ -1,7 +1,7 @@
 """In-context learning on the 19 function-style probes: prompts, exact match, chance and ceiling (method.md 7).
 
-A prompt is tokenised as one string that ends at the query's `A:`; the answer follows directly. Decoding is in
-`decoding.py`; this module knows what is asked and what the answers are worth.
+A prompt is tokenised as one string that ends at the query's `A:`; the answer follows directly. `decoding.py` decodes;
+this module builds the prompts and scores the answers.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from budgeted_lora.data.probes import Pair
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation.decoding import greedy_decode
 
-TRAIN_PERCENT, TEST_PERCENT = 70, 21  # of an original file's inputs: 70 % train, the rest 70/30 test and validation
+TRAIN_PERCENT, TEST_PERCENT = 70, 21  # of an original file's inputs: 70 % train, 70 % of the rest test
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One probe: its queries, how its demonstrations are drawn, and every answer its data gives to an input."""
+    """One probe: its queries, a function that draws its demonstrations, and every answer its data gives per input."""
 
     name: str
     queries: list[Pair]
@@ -36,7 +37,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Example:
-    """One query with its own demonstrations under one demonstration seed."""
+    """One query under one demonstration seed; `demonstrated` holds the outputs of its demonstrations."""
 
     probe: str
     seed: int
@@ -52,51 +53,46 @@ def generated_probes(*, shots: int, queries: int, slice_per_mille: int, hold_out
     Raises:
         BadInput: the slice is so narrow that a probe has no query.
     """
-    found = []
+    split = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words}
+    probes = []
     for name in rules.PROBES:
-
-        def draw(generator: random.Random, name: str = name) -> list[Pair]:
-            return rules.demonstrations(
-                name, generator, count=shots, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words
-            )
-
-        known = () if name in rules.LIST_PROBES else rules.fixed_pairs(name)
-        asked = rules.queries(name, count=queries, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
-        if not asked:
+        draw = partial(rules.demonstrations, name, count=shots, **split)
+        known_pairs = () if name in rules.LIST_PROBES else rules.fixed_pairs(name)
+        chosen = rules.queries(name, count=queries, **split)
+        if not chosen:
             raise BadInput(
                 f"probe {name}: no query in a slice of {slice_per_mille} per mille; widen corpus.slice_per_mille"
             )
-        found.append(Probe(name, asked, draw, _answers(known)))
-    return found
+        probes.append(Probe(name, chosen, draw, _answers(known_pairs)))
+    return probes
 
 
 def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Probe]:
     """The original files: inputs in MD5 order, the first 70 % for demonstrations, the next 21 % for queries.
 
-    The paper's own split is not published; this one leaves both answers of an ambiguous input on one side.
+    The paper's own split is not published. Splitting by input keeps both answers of an ambiguous input on one side.
 
     Raises:
         BadInput: a file is missing or holds too few records for the demonstrations.
     """
-    found = []
+    probes = []
     for name, pairs in rules.read_original(folder).items():
         inputs = sorted({pair.input for pair in pairs}, key=_md5)
-        bounds = [len(inputs) * TRAIN_PERCENT // 100, len(inputs) * (TRAIN_PERCENT + TEST_PERCENT) // 100]
-        train, test = set(inputs[: bounds[0]]), inputs[bounds[0] : bounds[1]]
-        records: dict[str, list[Pair]] = {}
-        for pair in pairs:
-            records.setdefault(pair.input, []).append(pair)
-        shown = [pair for pair in pairs if pair.input in train]
-        if len(shown) < shots:
+        train_end = len(inputs) * TRAIN_PERCENT // 100
+        test_end = len(inputs) * (TRAIN_PERCENT + TEST_PERCENT) // 100
+        place = {text: number for number, text in enumerate(inputs)}
+        to_show = [pair for pair in pairs if place[pair.input] < train_end]
+        if len(to_show) < shots:
             path = Path(folder) / f"{name}.json"
-            raise BadInput(f"{path}: {len(shown)} records to demonstrate with; expected at least {shots}")
+            raise BadInput(f"{path}: {len(to_show)} records to demonstrate with; expected at least {shots}")
+        test = [pair for pair in pairs if train_end <= place[pair.input] < test_end]
+        test.sort(key=lambda pair, place=place: place[pair.input])
 
-        def draw(generator: random.Random, shown: list[Pair] = shown) -> list[Pair]:
-            return generator.sample(shown, shots)
+        def draw(generator: random.Random, pairs: list[Pair] = to_show) -> list[Pair]:
+            return generator.sample(pairs, shots)
 
-        asked = [pair for text in test for pair in records[text]][:queries]
-        found.append(Probe(name, asked, draw, _answers(pairs)))
-    return found
+        probes.append(Probe(name, test[:queries], draw, _answers(pairs)))
+    return probes
 
 
 def _md5(text: str) -> bytes:
@@ -111,9 +107,9 @@ def _answers(pairs: Sequence[Pair]) -> dict[str, frozenset[str]]:
 
 
 def build_examples(probes: Sequence[Probe], *, seeds: Sequence[int], space: bool) -> list[Example]:
-    """Every query of every probe under every seed, with demonstrations of its own.
+    """Every query of every probe under every seed, each with its own demonstrations.
 
-    The draw depends on the probe, the seed and the query alone, so fewer queries or other probes change no prompt.
+    The draw depends only on the probe, the seed and the query, so fewer queries or other probes change no prompt.
 
     Raises:
         BadInput: a probe has no query.
@@ -121,7 +117,7 @@ def build_examples(probes: Sequence[Probe], *, seeds: Sequence[int], space: bool
     examples = []
     for probe in probes:
         if not probe.queries:
-            raise BadInput(f"probe {probe.name} has no held-out query; expected a larger corpus.slice_per_mille")
+            raise BadInput(f"probe {probe.name} has no held-out query; widen corpus.slice_per_mille")
         for seed in seeds:
             for query in probe.queries:
                 shown = probe.draw(random.Random(f"demonstrations {probe.name} {seed} {query.input} {query.output}"))
@@ -135,7 +131,15 @@ def build_examples(probes: Sequence[Probe], *, seeds: Sequence[int], space: bool
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of the prompts, new tokens allowed for each, prompts that re-tokenise with their answer, longest."""
+    """Tokenised prompts.
+
+    Attributes:
+        prompts: token ids of each prompt.
+        limits: most new tokens for each prompt.
+        prefix_breaks: prompts that are not a token prefix of prompt + answer, so that the model answers at a token
+            boundary that training text would not have.
+        longest: tokens of the longest prompt with its answer.
+    """
 
     prompts: list[list[int]]
     limits: list[int]
@@ -144,30 +148,27 @@ class Encoded:
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, *, sequence_length: int, space: bool) -> Encoded:
-    """Tokenises prompts, checks that they fit, and allows each probe its longest answer and one token more.
-
-    `prefix_breaks` counts the examples whose prompt is not a token prefix of prompt + answer: there the model
-    is asked at a token boundary that training text would not have.
+    """Tokenises prompts; the limit of new tokens is the longest answer of the probe plus one.
 
     Raises:
-        BadInput: a prompt with its answer is longer than `sequence_length` tokens; nothing is truncated.
+        BadInput: a prompt with its answer is longer than `sequence_length` tokens. Prompts are never truncated.
     """
     gap = " " if space else ""
     prompts = _ids(tokenizer, [example.prompt for example in examples])
-    whole = _ids(tokenizer, [example.prompt + gap + example.expected for example in examples])
-    alone = _ids(tokenizer, [gap + example.expected for example in examples])
+    wholes = _ids(tokenizer, [example.prompt + gap + example.expected for example in examples])
+    answers = _ids(tokenizer, [gap + example.expected for example in examples])
     longest_answer: dict[str, int] = {}
     breaks, longest = 0, 0
-    for example, prompt, full, answer in zip(examples, prompts, whole, alone, strict=True):
-        length = max(len(full), len(prompt) + 1)
+    for example, prompt, whole, answer in zip(examples, prompts, wholes, answers, strict=True):
+        length = max(len(whole), len(prompt) + 1)
         if length > sequence_length:
             raise BadInput(
                 f"probe {example.probe}: a prompt with its answer has {length} tokens; "
                 f"expected at most {sequence_length} (evaluation.context, or sequence_length)"
             )
-        breaks += full[: len(prompt)] != prompt
+        breaks += whole[: len(prompt)] != prompt
         longest = max(longest, length)
-        needed = max(len(full) - len(prompt), len(answer))
+        needed = max(len(whole) - len(prompt), len(answer))
         longest_answer[example.probe] = max(longest_answer.get(example.probe, 1), needed)
     return Encoded(prompts, [longest_answer[example.probe] + 1 for example in examples], breaks, longest)
 
@@ -177,19 +178,17 @@ def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def stop_tokens(tokenizer: Tokenizer, *, end_id: int, vocab_size: int) -> torch.Tensor:
-    """Bool [vocab_size]: tokens whose text holds a newline, and the end-of-document token.
+    """Bool [vocab_size]: True for tokens whose text contains a newline and for the end-of-document token.
 
     Raises:
         BadInput: the tokenizer has more tokens than the model.
     """
-    known = tokenizer.get_vocab_size()
-    if known > vocab_size:
-        raise BadInput(
-            f"the tokenizer has {known} tokens, the model's vocabulary {vocab_size}; expected the model's own"
-        )
-    texts = tokenizer.decode_batch([[token] for token in range(known)], skip_special_tokens=False)
+    token_count = tokenizer.get_vocab_size()
+    if token_count > vocab_size:
+        raise BadInput(f"the tokenizer has {token_count} tokens, the model's vocabulary {vocab_size}")
+    texts = tokenizer.decode_batch([[token] for token in range(token_count)], skip_special_tokens=False)
     stops = torch.zeros(vocab_size, dtype=torch.bool)
-    stops[:known] = torch.tensor(["\n" in text for text in texts])
+    stops[:token_count] = torch.tensor(["\n" in text for text in texts])
     stops[end_id] = True
     return stops
 
@@ -210,10 +209,10 @@ def answer_examples(
     batch: int,
     space: bool = False,
 ) -> tuple[list[str], Encoded]:
-    """The model's answer to every example, in their order, and the encoding it was given.
+    """The model's answer to every example, in order, and the tokenised prompts.
 
     Raises:
-        BadInput: see `encode_examples`.
+        BadInput: from `encode_examples` or `stop_tokens`.
     """
     encoded = encode_examples(examples, tokenizer, sequence_length=sequence_length, space=space)
     stops = stop_tokens(tokenizer, end_id=end_id, vocab_size=model.config.vocab_size)
@@ -222,7 +221,7 @@ def answer_examples(
 
 
 def example_rows(examples: Sequence[Example], answers: Sequence[str], encoded: Encoded) -> list[dict[str, Any]]:
-    """One row an example for `icl_examples.parquet`; exact match is case-sensitive."""
+    """One record per example; exact match is case-sensitive."""
     return [
         {
             "probe": example.probe,
@@ -241,37 +240,36 @@ def example_rows(examples: Sequence[Example], answers: Sequence[str], encoded: E
 def summarise(
     probes: Sequence[Probe], examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Accuracy of each probe, macro means, chance and ceiling.
+    """Accuracy per probe, macro means, chance and ceiling.
 
-    A query asked under several seeds is one draw, not several: a probe's standard error takes the mean over
-    seeds of each query as its unit. The composite's treats probes as independent.
+    Args:
+        rows: records of `example_rows`.
+
+    A query under several seeds is one draw, not several: the standard error of a probe uses the mean over seeds of each
+    query as its unit. The standard error of the composite treats probes as independent.
     """
     seeds = sorted({row["seed"] for row in rows})
-    scores: dict[str, dict[str, Any]] = {}
     per_seed: dict[int, list[float]] = {seed: [] for seed in seeds}
+    scores: dict[str, dict[str, Any]] = {}
     for probe in probes:
         mine = [row for row in rows if row["probe"] == probe.name]
-        correct = [float(row["correct"]) for row in mine]
-        accuracy = sum(correct) / len(correct)
         by_query: dict[tuple[str, str], list[float]] = {}
         for row in mine:
             by_query.setdefault((row["query"], row["expected"]), []).append(float(row["correct"]))
         for seed in seeds:
-            of_seed = [float(row["correct"]) for row in mine if row["seed"] == seed]
-            per_seed[seed].append(sum(of_seed) / len(of_seed))
+            per_seed[seed].append(_mean([float(row["correct"]) for row in mine if row["seed"] == seed]))
         scores[probe.name] = {
-            "accuracy": accuracy,
+            "accuracy": _mean([float(row["correct"]) for row in mine]),
             "se": cluster_error(list(by_query.values())),
             "n": len(mine),
             "queries": len(by_query),
             **chance(probe, [example for example in examples if example.probe == probe.name]),
         }
     levels = [max(score["chance_constant"], score["chance_word"] or 0.0) for score in scores.values()]
-    composites = {str(seed): sum(values) / len(values) for seed, values in per_seed.items()}
     return {
         "composite": _mean([score["accuracy"] for score in scores.values()]),
         "composite_se": math.sqrt(sum(score["se"] ** 2 for score in scores.values())) / len(scores),
-        "per_seed": composites,
+        "per_seed": {str(seed): _mean(accuracies) for seed, accuracies in per_seed.items()},
         "seeds": seeds,
         "chance_composite": _mean(levels),
         "ceiling_composite": _mean([score["ceiling"] for score in scores.values()]),
@@ -281,7 +279,7 @@ def summarise(
 
 
 def cluster_error(clusters: Sequence[Sequence[float]]) -> float:
-    """Standard error of the mean over all values when whole clusters are drawn; 0 for a single cluster."""
+    """Standard error of the mean over all values if clusters are the sampling unit; 0 for a single cluster."""
     count, total = len(clusters), sum(len(cluster) for cluster in clusters)
     if count < 2:
         return 0.0
@@ -291,14 +289,13 @@ def cluster_error(clusters: Sequence[Sequence[float]]) -> float:
 
 
 def chance(probe: Probe, examples: Sequence[Example]) -> dict[str, Any]:
-    """What can be scored without the task, and the most that can be scored with it.
+    """Scores reachable without solving the task, and the highest score reachable by solving it.
 
-    - chance_constant: the best constant answer over the very queries asked, so no constant can beat it;
-      this is the level the composite uses.
-    - chance_constant_shown: the answer most frequent in the demonstrations, given to every query: a constant that
-      can be known from the prompts. Ties go to the first in code-point order.
-    - chance_word: a word of the query at random (list probes only).
-    - ceiling: mean over queries of 1 / (answers the probe's data holds for that input).
+    - chance_constant: the best constant answer to these queries; the composite uses this level.
+    - chance_constant_shown: the most frequent answer in the demonstrations, given to every query: a constant that
+      the prompts reveal. Ties go to the first in code-point order.
+    - chance_word: a random word of the query (list probes only).
+    - ceiling: mean over queries of 1 / (number of answers in the probe's data for that input).
     """
     expected = [pair.output for pair in probe.queries]
     best = _most_common(expected)

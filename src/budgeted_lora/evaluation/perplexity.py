@@ -3,23 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from budgeted_lora.data.tokens import Windows
 from budgeted_lora.errors import BadInput
 
 LOGITS_AT_ONCE = 1 << 23  # logits computed together: bounds memory where the vocabulary is large
-
-
-class Windows(Protocol):
-    """What is asked of a token file (`data.tokens.TokenFile`)."""
-
-    def len_windows(self, sequence_length: int, packing: str) -> int: ...
-
-    def windows(self, indices: Any, *, sequence_length: int, packing: str) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -27,10 +19,10 @@ class PerplexityResult:
     """Perplexity of one model on one set of windows.
 
     Attributes:
-        value: exp of the mean negative log-likelihood of a token (nats).
-        standard_error: of `value`, delta method, windows as the sampling unit; 0 when there is one window.
-        mean_nll: nats a token.
-        tokens: tokens scored; the first of each window is not.
+        value: exp of the mean negative log-likelihood per token (nats).
+        standard_error: of `value`, by the delta method with windows as the sampling unit; 0 for a single window.
+        mean_nll: nats per token.
+        token_count: scored tokens; the first token of each window is not scored.
         window_nll: float64 [windows], sum over the window's scored tokens.
         window_count: int64 [windows], tokens scored in each window.
     """
@@ -38,17 +30,17 @@ class PerplexityResult:
     value: float
     standard_error: float
     mean_nll: float
-    tokens: int
+    token_count: int
     window_nll: np.ndarray
     window_count: np.ndarray
 
     def summary(self) -> dict[str, float | int]:
-        """The scalars, as they stand in JSON."""
+        """The scalars under the keys of perplexity.json."""
         return {
             "value": self.value,
             "standard_error": self.standard_error,
             "mean_nll": self.mean_nll,
-            "tokens": self.tokens,
+            "tokens": self.token_count,
             "windows": len(self.window_nll),
         }
 
@@ -71,34 +63,25 @@ def summarise(window_nll: np.ndarray, window_count: np.ndarray) -> PerplexityRes
 
 @torch.inference_mode()
 def perplexity(
-    model: torch.nn.Module,
-    token_file: Windows,
-    *,
-    tokens: int | None,
-    sequence_length: int,
-    packing: str,
-    batch_windows: int,
+    model: torch.nn.Module, windows: Windows, *, token_limit: int | None, batch_windows: int
 ) -> PerplexityResult:
-    """Scores non-overlapping windows from the start of a token file.
+    """Scores windows from the start of a token file.
 
-    Every token but the first of its window is predicted from those before it in the window. The windows taken
-    do not depend on `batch_windows`. Padding (of single documents) stands on the right, where causal attention
-    keeps it from the scored positions, so no attention mask is needed.
+    Every token except the first of its window is predicted from the tokens before it in the window. Which windows are
+    scored does not depend on `batch_windows`. Padding stands on the right, where causal attention keeps it from the
+    scored positions, so no attention mask is needed.
 
     Args:
         model: a transformers causal language model with `.model` (decoder) and `.lm_head`.
-        tokens: stop once the windows hold this many tokens; all windows when None.
-        sequence_length: tokens of a window.
-        packing: "packed" or "document", see `data.tokens`.
+        token_limit: most tokens that the windows hold together, but at least one window; None scores all windows.
 
     Raises:
-        BadInput: there is nothing to score, a token is outside the model's vocabulary, or a likelihood is not finite.
+        BadInput: no token to score, a token outside the model's vocabulary, or a likelihood that is not finite.
     """
     model.eval()
     device = next(model.parameters()).device
     sums, counts = [], []
-    shape = {"sequence_length": sequence_length, "packing": packing, "batch_windows": batch_windows}
-    for ids, mask in _batches(token_file, tokens=tokens, **shape):
+    for ids, mask in _batches(windows, token_limit=token_limit, batch_windows=batch_windows):
         largest, vocabulary = int(ids.max()), model.config.vocab_size
         if largest >= vocabulary:
             raise BadInput(
@@ -110,33 +93,31 @@ def perplexity(
     window_count = np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
     scored = window_count > 0
     if not scored.any():
-        raise BadInput(f"no window of {sequence_length} tokens with a token to score; expected a longer token file")
+        raise BadInput(f"{windows.file.path}: no window of {windows.sequence_length} tokens with a token to score")
     if not np.isfinite(window_nll).all():
         first = int(np.argmin(np.isfinite(window_nll)))
-        raise BadInput(f"the likelihood of window {first} is not finite; expected usable weights")
+        raise BadInput(f"the likelihood of window {first} is not finite; check the model's weights")
     return summarise(window_nll[scored], window_count[scored])
 
 
 def _batches(
-    token_file: Windows, *, tokens: int | None, sequence_length: int, packing: str, batch_windows: int
+    windows: Windows, *, token_limit: int | None, batch_windows: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids int64 [B, L], mask bool [B, L]) until the windows hold `tokens` tokens; always at least one window."""
-    available = token_file.len_windows(sequence_length, packing)
+    """(ids int64 [B, L], mask bool [B, L]) until the windows hold `token_limit` tokens; at least one window."""
     seen = 0
-    for start in range(0, available, batch_windows):
-        indices = np.arange(start, min(start + batch_windows, available))
-        ids, mask = token_file.windows(indices, sequence_length=sequence_length, packing=packing)
-        ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
-        held = seen + mask.sum(dim=1).cumsum(0)
-        if tokens is not None and int(held[-1]) > tokens:
-            fitting = int((held <= tokens).sum())
+    for start in range(0, windows.count, batch_windows):
+        indices = np.arange(start, min(start + batch_windows, windows.count))
+        ids, mask = (torch.as_tensor(array) for array in windows.read(indices))
+        seen_after = seen + mask.sum(dim=1).cumsum(0)  # after each window of the batch
+        if token_limit is not None and int(seen_after[-1]) > token_limit:
+            fitting = int((seen_after <= token_limit).sum())
             if seen == 0:
                 fitting = max(fitting, 1)
             if fitting:
                 yield ids[:fitting], mask[:fitting]
             return
         yield ids, mask
-        seen = int(held[-1])
+        seen = int(seen_after[-1])
 
 
 def _window_sums(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

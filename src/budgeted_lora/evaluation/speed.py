@@ -1,7 +1,6 @@
-"""What compression buys in time: modules, prefill and decode, dense and compressed in turn (method.md 6 and 7).
+"""Measured speedup of compression: modules, prefill and decode, dense and compressed in turn (method.md 6 and 7).
 
-Time does not depend on the weights, so each planned structure is measured once, on random ones. The paper's
-"speedup" is a ratio of multiply-accumulates; it stands beside the measured ratios here.
+Time does not depend on the values of the weights, so each planned structure is measured once, with random weights.
 """
 
 import math
@@ -16,21 +15,19 @@ from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.cost import (
-    ModelShape,
-    projections,
-)
+from budgeted_lora.method.cost import ModelShape, projections
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
 
-WARM_UP = 2  # discarded passes of every arm
-AT_LEAST = 0.01  # seconds in one sample: shorter calls are repeated within it
+WARM_UP = 2  # discarded passes per arm
+SAMPLE_SECONDS = 0.01  # shortest sample; shorter calls are repeated within one sample
 ARMS = ("dense", "compressed", "lora_unmerged")
+Models = Mapping[str, nn.Module]  # by arm
 
 
 @dataclass(frozen=True)
 class SpeedShape:
-    """The student whose time is measured, beyond what the cost model needs."""
+    """The student to time: its shape in the cost model and what else its forward pass depends on."""
 
     shape: ModelShape
     heads: int
@@ -40,10 +37,10 @@ class SpeedShape:
 
 
 def factor_ranks(shape: ModelShape, modules: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Rank of every projection that becomes two thin layers; those kept dense are absent.
+    """Rank of every factorised projection; projections kept dense are absent.
 
     Args:
-        modules: `modules` of a structure as `budget.plan.Structure.as_json` or compression.json writes it.
+        modules: one record per projection with name, decision, rank (of the low-rank path), svd_rank and macs.
 
     Raises:
         BadInput: the modules are not those of the shape, or a module's MACs contradict its ranks.
@@ -57,15 +54,17 @@ def factor_ranks(shape: ModelShape, modules: Sequence[Mapping[str, Any]]) -> dic
         rank = None if module["decision"] == "keep" else module["rank"] + module["svd_rank"]
         macs = projection.macs if rank is None else projection.low_rank_macs(rank)
         if macs != module["macs"]:
-            found = f"{module['macs']} MACs with decision {module['decision']} and rank {rank}"
-            raise BadInput(f"structure: {projection.name} has {found}; expected {macs} MACs")
+            raise BadInput(
+                f"structure: {projection.name} has {module['macs']} MACs with decision {module['decision']} and rank "
+                f"{rank}; expected {macs} MACs"
+            )
         if rank is not None:
             ranks[projection.name] = rank
     return ranks
 
 
 def build(student: SpeedShape, ranks: Mapping[str, int], *, length: int, device: torch.device) -> dict[str, nn.Module]:
-    """Random models, one an arm: dense student, compressed student, dense student with unmerged LoRA."""
+    """Random models by arm: dense student, compressed student, dense student with unmerged LoRA."""
     shape = student.shape
     common = {
         "num_hidden_layers": shape.layers,
@@ -90,8 +89,8 @@ def build(student: SpeedShape, ranks: Mapping[str, int], *, length: int, device:
     return {name: model.to(device=device, dtype=dtype).eval() for name, model in models.items()}
 
 
-def clocked(run: Callable[[], Any], *, device: torch.device, at_least: float = AT_LEAST) -> Callable[[], float]:
-    """A function that times `run` and returns seconds a call; short calls are repeated to fill `at_least`."""
+def clocked(run: Callable[[], Any], *, device: torch.device, at_least: float = SAMPLE_SECONDS) -> Callable[[], float]:
+    """A function that times `run` and returns seconds per call; it repeats short calls for `at_least` seconds."""
     run()
     calls = max(1, math.ceil(at_least / max(_elapsed(run, calls=1, device=device), 1e-9)))
     return lambda: _elapsed(run, calls=calls, device=device)
@@ -114,7 +113,7 @@ def _wait(device: torch.device) -> None:
 def take_turns(
     arms: Mapping[str, Callable[[], float]], *, repeats: int, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
-    """Seconds of every arm, `repeats` each; within a round all arms run, and each round starts with another arm."""
+    """`repeats` samples per arm in seconds; each round runs all arms and starts with another one than the last."""
     names = list(arms)
     for name in names * warm_up:
         arms[name]()
@@ -127,10 +126,10 @@ def take_turns(
 
 
 def describe(samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Median and quartiles (seconds) of every arm, and how much faster than dense the others are.
+    """Median and quartiles (seconds) of every arm, and speedups.
 
-    A speedup is the ratio of medians; its quartiles are those of the ratios within a round, where both arms ran
-    under the same load.
+    A speedup is a ratio of medians; its quartiles are those of the ratios within a round, where both arms ran under the
+    same load.
     """
     result: dict[str, Any] = {}
     for name, values in samples.items():
@@ -149,17 +148,15 @@ def _ratio(name: str, slow: np.ndarray, fast: np.ndarray) -> dict[str, float]:
 
 
 def time_modules(
-    models: Mapping[str, nn.Module], names: Sequence[str], *, tokens: int, repeats: int, device: torch.device
+    models: Models, names: Sequence[str], *, tokens: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """All named projections one after another on random activations [tokens, d_in]."""
+    """Times the named projections one after another on random activations [tokens, d_in]."""
     arms = {}
     for arm, model in models.items():
-        modules = [model.get_submodule(name) for name in names]
         dtype = next(model.parameters()).dtype
-        widths = [_width(models["dense"], name) for name in names]
+        widths = [models["dense"].get_submodule(name).in_features for name in names]
         inputs = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in set(widths)}
-
-        calls = [(module, inputs[width]) for module, width in zip(modules, widths, strict=True)]
+        calls = [(model.get_submodule(name), inputs[width]) for name, width in zip(names, widths, strict=True)]
 
         def run(calls: list[tuple[nn.Module, torch.Tensor]] = calls) -> None:
             for module, activations in calls:
@@ -169,14 +166,10 @@ def time_modules(
     return {"tokens": tokens, **describe(take_turns(arms, repeats=repeats))}
 
 
-def _width(model: nn.Module, name: str) -> int:
-    return model.get_submodule(name).in_features
-
-
 def time_kinds(
-    models: Mapping[str, nn.Module], ranks: Mapping[str, int], *, tokens: int, repeats: int, device: torch.device
+    models: Models, ranks: Mapping[str, int], *, tokens: int, repeats: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Each different factorised projection (widths and rank) by itself, against the dense layer it replaces.
+    """Times one projection of each kind (widths and rank) against the dense layer it replaces.
 
     Weights stay in the cache between calls here, unlike in a pass over the whole model.
     """
@@ -199,9 +192,13 @@ def time_kinds(
 
 
 def time_prefill(
-    models: Mapping[str, nn.Module], *, batch: int, length: int, keep: int, repeats: int, device: torch.device
+    models: Models, *, batch: int, length: int, keep: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """One forward pass over [batch, length] tokens, filling a cache; logits of the last `keep` positions, 0 for all."""
+    """Times a forward pass over [batch, length] tokens that fills a cache.
+
+    Args:
+        keep: last positions whose logits are computed; 0 computes all.
+    """
     ids = _tokens(models["dense"], batch, length, device)
     arms = {
         arm: clocked(lambda model=model: model(input_ids=ids, use_cache=True, logits_to_keep=keep), device=device)
@@ -211,9 +208,9 @@ def time_prefill(
 
 
 def time_decode(
-    models: Mapping[str, nn.Module], *, batch: int, prompt: int, tokens: int, repeats: int, device: torch.device
+    models: Models, *, batch: int, prompt: int, tokens: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """Seconds a decoded token (for the whole batch), one at a time after a cached prompt whose prefill is not timed."""
+    """Times decoding: seconds per step of the whole batch after a cached prompt, whose prefill is not timed."""
     ids = _tokens(models["dense"], batch, prompt, device)
 
     def decode(model: nn.Module) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.data.documents import BATCH, SCHEMA, _table, split_documents, train_texts, unique_documents
+from budgeted_lora.data.documents import BATCH, SCHEMA, document_table, split_documents, train_texts, unique_documents
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import package_versions, read_documents
 from budgeted_lora.errors import BadInput
@@ -42,7 +42,7 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for batch in pq.ParquetFile(training).iter_batches(BATCH):
                 writer.write_batch(batch)
-            writer.write_table(_table(marked))
+            writer.write_table(document_table(marked))
     overlapping = sum(split == "overlap" for *_, split in marked)
     kept_shares = shares[shares <= corpus.overlap_share]
     payload: dict[str, Any] = {

@@ -9,7 +9,7 @@ import torch
 
 from budgeted_lora.config.jobs import EvaluationOptions, read_options
 from budgeted_lora.data.tokenizer import open_tokenizer
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import icl as probes
 from budgeted_lora.evaluation.perplexity import PerplexityResult, perplexity
@@ -54,12 +54,14 @@ def evaluate_model(
     clock, settings, out = Clock(), read_options(values), Path(out)
     if (student is None) != (uncompressed is None):
         raise BadInput("an uncompressed student is its trained folder and its student folder; only one was given")
-    validation = TokenFile.open(Path(tokens) / "validation.bin")
-    functions = TokenFile.open(Path(tokens) / "functions.bin")
+    validation, functions = (
+        Windows(TokenFile.open(Path(tokens) / name), settings.sequence_length, settings.rows)
+        for name in ("validation.bin", "functions.bin")
+    )
     with on_device(device, threads=threads) as where:
         network = load_model(model, dtype=torch.float32).to(where)
         result = _score(network, validation, settings)
-        on_functions = _score(network, functions, settings) if _windows(functions, settings) else None
+        on_functions = _score(network, functions, settings) if functions.count else None
         before = None
         if uncompressed is not None:
             before = _score(load_trained(student=student, trained=uncompressed).model.to(where), validation, settings)
@@ -69,28 +71,17 @@ def evaluate_model(
             **result.summary(),
             "functions": None if on_functions is None else on_functions.summary(),
             "uncompressed": None if before is None else before.summary(),
-            "conditions": _conditions(validation, functions, settings, where=where, threads=threads),
+            "conditions": _conditions(validation.file, functions.file, settings, where=where, threads=threads),
         }
-        inputs = [path for path in (model, uncompressed, validation.path, functions.path) if path is not None]
+        inputs = [path for path in (model, uncompressed, validation.file.path, functions.file.path) if path is not None]
         files = [out / "perplexity_windows.parquet"]
         write_result(out / "perplexity.json", payload, inputs=inputs, files=files, clock=clock, **about)
         if icl:
             _write_icl(network, tokenizer, settings, out=out, model=model, about=about)
 
 
-def _score(network: torch.nn.Module, token_file: TokenFile, settings: EvaluationOptions) -> PerplexityResult:
-    return perplexity(
-        network,
-        token_file,
-        tokens=settings.validation_tokens,
-        sequence_length=settings.sequence_length,
-        packing=settings.rows,
-        batch_windows=settings.batch_windows,
-    )
-
-
-def _windows(token_file: TokenFile, settings: EvaluationOptions) -> int:
-    return token_file.len_windows(settings.sequence_length, settings.rows)
+def _score(network: torch.nn.Module, windows: Windows, settings: EvaluationOptions) -> PerplexityResult:
+    return perplexity(network, windows, token_limit=settings.validation_tokens, batch_windows=settings.batch_windows)
 
 
 def _window_frame(result: PerplexityResult) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Stage: the token files of a sharded corpus, each document once, streamed from the shards to one file a side."""
+"""Stage join_shards: join the shards of a corpus to its token files, each document once, and write the manifest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,28 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from budgeted_lora.data.digests import (
-    Marks,
-    first_occurrences,
-    open_digests,
-    proof,
-)
-from budgeted_lora.data.tokens import SIDES, TokenFile, write_tokens
+from budgeted_lora.data.digests import Marks, first_occurrences, open_digests, proof
+from budgeted_lora.data.tokens import SIDES, TokenFile, token_writer, write_tokens
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    atomic_path,
-    read_json,
-    sha256_file,
-    write_record,
-)
+from budgeted_lora.files import read_json, sha256_file
 from budgeted_lora.provenance import Clock, write_result
-
-BLOCK = 1 << 22  # tokens copied at a time
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's folder as its job left it."""
+    """The files of one shard, opened."""
 
     folder: Path
     record: dict[str, Any]
@@ -37,10 +25,10 @@ class Shard:
 
     @classmethod
     def open(cls, record: Path) -> "Shard":
-        """Opens what lies beside shard.json, and compares every digest.
+        """Opens the files beside shard.json and compares their checksums.
 
         Raises:
-            BadInput: a file is missing or is not what the shard's job wrote.
+            BadInput: a file is missing, damaged or was written by another job.
         """
         about, folder = read_json(record, expected="the record of a shard"), record.parent
         try:
@@ -49,9 +37,7 @@ class Shard:
             digests = open_digests(folder / "digests.bin", documents=counts["train"] + counts["held_out"])
             for name, sha256 in about["files"].items():
                 if sha256_file(folder / name) != sha256:
-                    raise BadInput(
-                        f"{folder / name}: its SHA-256 differs from the one in {record}; make its shard anew"
-                    )
+                    raise BadInput(f"{folder / name}: checksum mismatch with {record}; delete {folder} and rerun")
         except (KeyError, TypeError) as error:
             raise BadInput(f"{record}: not the record of a shard ({error})") from None
         return cls(folder, about, sides, digests)
@@ -62,7 +48,7 @@ class Shard:
         return tuple(len(side.offsets) - 1 for side in self.sides)
 
     def lengths(self, side: int) -> np.ndarray:
-        """Tokens of each document with its end token: int64 of shape (documents,)."""
+        """Tokens per document with its end token: int64, shape (documents,)."""
         return np.diff(self.sides[side].offsets).astype(np.int64)
 
 
@@ -70,7 +56,7 @@ def take_until(shards: Sequence[Shard], marks: Marks, *, tokens: int) -> int:
     """Unmarks the training documents after the one that reaches `tokens`.
 
     Returns:
-        tokens of all training documents that were marked.
+        Tokens of all training documents that were marked before.
     """
     total = 0
     for number, shard in enumerate(shards):
@@ -82,94 +68,73 @@ def take_until(shards: Sequence[Shard], marks: Marks, *, tokens: int) -> int:
 
 
 def marked_tokens(shards: Sequence[Shard], marks: Marks, *, side: int) -> int:
-    """Tokens of the marked documents of a side."""
     return sum(int(shard.lengths(side)[marks.of(number, side)].sum()) for number, shard in enumerate(shards))
 
 
 def copy_side(path: Path, shards: Sequence[Shard], marks: Marks, *, side: int) -> dict[str, Any]:
-    """Writes the marked documents of every shard to one token file, a few megabytes at a time.
-
-    Returns:
-        the record written to `x.json`, as `write_tokens` returns it.
-    """
-    first, total, documents = shards[0].sides[side], 0, 0
-    dtype = np.dtype(first.tokens.dtype).newbyteorder("<")
-    with atomic_path(path.with_suffix(".idx")) as index, atomic_path(path) as temporary:
-        with temporary.open("wb") as stream, index.open("wb") as ends:
-            ends.write(np.zeros(1, "<u8").tobytes())
-            for number, shard in enumerate(shards):
-                file, chosen = shard.sides[side], marks.of(number, side)
-                for start, stop in runs(chosen):
-                    begin, end = int(file.offsets[start]), int(file.offsets[stop])
-                    for at in range(begin, end, BLOCK):
-                        stream.write(file.tokens[at : min(end, at + BLOCK)].tobytes())
-                lengths = shard.lengths(side)[chosen]
-                ends.write((total + np.cumsum(lengths)).astype("<u8").tobytes())
-                total += int(lengths.sum())
-                documents += len(lengths)
-        digest, offsets_digest = sha256_file(temporary), sha256_file(index)
-    record = {"dtype": dtype.name, "tokens": total, "documents": documents, "sha256": digest}
-    record |= {"offsets_sha256": offsets_digest, "vocab_size": first.vocab_size, "eos_id": first.eos_id}
-    write_record(path.with_suffix(".json"), record)
-    return record
+    """Writes the marked documents of every shard to one token file; returns its record."""
+    first = shards[0].sides[side]
+    with token_writer(path, vocab_size=first.vocab_size, eos_id=first.eos_id) as writer:
+        for number, shard in enumerate(shards):
+            for start, stop in runs(marks.of(number, side)):
+                writer.copy(shard.sides[side], start, stop)
+    return writer.record
 
 
 def runs(chosen: np.ndarray) -> list[tuple[int, int]]:
-    """(start, stop) of each stretch of True, in order."""
+    """(start, stop) of each run of True, in order."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def check_alike(shards: Sequence[Shard]) -> None:
-    """Refuses shards that were made with different tokenizers.
-
-    Raises:
-        BadInput: naming the first that differs.
-    """
+def check_tokenizers(shards: Sequence[Shard]) -> None:
+    """Raises BadInput if the shards were made with different tokenizers; names the first that differs."""
     for shard in shards[1:]:
         if shard.record["tokenizer"] != shards[0].record["tokenizer"]:
-            raise BadInput(
-                f"{shard.folder}: made with another tokenizer than {shards[0].folder}; make one of them anew"
-            )
+            raise BadInput(f"{shard.folder}: not made with the tokenizer of {shards[0].folder}; delete one and rerun")
 
 
-def more(shards: int, *, found: int, wanted: int) -> int:
-    """Shards that would hold as many tokens as are wanted, at the rate of those read and a little over."""
-    return max(shards + 1, -(-shards * wanted * 102 // (100 * max(1, found))))
+def shards_needed(shards: int, *, tokens: int, wanted: int) -> int:
+    """Shards that would hold `wanted` tokens at the rate of those read, plus 2 %."""
+    return max(shards + 1, -(-shards * wanted * 102 // (100 * max(1, tokens))))
+
+
+def check_enough(available: int, held_out: int, values: dict[str, Any]) -> None:
+    """Raises BadInput, with the number of shards to configure, if the shards hold too few tokens of a side."""
+    if available < values["train_tokens"]:
+        needed = shards_needed(values["train_shards"], tokens=available, wanted=values["train_tokens"])
+        raise BadInput(
+            f"corpus: {values['train_shards']} shards hold {available} training tokens, expected "
+            f"{values['train_tokens']} (corpus.train_tokens); raise corpus.shards.train to about {needed}"
+        )
+    if held_out < values["validation_tokens"]:
+        needed = shards_needed(values["shards"], tokens=held_out, wanted=values["validation_tokens"])
+        raise BadInput(
+            f"corpus: the slice of {values['shards']} shards has {held_out} tokens, expected at least "
+            f"{values['validation_tokens']} (corpus.validation_tokens); raise corpus.shards.held_out to about {needed}"
+        )
 
 
 def join_shards(*, folder: Path, out: Path, values: dict[str, Any], scale: str) -> None:
     """Writes train, validation and (empty) functions token files and manifest.json into `out`.
 
     Args:
-        folder: holds the shards as 00000, 00001 and so on; equal documents are kept where they come first.
+        folder: holds the shards as 00000, 00001 and so on; of equal documents the first one is kept.
         values: shards (how many), train_shards, train_tokens, validation_tokens, slice_per_mille; and source, hub,
             overlap_ngram, which are recorded.
 
     Raises:
-        BadInput: a shard's file is damaged, or the shards hold too few tokens; it says what to raise.
+        BadInput: a shard's file is damaged, or the shards hold too few tokens.
     """
     clock = Clock()
     records = [folder / f"{number:05d}" / "shard.json" for number in range(values["shards"])]
     shards = [Shard.open(record) for record in records]
-    check_alike(shards)
+    check_tokenizers(shards)
     digests = [shard.digests for shard in shards]
     marks = first_occurrences(digests, [shard.counts for shard in shards])
     corpus = corpus_record(shards, marks, values)
     available = take_until(shards, marks, tokens=values["train_tokens"])
-    held_out_tokens = marked_tokens(shards, marks, side=1)
-    if available < values["train_tokens"]:
-        wanted = more(values["train_shards"], found=available, wanted=values["train_tokens"])
-        raise BadInput(
-            f"corpus: {values['train_shards']} shards hold {available} training tokens, expected "
-            f"{values['train_tokens']} (corpus.train_tokens); raise corpus.shards.train to about {wanted}"
-        )
-    if held_out_tokens < values["validation_tokens"]:
-        wanted = more(len(shards), found=held_out_tokens, wanted=values["validation_tokens"])
-        raise BadInput(
-            f"corpus: the slice of {len(shards)} shards has {held_out_tokens} tokens, expected at least "
-            f"{values['validation_tokens']} (corpus.validation_tokens); raise corpus.shards.held_out to about {wanted}"
-        )
+    check_enough(available, marked_tokens(shards, marks, side=1), values)
     proved = proof(digests, marks, slice_per_mille=values["slice_per_mille"])
     about = shards[0].record["tokenizer"]
     files = {
@@ -196,7 +161,7 @@ def join_shards(*, folder: Path, out: Path, values: dict[str, Any], scale: str) 
 
 
 def corpus_record(shards: Sequence[Shard], kept: Marks, values: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of the documents, under the names that a corpus in one piece has."""
+    """The `corpus` of the manifest, with the keys of a corpus in one piece."""
     counts = {
         name: sum(shard.record["documents"][name] for shard in shards)
         for name in ("read", "short", "duplicates", "left", "characters")
