@@ -289,7 +289,7 @@ def test_what_would_take_minutes_is_not_measured() -> None:
 
     found, skipped = calibrate(costs_of("paper", "cpu", threads={"training": 1}), threads=1)
     assert found == {}
-    assert all("a micro-batch, not measured" in line for line in skipped)
+    assert all("per micro-batch, not measured" in line for line in skipped)
 
 
 # --- the commands

@@ -11,7 +11,7 @@ import pytest
 from fixtures.machines import GIB, GPU, LARGE, PINNED, ROOT, check, elsewhere, graph_of, states  # noqa: F401
 
 from budgeted_lora.commands import app as cli
-from budgeted_lora.planning import doctor, machine
+from budgeted_lora.planning import checks, doctor, machine
 from budgeted_lora.planning.checks import (
     Check,
     devices,
@@ -61,7 +61,7 @@ def test_no_gpu_and_too_small_a_gpu() -> None:
 def test_what_the_driver_does_not_tell_is_no_trouble() -> None:
     [finding] = devices(check(gpus=(replace(GPU, memory_bytes=None),)))
     assert finding.state == "ok"
-    assert "not told" in finding.detail
+    assert "unknown memory" in finding.detail
     [finding] = devices(check(gpus=(replace(GPU, capability=7.0),)))
     assert "no bfloat16" in finding.detail
 
@@ -74,7 +74,7 @@ def test_a_scale_that_takes_what_is_there_runs_on_either() -> None:
 
 
 def test_a_build_of_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0+cpu")
+    monkeypatch.setattr(checks, "package_version", lambda _: "2.13.0+cpu")
     assert "2.13.0+cpu is a build without CUDA" in next(iter(devices(check()))).detail
 
 
@@ -100,7 +100,7 @@ def test_a_box_of_two_gpus_for_one_training() -> None:
     [memory] = host(Check(two, little))
     assert (memory.state, "GiB free, training " in memory.detail) == ("short", True)
     three = replace(LARGE, gpus=(*LARGE.gpus, replace(GPU, id="GPU-3")))
-    assert "1 at once, 1 left to other jobs; other jobs" in next(devices(Check(two, three))).detail
+    assert "1 at once, 1 left for other jobs; other jobs" in next(devices(Check(two, three))).detail
     [memory] = host(Check(two, replace(three, host_bytes=training + GIB)))
     assert "3 could run by their devices, so start with --jobs" in memory.detail
     alone = next(devices(Check(two, replace(LARGE, gpus=(GPU,)))))
@@ -240,13 +240,13 @@ def test_slurm_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_write_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert states(list(doctor.writable([tmp_path / "results" / "new"]))) == ["ok"]
+    assert states(list(checks.writable([tmp_path / "results" / "new"]))) == ["ok"]
 
     def refuse(**_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
-    [finding] = doctor.writable([tmp_path / "results"])
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", refuse)
+    [finding] = checks.writable([tmp_path / "results"])
     assert finding.detail == f"{tmp_path / 'results'}: cannot be written (Read-only file system)"
 
 
@@ -296,7 +296,7 @@ def test_exit_status_and_json(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert all(item.keys() == {"name", "state", "detail", "remedy"} for item in found)
     assert all(bool(item["remedy"]) == (item["state"] != "ok") for item in found)
     status, out = ran(capsys, monkeypatch, "--scale", "mini", "--slurm")
-    assert "their GPUs are not looked at from here" in out
+    assert "whose GPUs cannot be checked from here" in out
 
 
 def test_every_trouble_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

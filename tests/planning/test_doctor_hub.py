@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from budgeted_lora.planning.checks import Check, local_inputs
 from budgeted_lora.planning.findings import Finding
-from budgeted_lora.planning.hub import check_hub, sources
+from budgeted_lora.planning.hub import check_hub, repositories
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -88,8 +88,8 @@ def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "hub" / "models--MohammedSabry--biinduct-1b-baseline" / "snapshots" / COMMIT).mkdir(parents=True)
     found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")), **PINNED)
     assert states(found) == ["missing", "missing", "ok", "missing"]
-    assert f"unset {variable}, or fetch it where there is a network: hf download" in found[0].remedy
-    assert found[3].remedy.startswith(f"unset {variable}, or where there is a network run `snakemake --until fetch_")
+    assert f"unset {variable}, or fetch it on a machine with a network: hf download" in found[0].remedy
+    assert found[3].remedy.startswith(f"unset {variable}, or run `snakemake --until fetch_")
 
 
 def test_what_was_fetched_is_asked_for_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,10 +127,7 @@ def test_offline_says_which_shards_are_missing(monkeypatch: pytest.MonkeyPatch, 
     assert (
         "44 of 44 shards are not in results/paper/data/shards (00000 to 00043), and HF_HUB_OFFLINE is" in found.detail
     )
-    assert (
-        "snakemake --until fetch_shard --config scale=paper fit=warn` and copy results/paper/data/shards"
-        in found.remedy
-    )
+    assert "snakemake --until fetch_shard --config scale=paper fit=warn`" in found.remedy
     fetched(0, 1, 2, 5, 6)
     fetched(9, tokenised=True)
     (SHARDS / "00011").mkdir()
@@ -160,11 +157,11 @@ def test_shards_in_the_hub_s_cache_can_be_read_there(monkeypatch: pytest.MonkeyP
     found = dataset(monkeypatch)
     assert (found.state, found.remedy) == (
         "missing",
-        f"unset HF_HUB_OFFLINE, or set corpus.hub.name to {cached.parent}, where all 44 lie",
+        f"unset HF_HUB_OFFLINE, or set corpus.hub.name to {cached.parent}, which has all 44",
     )
     hub = {"name": str(cached.parent), "revision": COMMIT}
     local = graph_of("paper", **(PINNED | {"corpus": {"hub": hub}}))
-    assert [item.kind for item in sources(local.config, Path("results/paper"))] == ["model"] * 3
+    assert [item.kind for item in repositories(local.config, Path("results/paper"))] == ["model"] * 3
     assert [item.name for item in local_inputs(Check(local, LARGE))] == ["validation"]
 
 
@@ -206,7 +203,7 @@ def test_files_that_are_fewer_than_shards(tmp_path: Path) -> None:
             matched, needed = first.detail.split("), ")
             assert matched == "2 files match corpus.files (00.jsonl.zst, 01.jsonl.zst"
             assert needed == "6 are read (corpus.shards: train 4, held_out 6)"
-            assert first.remedy == "add 4, or read 2 at most: lower corpus.shards"
+            assert first.remedy == "add 4, or read at most 2: lower corpus.shards"
         if number == 4:
             assert "5 files match corpus.files (00.jsonl.zst, 01.jsonl.zst, 02.jsonl.zst, 2 more)" in first.detail
     assert [item.name for item in lines()] == ["validation"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.commands.show_costs import as_json, totals
-from budgeted_lora.planning.devices import EFFICIENCY, Slots, of_one_rank
+from budgeted_lora.planning.devices import EFFICIENCY, Slots, of_one_process
 from budgeted_lora.planning.memory import COLLECTIVES, PROCESS
 from budgeted_lora.planning.storage import disk
 from budgeted_lora.training.distributed import Ranks
@@ -17,7 +17,7 @@ RECIPE = next(iter(tiny().graph.cells.values())).recipe
 def test_a_training_on_two_devices() -> None:
     one, two = costs_of("paper", "a100-80gb"), costs_of("paper", "a100-80gb", gpus_per_run=2)
     for alone, shared in zip(one.cells, two.cells, strict=True):
-        assert (shared.cell, shared.ranks) == (alone.cell, 2)
+        assert (shared.cell, shared.processes) == (alone.cell, 2)
         assert shared.train_seconds - 5 == pytest.approx((alone.train_seconds - 5) / (2 * EFFICIENCY))
         assert (shared.evaluate_seconds, shared.flops) == (alone.evaluate_seconds, alone.flops)
         assert shared.host_bytes == 2 * alone.host_bytes + PROCESS["cpu"], "each rank, and what starts them"
@@ -42,24 +42,24 @@ def test_processes_on_a_cpu_each_take_memory() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(ranks=st.integers(1, 6), windows=st.integers(1, 12), micro=st.integers(1, 24))
-def test_a_rank_s_part_is_what_training_gives_it(ranks: int, windows: int, micro: int) -> None:
-    recipe = RECIPE.model_copy(update={"batch_windows": ranks * windows, "micro_batch_windows": micro})
-    part = of_one_rank(recipe, ranks=ranks)
-    cut = Ranks(rank=ranks - 1, count=ranks).micro_batches(ranks * windows, micro_batch_windows=micro)
-    mine = [len(range(*piece.indices(ranks * windows))) for piece, here in cut if here]
-    assert (sum(mine), max(mine)) == (part.batch_windows, min(part.micro_batch_windows, ranks * windows))
+@given(processes=st.integers(1, 6), windows=st.integers(1, 12), micro=st.integers(1, 24))
+def test_a_process_s_part_is_what_training_gives_it(processes: int, windows: int, micro: int) -> None:
+    recipe = RECIPE.model_copy(update={"batch_windows": processes * windows, "micro_batch_windows": micro})
+    part = of_one_process(recipe, processes=processes)
+    cut = Ranks(rank=processes - 1, count=processes).micro_batches(processes * windows, micro_batch_windows=micro)
+    mine = [len(range(*piece.indices(processes * windows))) for piece, here in cut if here]
+    assert (sum(mine), max(mine)) == (part.batch_windows, min(part.micro_batch_windows, processes * windows))
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    count=st.integers(1, 8), a_run=st.integers(1, 4), training=st.integers(0, 50), other=st.integers(0, 50),
+    count=st.integers(1, 8), per_run=st.integers(1, 4), training=st.integers(0, 50), other=st.integers(0, 50),
     have=st.integers(0, 300),
 )  # fmt: skip
-def test_memory_of_jobs_side_by_side(count: int, a_run: int, training: int, other: int, have: int) -> None:
-    count = max(count, a_run)
-    slots, sizes = Slots(count, a_run), {"training": training, "other": other}
-    mixes = [(n, m) for n in range(count + 1) for m in range(count + 1) if n * a_run + m <= count]
+def test_memory_of_jobs_side_by_side(count: int, per_run: int, training: int, other: int, have: int) -> None:
+    count = max(count, per_run)
+    slots, sizes = Slots(count, per_run), {"training": training, "other": other}
+    mixes = [(n, m) for n in range(count + 1) for m in range(count + 1) if n * per_run + m <= count]
     assert slots.trainings == max(n for n, _ in mixes)
 
     def most(jobs: int) -> int:

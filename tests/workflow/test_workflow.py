@@ -25,7 +25,7 @@ from budgeted_lora.config.jobs import read_options
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
 from budgeted_lora.config.sections import Pretraining, Teacher
-from budgeted_lora.planning.start import asked_for, targets_of
+from budgeted_lora.planning.start import requested_targets, targets_of
 from budgeted_lora.stages import dispatch as stages
 from budgeted_lora.workflow.graph import CONTROLS, MAIN_FIGURES, Graph
 
@@ -273,7 +273,7 @@ def test_targets_are_read_as_snakemake_reads_them(
     words: list[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", words)
-    assert asked_for() == asked
+    assert requested_targets() == asked
 
 
 @pytest.mark.parametrize(

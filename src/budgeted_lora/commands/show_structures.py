@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from textwrap import wrap
 
+from budgeted_lora.commands.text import WIDTH, table
 from budgeted_lora.method.cost import KINDS
 from budgeted_lora.method.structure import Decision, PlannedModule, Structure
 
-WIDTH = 100  # columns of a line
 COLUMNS = (
     ("", "", "", "", "", "MACs", "speedup", "speedup", "fewer than", "fewer than", "train"),
-    ("F", "schedule", "kept", "svd", "dropped", "a token", "on dense", "on LoRA", "dense+LoRA", "dense", "compute"),
+    ("F", "schedule", "kept", "svd", "dropped", "per token", "on dense", "on LoRA", "dense+LoRA", "dense", "compute"),
 )
 
 
@@ -51,10 +51,8 @@ def describe_structure(item: Structure, *, sums: bool = False) -> list[str]:
 
 
 def _table(structures: Sequence[Structure]) -> list[str]:
-    rows = [*COLUMNS, *(_row(item) for item in structures)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [*lines[: len(COLUMNS)], "  ".join("-" * width for width in widths), *lines[len(COLUMNS) :]]
+    first, second, *lines = table([*COLUMNS, *map(_row, structures)], numbers=range(len(COLUMNS[0])))
+    return [first, second, "-" * len(second), *lines]
 
 
 def describe_modules(modules: Sequence[PlannedModule], *, decision: Decision) -> str:

@@ -10,6 +10,8 @@ from budgeted_lora.errors import BadInput
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+# Logits that the loss computes at a time: as many as a core's cache, or a part of a GPU's memory, holds.
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_ELEMENTS = {
-    "cpu": 2**18,
-    "cuda": 2**26,
-}  # logits in one chunk: what a core's cache, or a slice of GPU memory, holds
+from budgeted_lora.method.cost import CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True)

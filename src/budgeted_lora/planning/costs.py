@@ -1,8 +1,8 @@
 """The cost of every job of a scale that computes on a device: FLOPs, time, memory, disk (method, section 6).
 
-FLOPs are counted; time is FLOPs over an assumed rate of a named device, or over what `calibrate` measured. Corpus,
-tables and figures are no part of it: they need no GPU. A training on several devices (`gpus_per_run`) takes their
-part of the time of one, over an assumed efficiency; memory on the device is that of one of them.
+FLOPs are counted. Time is FLOPs over the assumed rate of a named device, or follows from the steps that `calibrate`
+timed. Corpus, tables and figures need no GPU and are not counted. A training on several devices (`gpus_per_run`) takes
+the time on one, divided by their number and an assumed efficiency; device memory is that of one of them.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from budgeted_lora.method.cost import (
     step_flops,
 )
 from budgeted_lora.method.schedule import mean_fraction
-from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_rank
+from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
 from budgeted_lora.planning.memory import (
     PROCESS,
     Network,
@@ -41,21 +41,21 @@ from budgeted_lora.workflow.recipes import student_shape
 from budgeted_lora.workflow.targets import limited
 from budgeted_lora.workflow.values import REMOVAL_WINDOWS
 
-ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a checkpoint that is here says it exactly
-START_UP_SECONDS = 5.0  # of one job: imports and loading
-PROMPT_TOKENS, LONGEST_PROMPT = 150, 400  # the mean and the longest of 10-shot prompts, answers included
+ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a local checkpoint says it exactly
+START_UP_SECONDS = 5.0  # per job: imports and loading
+PROMPT_TOKENS, LONGEST_PROMPT = 150, 400  # mean and maximum of 10-shot prompts with their answers
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds a token of a student's training with its dense paths whole and without them, as `calibrate` found."""
+    """Seconds per token of a student's training with whole dense paths and without them, as `calibrate` timed them."""
 
     whole: float
     without: float
     peak_bytes: int
 
     def seconds(self, *, dense_fraction: float) -> float:
-        """Seconds a token at a mean dense fraction."""
+        """Seconds per token at a mean dense fraction."""
         return self.without + dense_fraction * (self.whole - self.without)
 
 
@@ -64,10 +64,10 @@ class CellCost:
     """One student from training to its scores.
 
     Attributes:
-        ranks: devices that it trains on; it is scored on one.
-        teacher_flops: what the teacher's part of training takes.
-        train_seconds: on all its devices at once.
-        device_bytes: of each of them; `host_bytes` are of all processes.
+        processes: of its training, each on a device of its own; scoring takes one.
+        teacher_flops: the teacher's part of training.
+        train_seconds: on all its devices together.
+        device_bytes: of each device; `host_bytes` counts all processes.
     """
 
     cell: str
@@ -75,7 +75,7 @@ class CellCost:
     method: str
     teacher: str
     budget: float | None
-    ranks: int
+    processes: int
     tokens: int
     teacher_flops: float
     student_flops: float
@@ -103,8 +103,8 @@ class JobCost:
     """Another job, on one device.
 
     Attributes:
-        kind: what it does: pretrain, cache or evaluate a teacher, measure or evaluate an untrained student.
-        job: the same with a name.
+        kind: pretrain, cache or evaluate (a teacher), measure or evaluate (an untrained student).
+        job: the kind and what it is done to, in words.
     """
 
     kind: str
@@ -117,14 +117,14 @@ class JobCost:
 
 
 def calibration_key(recipe: Recipe) -> str:
-    """What a training step's time depends on; students that share it are measured once."""
+    """What the time of a training step depends on; students with equal keys are timed once."""
     parts = [recipe.method, recipe.teacher, recipe.rank or 0, recipe.student_layers, recipe.student_ffn or 0]
     parts += [recipe.micro_batch_windows, recipe.batch_windows, recipe.train_embeddings_head_norms]
     return " ".join(map(str, parts))
 
 
 def vocabulary(graph: Graph) -> tuple[int, str]:
-    """The vocabulary a plan counts with, and where it comes from."""
+    """The vocabulary size that a plan counts with, and where it comes from."""
     config = graph.config
     if config.teachers in ("shipped", "pretrain"):
         return config.tokenizer.vocab_size, "tokenizer.vocab_size"
@@ -135,7 +135,7 @@ def vocabulary(graph: Graph) -> tuple[int, str]:
             try:
                 return int(read_json(folder / "config.json")["vocab_size"]), str(folder / "config.json")
             except (BadInput, KeyError, TypeError, ValueError):
-                continue  # the stage that reads it says what is wrong with it
+                continue  # the stage that reads it reports what is wrong
     return ASSUMED_VOCABULARY, "assumed, no checkpoint is here yet"
 
 
@@ -143,7 +143,7 @@ class ScaleCosts:
     """The costs of one scale on one device.
 
     Args:
-        measured: training steps that `calibrate` timed, by `calibration_key`.
+        measured: times of training steps from `calibrate`, by `calibration_key`.
     """
 
     def __init__(self, graph: Graph, device: Device, *, measured: Mapping[str, Measured] | None = None) -> None:
@@ -186,20 +186,21 @@ class ScaleCosts:
         return forward_flops(network.shape, vocab_size=self.vocab_size, sequence_length=self.config.sequence_length)
 
     def _cell(self, name: str) -> CellCost:
-        cell, recipe, ranks = self.graph.cells[name], self.graph.recipe_of(name), self.config.gpus_per_run
+        cell, recipe, processes = self.graph.cells[name], self.graph.recipe_of(name), self.config.gpus_per_run
         student = self.student(recipe)
-        ahead, own = self._training_flops(recipe)
-        found = self.measured.get(calibration_key(recipe))
-        seconds = ahead / self.device.rate(self.precision, gradients=False)
-        seconds += own / self.device.rate(self.precision, gradients=True)
-        if found is not None:
-            seconds = recipe.tokens * found.seconds(dense_fraction=dense_fraction(recipe))
-        if ranks > 1:
-            seconds /= ranks * EFFICIENCY
+        teacher_flops, student_flops = self._training_flops(recipe)
+        measured = self.measured.get(calibration_key(recipe))
+        if measured is not None:
+            seconds = recipe.tokens * measured.seconds(dense_fraction=dense_fraction(recipe))
+        else:
+            seconds = teacher_flops / self.device.rate(self.precision, gradients=False)
+            seconds += student_flops / self.device.rate(self.precision, gradients=True)
+        if processes > 1:
+            seconds /= processes * EFFICIENCY
         in_context = bool(ICL_CELLS & set(cell.tables))
-        networks = [student, student]  # compressed at its largest, and the student before compression
-        settings, adapters = len(cell.variants), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
-        scored = settings * 2 * self._scored_tokens() + (self._prompt_tokens() if in_context else 0)
+        networks = [student, student]  # the compressed student at its largest, and the uncompressed one
+        variants, adapters = len(cell.variants), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
+        scored = variants * 2 * self._scored_tokens() + (self._prompt_tokens() if in_context else 0)
         scoring = scored * self._forward(student)
         device_bytes, host = self._training_memory(recipe)
         return CellCost(
@@ -208,23 +209,23 @@ class ScaleCosts:
             method=recipe.method,
             teacher=recipe.teacher,
             budget=recipe.budget,
-            ranks=ranks,
+            processes=processes,
             tokens=recipe.tokens,
-            teacher_flops=ahead,
-            student_flops=own,
+            teacher_flops=teacher_flops,
+            student_flops=student_flops,
             evaluation_flops=scoring,
             train_seconds=seconds + START_UP_SECONDS,
-            evaluate_seconds=scoring / self.device.rate("float32", gradients=False) + settings * START_UP_SECONDS,
-            measured=found is not None,
+            evaluate_seconds=scoring / self.device.rate("float32", gradients=False) + variants * START_UP_SECONDS,
+            measured=measured is not None,
             device_bytes=device_bytes,
             evaluation_bytes=self._evaluation_bytes(networks, prompts=in_context),
             host_bytes=host,
-            disk_bytes=4 * (student.parameters + adapters) * (1 + settings),
-            state_bytes=2 * 12 * trained_numbers(recipe, student),  # while a new one is written beside the old
+            disk_bytes=4 * (student.parameters + adapters) * (1 + variants),
+            state_bytes=2 * 12 * trained_numbers(recipe, student),  # a new state is written beside the old one
         )
 
     def _training_flops(self, recipe: Recipe) -> tuple[float, float]:
-        """Of the teacher's part of a training, and of the student's."""
+        """FLOPs of a training: the teacher's part and the student's."""
         student, teacher = self.student(recipe), self.teacher(recipe.teacher)
         head = 2.0 * teacher.shape.hidden * self.vocab_size
         own = step_flops(
@@ -239,12 +240,19 @@ class ScaleCosts:
         return recipe.tokens * (head if self.graph.cached else self._forward(teacher)), recipe.tokens * own
 
     def _training_memory(self, recipe: Recipe) -> tuple[int, int]:
-        """Bytes on each device, and of the host for all processes: with several, the one that starts them too."""
-        ranks, student, teacher = self.config.gpus_per_run, self.student(recipe), self.teacher(recipe.teacher)
-        sizes = {"student": student, "teacher": teacher, "precision": self.precision, "online": not self.graph.cached}
-        one = training_bytes(of_one_rank(recipe, ranks=ranks), device=self.kind, ranks=ranks, **sizes)
+        """Bytes on each device, and bytes of the host for all processes, including one that starts several others."""
+        processes, student, teacher = self.config.gpus_per_run, self.student(recipe), self.teacher(recipe.teacher)
+        one = training_bytes(
+            of_one_process(recipe, processes=processes),
+            student=student,
+            teacher=teacher,
+            precision=self.precision,
+            online=not self.graph.cached,
+            device=self.kind,
+            processes=processes,
+        )
         host = host_bytes([student, teacher], device="cuda") if self.device.is_gpu else one
-        return one, ranks * host + (PROCESS["cpu"] if ranks > 1 else 0)
+        return one, processes * host + (PROCESS["cpu"] if processes > 1 else 0)
 
     def _scored_tokens(self) -> int:
         return self.config.corpus.validation_tokens
@@ -267,19 +275,19 @@ class ScaleCosts:
         tokens = self._scored_tokens() + self._prompt_tokens()
         flops = tokens * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=False) + START_UP_SECONDS
-        held = self._evaluation_bytes([network], prompts=True)
-        return JobCost("evaluate", f"evaluate {name}", tokens, flops, seconds, held, 0)
+        memory = self._evaluation_bytes([network], prompts=True)
+        return JobCost("evaluate", f"evaluate {name}", tokens, flops, seconds, memory, 0)
 
     def _pretraining(self, name: str) -> JobCost:
         network, tokens = self.teacher(name), self.config.teacher_ladder[name].tokens or 0
         flops = 3 * tokens * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
         batch = self.config.pretraining.micro_batch_windows * self.config.sequence_length
-        held = pretraining_bytes(network, tokens=batch, device=self.kind)
-        return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, held, 2 * network.parameters)
+        memory = pretraining_bytes(network, tokens=batch, device=self.kind)
+        return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, memory, 2 * network.parameters)
 
     def _statistics(self, name: str) -> JobCost:
-        """Both passes, every projection's inputs times themselves, and forward passes without each projection."""
+        """Forward and backward passes, every projection's inputs times themselves, and a forward pass without each."""
         network, length = self.student(self.graph.students[name]), self.config.sequence_length
         widths = [module.d_in for module in projections(network.shape)]
         tokens = self.config.lora.statistics_windows * length
@@ -287,40 +295,35 @@ class ScaleCosts:
         removals = min(REMOVAL_WINDOWS, self.config.lora.statistics_windows) * length * (3 * len(widths) + 1)
         flops += removals * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
-        held = statistics_bytes(network, tokens=self.config.training.micro_batch_windows * length, device=self.kind)
+        memory = statistics_bytes(network, tokens=self.config.training.micro_batch_windows * length, device=self.kind)
         stored = 4 * sum(module.d_in**2 + module.macs for module in projections(network.shape))
-        return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, held, stored)
+        return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, memory, stored)
 
     def _caching(self, cache: str) -> JobCost:
         recipe, length = self.graph.caches()[cache], self.config.sequence_length
         network, windows = self.teacher(recipe.teacher), self.graph.cached_windows(cache)
-        if recipe.rows == "packed":  # a run longer than the training file reads it again
+        if recipe.rows == "packed":  # a run longer than the training file starts over
             windows = min(windows, self.graph.train_tokens() // length)
         tokens = windows * length
         flops = tokens * (self._forward(network) - 2.0 * network.shape.hidden * self.vocab_size)
         seconds = flops / self.device.rate(self.precision, gradients=False) + START_UP_SECONDS
         batch = self.config.training.micro_batch_windows * length
-        held = caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
-        stored = tokens * network.shape.hidden * self.stored_bytes
-        return JobCost("cache", f"cache teacher {cache}", tokens, flops, seconds, held, stored)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of a number that a teacher computes in, and that its cache holds."""
-        return width_of(self.precision)
+        memory = caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
+        stored = tokens * network.shape.hidden * width_of(self.precision)  # as the teacher computed them
+        return JobCost("cache", f"cache teacher {cache}", tokens, flops, seconds, memory, stored)
 
     def of(self, *targets: str) -> "ScaleCosts":
-        """The costs of these targets of Snakemake alone: `main`, `all`, `sensitivity` ..."""
+        """The costs of some of Snakemake's targets only: `main`, `all`, `sensitivity` ..."""
         return ScaleCosts(limited(self.graph, targets), self.device, measured=self.measured)
 
     # --- sums ---
 
     def seconds(self) -> float:
-        """Device time of all jobs, one after another; a training takes that of all its devices."""
+        """Device time of all jobs, one after another; a training takes the time of all its devices."""
         return self._training_seconds() * self.config.gpus_per_run + self._other_seconds()
 
     def wall_seconds(self, slots: Slots) -> float:
-        """Time of all jobs on devices that are kept busy."""
+        """Time of all jobs on devices that are never idle."""
         shortest = slots.wall_seconds(trainings=self._training_seconds(), others=self._other_seconds())
         longest = [cell.train_seconds + cell.evaluate_seconds for cell in self.cells]
         return max([shortest, *longest, *(job.seconds for job in self.jobs)])
@@ -335,43 +338,43 @@ class ScaleCosts:
         return sum(cell.flops for cell in self.cells) + sum(job.flops for job in self.jobs)
 
     def largest_device_bytes(self) -> tuple[int, str]:
-        """The most memory of one device that a job needs, and which job."""
-        found = [(cell.device_bytes, f"training {cell.cell}") for cell in self.cells]
-        return max([*found, *self._on_one_device()], default=(0, "no job"))
+        """Largest device memory of a job, and which job."""
+        trainings = [(cell.device_bytes, f"training {cell.cell}") for cell in self.cells]
+        return max([*trainings, *self._on_one_device()], default=(0, "no job"))
 
     def _on_one_device(self) -> list[tuple[int, str]]:
         scoring = [(cell.evaluation_bytes, f"evaluating {cell.cell}") for cell in self.cells]
         return scoring + [(job.device_bytes, job.job) for job in self.jobs]
 
     def largest_host_bytes(self) -> tuple[int, str]:
-        """The most host memory that a job needs, and which job."""
+        """Largest host memory of a job, and which job."""
         return max(self.largest_training_host(), self.largest_other_host())
 
     def largest_training_host(self) -> tuple[int, str]:
-        """The same of trainings."""
+        """Largest host memory of a training, and which one."""
         return max([(cell.host_bytes, f"training {cell.cell}") for cell in self.cells], default=(0, "no job"))
 
     def largest_other_host(self) -> tuple[int, str]:
-        """The same of all other jobs."""
+        """Largest host memory of a job that is not a training, and which job."""
         if not self.device.is_gpu:
             return max(self._on_one_device(), default=(0, "no job"))
         return max((host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in self.graph.teachers)
 
 
 def measured_students(graph: Graph) -> list[str]:
-    """Untrained students whose statistics are measured: for recipes, or for settings that keep outputs."""
-    wanted = [
+    """Untrained students whose statistics are measured, for their recipes or for variants that preserve outputs."""
+    students = [
         graph.student_of(name)
         for name, cell in graph.cells.items()
-        if graph.statistics_files(name) or any(graph.truncation_files(name, settings) for settings in cell.variants)
+        if graph.statistics_files(name) or any(graph.truncation_files(name, variant) for variant in cell.variants)
     ]
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(students))
 
 
 def dense_fraction(recipe: Recipe) -> float:
-    """The scheduled share of the dense paths, averaged over training: 1 but for a budgeted student.
+    """The scheduled share of the dense paths, averaged over training; 1 for students without a budget.
 
-    The greedy controller runs hardly more than that; the uniform one runs every path whole until all are dropped.
+    The greedy controller runs hardly more; the uniform one runs every dense path in full until all are dropped.
     """
     if recipe.method != "budgeted_lora":
         return 1.0

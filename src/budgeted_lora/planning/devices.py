@@ -1,8 +1,8 @@
-"""Devices by name: what their data sheets promise, and which share of it we assume a run to reach.
+"""Devices by name: the peak rates of their data sheets, and the share of the peak that we assume a run reaches.
 
-The shares are assumptions, not measurements: eager PyTorch at widths of 768 to 1536 with float32 master weights. A
-teacher's forward pass is large matrix products and little else; a student's step adds unfused norms, rotations, the
-loss, and low-rank products that wait for memory. `budgeted-lora plan --calibrate` replaces them by a measurement.
+The shares are assumptions, not measurements, for eager PyTorch at widths of 768 to 1536 with float32 master weights. A
+teacher's forward pass consists of large matrix products; a student's step adds unfused norms, rotations, the loss, and
+low-rank products that wait for memory. `budgeted-lora plan --calibrate` measures instead.
 """
 
 import math
@@ -21,10 +21,10 @@ class Device:
     """One accelerator, or the cores of one job.
 
     Attributes:
-        bfloat16, float32: dense peak in FLOP/s; bfloat16 is None where there are no such units.
+        bfloat16, float32: dense peak in FLOP/s; bfloat16 is None for a device without such units.
         forward, step: assumed share of the peak in a forward pass without gradients, and in a student's step.
-        plain: assumed share of the float32 peak of a GPU, whose plain cores are more easily kept busy.
-        memory_bytes: of the card; None for a CPU, whose memory is the host's.
+        plain: assumed share of a GPU's float32 peak, whose plain cores are easier to keep busy.
+        memory_bytes: of the card; None for a CPU, which uses the host's.
         source: where the peaks come from.
     """
 
@@ -42,11 +42,11 @@ class Device:
         return self.memory_bytes is not None
 
     def computes_in(self, precision: str) -> str:
-        """What a job asked for `precision` computes in here, as `training.setup.compute_dtype` decides it."""
+        """The precision that a job computes in here; `models.device.compute_dtype` decides likewise."""
         return "bfloat16" if precision == "bfloat16" and self.bfloat16 else "float32"
 
     def rate(self, precision: str, *, gradients: bool) -> float:
-        """FLOP/s assumed of a forward pass, or of a training step (`gradients`)."""
+        """Assumed FLOP/s of a forward pass, or of a training step (`gradients`)."""
         share = self.step if gradients else self.forward
         if self.bfloat16 and self.computes_in(precision) == "bfloat16":
             return self.bfloat16 * share
@@ -68,92 +68,95 @@ GPUS = {
         _gpu("rtx3090", 71e12, 35.6e12, 0.30, 24, "NVIDIA GA102 architecture paper, float32 accumulation"),
     )
 }
-CORE_FLOPS = 100e9  # two 8-wide float32 multiply-adds a cycle at about 3 GHz
+CORE_FLOPS = 100e9  # two 8-wide float32 multiply-adds per cycle at about 3 GHz
 
 
 def cpu(threads: int) -> Device:
-    """The CPU threads that one job of a scale takes."""
+    """The CPU threads of one job as a device."""
     peak = threads * CORE_FLOPS
-    source = f"{threads} thread{'s' if threads > 1 else ''} of 100 GFLOP/s each, a common core of today"
+    source = f"{threads} thread{'s' if threads > 1 else ''} of 100 GFLOP/s each, a common core"
     return Device("cpu", None, peak, 0.35, 0.25, None, source)
 
 
 def matching(name: str) -> Device:
-    """The table's entry for a GPU by the name its driver gives, e.g. "NVIDIA A100-SXM4-80GB"; the paper's if none is.
+    """The table's entry for a GPU by its driver's name, e.g. "NVIDIA A100-SXM4-80GB"; the paper's GPU if unknown.
 
-    The entry carries the driver's name, so that a plan says what it was made for.
+    The entry is returned under the driver's name, so that a plan says what it was made for.
     """
     words = name.upper().replace(" ", "").replace("-", "")
     size = "A10040GB" if "40GB" in words else "A10080GB"
     known = {"A100": size, "H100": "H100", "H200": "H200", "RTX4090": "RTX4090", "RTX3090": "RTX3090"}
     entry = next((value for key, value in known.items() if key in words), "A10080GB")
-    found = next(device for key, device in GPUS.items() if key.upper().replace("-", "") == entry)
-    return replace(found, name=name)
+    device = next(device for key, device in GPUS.items() if key.upper().replace("-", "") == entry)
+    return replace(device, name=name)
 
 
 def named_device(name: str | None, config: Config, *, utilisation: float | None = None) -> Device:
     """The device a plan is made for.
 
     Args:
-        name: a key of `GPUS`, `cpu`, or None: the paper's own GPU for a scale that needs one, else this CPU.
-        utilisation: share of the peak in place of both assumed ones.
+        name: a key of `GPUS`, or `cpu`; when None, the paper's GPU for a scale that needs a GPU, else this CPU.
+        utilisation: share of the peak that replaces all assumed ones.
 
     Raises:
-        BadInput: there is no device of that name.
+        BadInput: the name is unknown.
     """
     name = name or ("a100-80gb" if config.device == "cuda" else "cpu")
     if name == "cpu":
-        found = cpu(min(config.threads.training, os.cpu_count() or 1))
+        device = cpu(min(config.threads.training, os.cpu_count() or 1))
     elif name in GPUS:
-        found = GPUS[name]
+        device = GPUS[name]
     else:
         raise BadInput(f"--device {name!r}: expected one of {', '.join([*GPUS, 'cpu'])}")
-    return found if utilisation is None else replace(found, forward=utilisation, step=utilisation, plain=utilisation)
+    if utilisation is None:
+        return device
+    return replace(device, forward=utilisation, step=utilisation, plain=utilisation)
 
 
-EFFICIENCY = 0.9  # assumed, of GPUs that train one student together: gradients are summed, dropout is drawn for all
+EFFICIENCY = 0.9  # assumed, of GPUs that train one student together: they sum gradients and draw dropout for all
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Devices of a machine: a training takes `a_run` of them, any other job takes one."""
+    """Devices of a machine: a training takes `per_run` of them, any other job takes one."""
 
     count: int
-    a_run: int = 1
+    per_run: int = 1
 
     @property
     def trainings(self) -> int:
-        """Trainings that run at once at most; one where there are too few devices, which then does not start."""
-        return max(1, self.count // self.a_run)
+        """Largest number of trainings at once; 1 even if there are too few devices for one, which then cannot start."""
+        return max(1, self.count // self.per_run)
 
     def wall_seconds(self, *, trainings: float, others: float) -> float:
-        """The time below which no order of jobs gets: of trainings by themselves, and of all jobs on all devices.
+        """A lower bound for any order of the jobs: the trainings alone, or all jobs spread over all devices.
 
         Args:
             trainings, others: seconds of all jobs of that kind, one after another.
         """
-        return max(trainings / self.trainings, (trainings * self.a_run + others) / self.count)
+        return max(trainings / self.trainings, (trainings * self.per_run + others) / self.count)
 
     def memory(self, *, training: int, other: int, jobs: int | None = None) -> int:
-        """Most memory of the machine that jobs beside each other hold, of bytes that one of each kind takes.
+        """Most bytes that jobs side by side hold together.
 
         Args:
-            jobs: how many run at most; as many as there are devices for when None.
+            training, other: bytes of one job of that kind.
+            jobs: how many jobs run at most; as many as there are devices for when None.
         """
         jobs = self.count if jobs is None else jobs
-        mixes = [(n, min(jobs - n, self.count - n * self.a_run)) for n in range(min(self.trainings, jobs) + 1)]
+        mixes = [(n, min(jobs - n, self.count - n * self.per_run)) for n in range(min(self.trainings, jobs) + 1)]
         return max(n * training + max(0, rest) * other for n, rest in mixes)
 
     def jobs_within(self, have: int, *, training: int, other: int) -> int:
-        """Jobs beside each other that always fit into `have` bytes, whichever they are; 0 if one does not."""
+        """How many jobs side by side always fit into `have` bytes, whichever they are; 0 if not even one does."""
         fitting = (n for n in range(self.count, 0, -1) if self.memory(training=training, other=other, jobs=n) <= have)
         return next(fitting, 0)
 
 
-def of_one_rank(recipe: Recipe, *, ranks: int) -> Recipe:
-    """What one of `ranks` processes does of every step, in micro-batches as `training.distributed` cuts them."""
-    if ranks == 1:
+def of_one_process(recipe: Recipe, *, processes: int) -> Recipe:
+    """The part of each step that one of the processes computes; `training.distributed` cuts it likewise."""
+    if processes == 1:
         return recipe
-    windows = recipe.batch_windows // ranks
+    windows = recipe.batch_windows // processes
     micro = math.gcd(recipe.micro_batch_windows, windows)
     return recipe.model_copy(update={"batch_windows": windows, "micro_batch_windows": micro})

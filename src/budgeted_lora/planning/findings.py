@@ -1,4 +1,4 @@
-"""What a check found: one line each, with what to do about it."""
+"""Findings of a check: one line each, with what to do about it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +12,8 @@ class Finding:
     """One line of `budgeted-lora doctor`.
 
     Attributes:
-        state: ok; short: there, but less than the scale needs; missing.
-        remedy: what to do; empty where all is well.
+        state: ok; short: present, but less than the scale needs; missing.
+        remedy: what to do; empty for ok.
     """
 
     name: str
@@ -32,6 +32,24 @@ def ok(name: str, detail: str) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def troubles(found: Sequence[Finding]) -> list[Finding]:
+def short(name: str, detail: str, remedy: str) -> Finding:
+    return Finding(name, "short", detail, remedy)
+
+
+def missing(name: str, detail: str, remedy: str) -> Finding:
+    return Finding(name, "missing", detail, remedy)
+
+
+def troubles(findings: Sequence[Finding]) -> list[Finding]:
     """Those that keep a scale from running."""
-    return [finding for finding in found if finding.state != "ok"]
+    return [finding for finding in findings if finding.state != "ok"]
+
+
+def gib(count: float) -> str:
+    """Memory, in the unit that cards are sold by."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def gb(count: float) -> str:
+    """Disk space, in the unit that disks are sold by."""
+    return f"{count / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, memory, disk. Asked without torch, in a second at most."""
+"""What this machine has: GPUs, memory, disk; found without torch, within a second."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ AMPERE = 8.0  # the first generation with bfloat16
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU that a job here may take. Memory and capability are None where the driver does not tell (MIG)."""
+    """One GPU that a job may take. Memory and capability are None if the driver does not report them (MIG)."""
 
     id: str
     name: str
@@ -30,7 +30,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a scale can use: GPUs in the pool, cores, host memory that is free now, free bytes of the disks."""
+    """What a scale can use: GPUs of the pool, cores, and the free bytes of memory and disks."""
 
     gpus: tuple[Gpu, ...]
     cores: int
@@ -41,25 +41,25 @@ class Machine:
 
 
 def this_machine(results: Path, *, hub_cache: Path | None = None) -> Machine:
-    """Looks at this machine.
+    """This machine as it is now.
 
     Args:
-        results: where results will lie; need not exist.
-        hub_cache: where downloads will lie; the disk of the results when None.
+        results: folder of the results; need not exist.
+        hub_cache: folder of downloads; need not exist; the one of the results when None.
     """
-    here, there = existing(results), existing(hub_cache or results)
+    results, downloads = existing(results), existing(hub_cache or results)
     return Machine(
         gpus=tuple(gpus()),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         host_bytes=host_memory(),
-        disk_bytes=shutil.disk_usage(here).free,
-        cache_bytes=shutil.disk_usage(there).free,
-        one_disk=here.stat().st_dev == there.stat().st_dev,
+        disk_bytes=shutil.disk_usage(results).free,
+        cache_bytes=shutil.disk_usage(downloads).free,
+        one_disk=results.stat().st_dev == downloads.stat().st_dev,
     )
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or the nearest folder above it that exists."""
     path = Path(path).absolute()
     while not path.exists():
         path = path.parent
@@ -67,13 +67,13 @@ def existing(path: Path) -> Path:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder, each once however many names it has."""
+    """Bytes of the files in a folder; a file with several names counts once."""
     seen, total = set(), 0
     for root, _, names in os.walk(folder):
         for name in names:
             try:
                 about = os.lstat(os.path.join(root, name))
-            except OSError:  # removed while we look
+            except OSError:  # removed meanwhile
                 continue
             if (about.st_dev, about.st_ino) not in seen:
                 seen.add((about.st_dev, about.st_ino))
@@ -109,7 +109,7 @@ def _number(text: str) -> float | None:
 
 
 def host_memory() -> int:
-    """Bytes that can still be taken: what the system calls available, or less where a container limits it."""
+    """Bytes of free memory: what the system calls available, or less in a container with a limit."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -1,9 +1,9 @@
-"""A short measurement in place of an assumed utilisation: a few training steps of each kind, with random weights.
+"""A short measurement that replaces an assumed utilisation: a few training steps of each kind, with random weights.
 
 The step is the pipeline's own (`training.loop.accumulate_gradients` and the optimiser), at the scale's shapes and
 micro-batch; only the corpus and the checkpoints are made up. A budgeted student is timed with its dense paths whole
-and with none of them, between which the time of a run lies by its mean dense fraction. Of several GPUs that train one
-student together (`gpus_per_run`) it is the part of one of them, without the sum of gradients over all.
+and without them; the time of a run lies between the two by its mean dense fraction. With several GPUs per student
+(`gpus_per_run`) the part of one GPU is timed, without the sum of gradients over all.
 """
 
 import time
@@ -20,12 +20,12 @@ from budgeted_lora.method.projections import set_dense
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
-from budgeted_lora.planning.devices import of_one_rank
+from budgeted_lora.planning.devices import of_one_process
 from budgeted_lora.training.cache import OnlineTeacher
 from budgeted_lora.training.install import install_method
 
 WARM_UP, STEPS = 1, 3
-MOST_SECONDS = 30.0  # a micro-batch that would take longer by the assumed rate is not measured
+MOST_SECONDS = 30.0  # a micro-batch that would take longer at the assumed rate is not measured
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,32 @@ class RandomCache:
 
 
 def calibrate(costs: ScaleCosts, *, threads: int) -> tuple[dict[str, Measured], list[str]]:
-    """Times training steps of every kind that a scale's cells are made of.
+    """Time training steps of every kind that a scale's cells are made of.
 
-    Must be entered with a device slot held (`slots.gpu_slots`). What would take longer than `MOST_SECONDS` a
-    micro-batch, as the paper's sizes on a CPU, is left to the assumed rate.
+    The caller must hold a device slot (`slots.gpu_slots`). Kinds whose micro-batch would take longer than
+    `MOST_SECONDS`, such as the paper's sizes on a CPU, keep the assumed rate.
 
     Returns:
-        the measurements by `calibration_key`, and a line for each kind that was left out.
+        The measurements by `calibration_key`, and a line for each kind that was skipped.
     """
     place = prepare("auto" if costs.device.is_gpu else "cpu", threads=threads)
-    found: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
     skipped: list[str] = []
     for key, name, recipe in _kinds(costs):
         cost = next(cell for cell in costs.cells if cell.cell == name)
-        recipe = of_one_rank(recipe, ranks=cost.ranks)
-        expected = cost.train_seconds * cost.ranks / cost.tokens * recipe.micro_batch_windows * recipe.sequence_length
+        recipe = of_one_process(recipe, processes=cost.processes)
+        expected = (
+            cost.train_seconds * cost.processes / cost.tokens * recipe.micro_batch_windows * recipe.sequence_length
+        )
         if expected > MOST_SECONDS:
-            skipped.append(f"{key}: about {expected:.0f} s a micro-batch, not measured")
+            skipped.append(f"{key}: about {expected:.0f} s per micro-batch, not measured")
             continue
         try:
-            found[key] = _measured(costs, recipe, place=place)
+            measured[key] = _measured(costs, recipe, place=place)
         except torch.OutOfMemoryError:
-            skipped.append(f"{key}: out of memory at {recipe.micro_batch_windows} windows a micro-batch")
+            skipped.append(f"{key}: out of memory at {recipe.micro_batch_windows} windows per micro-batch")
             torch.cuda.empty_cache()
-    return found, skipped
+    return measured, skipped
 
 
 def _kinds(costs: ScaleCosts) -> Iterator[tuple[str, str, Recipe]]:
@@ -87,7 +89,7 @@ def _kinds(costs: ScaleCosts) -> Iterator[tuple[str, str, Recipe]]:
 
 
 def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Measured:
-    """Seconds a token of one kind of student."""
+    """Seconds per token of one kind of student."""
     precision = compute_dtype(recipe.precision, place)
     first = costs.config.teacher_ladder[costs.config.first_teacher]
     spec = costs.config.teacher_ladder[recipe.teacher]
@@ -101,7 +103,7 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
         shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
         with torch.device(place):
             teacher = OnlineTeacher(new_model(mistral_config(**shape, **sizes), seed=0).to(precision))
-    # Where low-rank paths start, and in which order dense ones go, takes no time; both would need input statistics.
+    # How low-rank paths start, and in which order dense paths go, takes no time; both would need input statistics.
     plain = {"low_rank_init": None, "order": None, "rank_step": None, "statistics_windows": None}
     modules, _ = install_method(student, recipe.model_copy(update=plain))
     optimizer = new_optimizer(student, recipe)
@@ -112,12 +114,12 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     for coefficient in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
         set_dense(modules, [coefficient] * len(modules))
         file = RandomTokens(costs.vocab_size)
-        times.append(_seconds_a_token(student, teacher, optimizer, file, recipe, place=place, precision=precision))
+        times.append(_seconds_per_token(student, teacher, optimizer, file, recipe, place=place, precision=precision))
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
     return Measured(whole=times[0], without=times[-1], peak_bytes=peak)
 
 
-def _seconds_a_token(
+def _seconds_per_token(
     student: Any,
     teacher: Any,
     optimizer: torch.optim.Optimizer,
@@ -127,7 +129,7 @@ def _seconds_a_token(
     place: torch.device,
     precision: torch.dtype,
 ) -> float:
-    """Of a whole step: micro-batches at the median time of one, and one update of the weights."""
+    """Seconds per token of a whole step: the median time of a micro-batch, and of one update of the weights."""
     windows, micro, update = np.arange(recipe.micro_batch_windows), [], []
     for _ in range(WARM_UP + STEPS):
         start = _now(place)
@@ -137,9 +139,9 @@ def _seconds_a_token(
         optimizer.zero_grad()
         micro.append(middle - start)
         update.append(_now(place) - middle)
-    a_window = float(np.median(micro[WARM_UP:])) / recipe.micro_batch_windows
-    an_update = float(np.median(update[WARM_UP:])) / recipe.batch_windows
-    return (a_window + an_update) / recipe.sequence_length
+    per_window = float(np.median(micro[WARM_UP:])) / recipe.micro_batch_windows
+    update_per_window = float(np.median(update[WARM_UP:])) / recipe.batch_windows
+    return (per_window + update_per_window) / recipe.sequence_length
 
 
 def _now(place: torch.device) -> float:

@@ -1,13 +1,14 @@
 """How much memory a job needs, in bytes: weights, gradients, moments, what the backward pass keeps, a chunk of logits.
 
-What a layer keeps is counted from what autograd saves of the real modules (tests/planning/test_costs.py holds the two
-together); the rest is counted from the code. Estimates err on the large side by `SLACK`.
+What a layer keeps was counted from what autograd saves for the real modules (tests/planning/test_costs.py compares the
+two); the rest was counted from the code. Estimates are too large by `SLACK` rather than too small.
 """
 
 from dataclasses import dataclass
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.cost import (
+    CHUNK_ELEMENTS,
     ModelShape,
     parameters,
     projections,
@@ -17,14 +18,13 @@ from budgeted_lora.method.cost import (
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
 PROCESS = {"cpu": 700 * 2**20, "cuda": 2 * 2**30}  # host memory of Python with torch and transformers, per device
-CHUNK_LOGITS = {"cpu": 2**18, "cuda": 2**26}  # as `training.loss.CHUNK_ELEMENTS`
-COLLECTIVES = 400 * 2**20  # assumed: what NCCL holds on each GPU of several that train together
-CHUNK_TENSORS = 40  # bytes a logit of the loss: two models' logits, three log-softmaxes and the steps between them
+COLLECTIVES = 400 * 2**20  # assumed: what NCCL holds on each of several GPUs that train together
+CHUNK_TENSORS = 40  # bytes per logit of the loss: two models' logits, three log-softmaxes and the steps between them
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes a token and layer that the backward pass keeps: a multiple of each size of the layer."""
+    """Bytes per token and layer that the backward pass keeps, as a multiple of each size of the layer."""
 
     hidden: float
     kv: float
@@ -32,12 +32,12 @@ class Kept:
     rank: float
 
     def bytes(self, shape: ModelShape, *, rank: int) -> float:
-        """Of all layers, for one token."""
+        """Bytes for one token in all layers."""
         one = self.hidden * shape.hidden + self.kv * shape.kv + self.ffn * shape.ffn + self.rank * rank
         return shape.layers * one
 
 
-# By precision and by what stands in the projections: nothing, low-rank paths, low-rank paths behind dropout.
+# By precision, and by what the projections hold: nothing, low-rank paths, or low-rank paths behind dropout.
 KEPT = {
     ("bfloat16", "dense"): Kept(30.4, 4, 8, 0),
     ("bfloat16", "lora"): Kept(22.4, 4, 8, 28),
@@ -50,7 +50,7 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Network:
-    """A model as memory sees it."""
+    """A model as the memory estimates see it."""
 
     shape: ModelShape
     vocab_size: int
@@ -60,7 +60,7 @@ class Network:
         return parameters(self.shape, vocab_size=self.vocab_size)
 
     def forward_bytes(self, tokens: int, *, width: int) -> float:
-        """Most that one layer's forward pass holds of `tokens` tokens without gradients, `width` bytes a number."""
+        """Most bytes that one layer's forward pass holds without gradients, at `width` bytes per number."""
         shape = self.shape
         return tokens * (
             width * (2 * shape.hidden + 3 * max(shape.ffn, shape.hidden + 2 * shape.kv)) + 8 * shape.hidden
@@ -68,7 +68,7 @@ class Network:
 
 
 def width_of(precision: str) -> int:
-    """Bytes of a number."""
+    """Bytes per number."""
     return 2 if precision == "bfloat16" else 4
 
 
@@ -84,16 +84,16 @@ def trained_numbers(recipe: Recipe, student: Network) -> int:
 
 
 def training_bytes(
-    recipe: Recipe, *, student: Network, teacher: Network, precision: str, online: bool, device: str, ranks: int = 1
+    recipe: Recipe, *, student: Network, teacher: Network, precision: str, online: bool, device: str, processes: int = 1
 ) -> int:
     """Memory of one process of a training job, on its GPU if it has one.
 
     Args:
-        recipe: what this process does of it (`side_by_side.of_one_rank`).
-        ranks: processes that train together; each holds all weights, and its gradients twice to sum them.
-        precision: what the device computes in; the student's weights are float32 in any case.
-        online: whether the teacher runs beside the student; else only its output layer is held.
+        recipe: the part of it that this process computes (`devices.of_one_process`).
+        precision: of the computation; the student's weights are float32 in any case.
+        online: whether the teacher runs with the student; if not, only its output layer is held.
         device: cpu or cuda.
+        processes: that train together; each holds all weights, and its gradients twice in order to sum them.
     """
     width, tokens = width_of(precision), recipe.micro_batch_windows * recipe.sequence_length
     trained = trained_numbers(recipe, student)
@@ -102,22 +102,22 @@ def training_bytes(
     casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
     kind = "dense" if recipe.method == "kd_full" else "dropout" if recipe.dropout else "lora"
     activations = tokens * KEPT[precision, kind].bytes(student.shape, rank=recipe.rank or 0)
-    chunk = CHUNK_TENSORS * min(CHUNK_LOGITS[device], tokens * student.vocab_size)
+    chunk = CHUNK_TENSORS * min(CHUNK_ELEMENTS[device], tokens * student.vocab_size)
     head = teacher.vocab_size * teacher.shape.hidden
     beside = width * (teacher.parameters if online else head) + tokens * teacher.shape.hidden * width * 2
     peak = max(activations + chunk, teacher.forward_bytes(tokens, width=width) if online else 0.0)
-    summed = 4 * trained if ranks > 1 else 0
+    summed = 4 * trained if processes > 1 else 0
     own = _with_slack(weights + casts + beside + peak + summed, device)
-    return own + (COLLECTIVES if ranks > 1 and device == "cuda" else 0)
+    return own + (COLLECTIVES if processes > 1 and device == "cuda" else 0)
 
 
 def evaluation_bytes(networks: list[Network], *, tokens: int, prompts: int, prompt_tokens: int, device: str) -> int:
     """Memory of an evaluation job, float32: windows of the perplexity, then the key/value cache of the prompts.
 
     Args:
-        networks: what is held at once, the one that answers prompts first.
+        networks: held at the same time; the one that answers prompts comes first.
         tokens: in one forward pass.
-        prompts, prompt_tokens: decoded together, and the length of the longest; 0 where no prompt is asked.
+        prompts, prompt_tokens: prompts decoded together and the length of the longest; 0 prompts for none.
     """
     first = networks[0]
     weights = 4 * sum(network.parameters for network in networks)
@@ -152,7 +152,7 @@ def statistics_bytes(student: Network, *, tokens: int, device: str) -> int:
 
 
 def host_bytes(networks: list[Network], *, device: str) -> int:
-    """Host memory of a job that computes on a GPU: weights pass through it in float32, one copy more while saving."""
+    """Host memory of a job on a GPU: weights pass through it in float32, with a second copy while saving."""
     return int(SLACK * (PROCESS[device] + 2 * 4 * max(network.parameters for network in networks)))
 
 

@@ -1,4 +1,4 @@
-"""How much disk a scale fills, in bytes, part by part. Nothing of it is temporary: a file that is made stays."""
+"""How many bytes of disk each part of a scale fills. No part is temporary: every file stays."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 from budgeted_lora.planning.costs import ScaleCosts
 from budgeted_lora.planning.devices import Slots
 
-TEXT_BYTES_PER_TOKEN = 4.5  # of English prose in a vocabulary of some ten thousand entries
-DOCSTRINGS = 32_000_000  # bytes of text that the documentation strings of a typical environment hold
-COMPRESSED = 0.45  # text in Parquet or Zstandard, as it comes from the Hub and as documents are kept
+TEXT_BYTES_PER_TOKEN = 4.5  # of English prose, with a vocabulary of tens of thousands
+DOCSTRINGS = 32_000_000  # bytes of text in the docstrings of a typical environment
+COMPRESSED = 0.45  # size of text in Parquet or Zstandard: files of the Hub, and our documents
 DOCUMENT_TOKENS = 600  # a document's mean length
-OFFSET, DIGEST = 8, 21  # bytes a document: its end in a token file, its record in a shard (`data.digests.RECORD`)
+OFFSET, DIGEST = 8, 21  # bytes per document: its end in a token file, its record in a shard (`data.digests.RECORD`)
 RESERVE = 1.1  # logs, tables, example files, the file system's own
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of each part. `downloads` lie in the Hub's own cache, which may be on another file system.
+    """Bytes of each part. `downloads` are in the Hub's own cache, which may be on another file system.
 
     Attributes:
-        corpus: documents, or the shards that were downloaded.
-        tokens: joined token files, those of every shard, and those of teachers that read a mix of their own.
-        states: of the runs that are at work at once, teachers' or students', each while it is written anew.
+        corpus: documents, or downloaded shards.
+        tokens: joined token files, those of every shard, and those of teachers with a corpus mix of their own.
+        states: of the runs that work at the same time, each while a new state is written beside the old one.
     """
 
     downloads: int
@@ -47,10 +47,10 @@ class Disk:
 
 
 def disk(costs: ScaleCosts, *, slots: Slots) -> Disk:
-    """The disk of a scale, no file of which is there yet.
+    """The disk space of a scale, counted from nothing.
 
     Args:
-        slots: devices that jobs run on side by side; a run keeps a state until it is done.
+        slots: devices on which jobs run side by side; a run keeps a state until it is done.
     """
     graph = costs.graph
     kept = {kind: sum(job.disk_bytes for job in costs.jobs if job.kind == kind) for kind in ("measure", "cache")}
@@ -68,18 +68,18 @@ def disk(costs: ScaleCosts, *, slots: Slots) -> Disk:
 
 
 def teacher_bytes(costs: ScaleCosts, name: str) -> int:
-    """Weights of a teacher: float16 where it was made by us; a checkpoint may be in float32."""
+    """Bytes of a teacher's weights: float16 if made by us; a checkpoint may be in float32."""
     return (4 if costs.config.teachers in ("hub", "folder") else 2) * costs.teacher(name).parameters
 
 
 def downloads(costs: ScaleCosts) -> dict[str, int]:
-    """Bytes of each teacher in the Hub's cache, from where it is copied. Shards are not: they go to the results."""
+    """Bytes of each teacher in the Hub's cache. Shards are not cached there; they go to the results."""
     names = costs.graph.teachers if costs.config.teachers == "hub" else []
     return {name: teacher_bytes(costs, name) for name in names}
 
 
 def state_bytes(costs: ScaleCosts, *, slots: Slots) -> int:
-    """Of the largest runs that can be at work at once: teachers are done before students begin."""
+    """States of the largest runs that can work at the same time; teachers finish before students begin."""
     made = costs.graph.teachers if costs.config.teachers == "pretrain" else []
     teachers = sorted((2 * 12 * costs.teacher(name).parameters for name in made), reverse=True)
     students = sorted((cell.state_bytes for cell in costs.cells), reverse=True)
@@ -90,14 +90,14 @@ def state_bytes(costs: ScaleCosts, *, slots: Slots) -> int:
 
 
 def corpus_bytes(costs: ScaleCosts) -> float:
-    """What is kept of the text: compressed documents, downloaded shards; nothing of shards that lie on this disk."""
+    """Bytes of compressed documents or downloaded shards; 0 for shards that are read from a local folder."""
     if costs.config.corpus.shards and not costs.graph.shard_jobs().downloaded:
         return 0.0
     return COMPRESSED * corpus_text(costs)
 
 
 def token_bytes(costs: ScaleCosts) -> float:
-    """Token files with their offsets."""
+    """Bytes of token files with their offsets."""
     graph, corpus = costs.graph, costs.config.corpus
     number = 2 if costs.vocab_size <= 2**16 else 4
     joined = (graph.train_tokens() + held_out_tokens(costs)) * (number + OFFSET / DOCUMENT_TOKENS)
@@ -122,19 +122,19 @@ def corpus_text(costs: ScaleCosts) -> float:
 
 
 def shard_texts(costs: ScaleCosts) -> list[float]:
-    """Bytes of text in each shard: by its file where that is here, else as many as the training tokens need."""
+    """Bytes of text in each shard: from its file if that is here, else as many as the training tokens need."""
     jobs, shards = costs.graph.shard_jobs(), costs.config.corpus.shards
     needed = TEXT_BYTES_PER_TOKEN * costs.graph.train_tokens() / shards.train
     files = [jobs.local_files(name) for name in jobs.names]
-    return [sum(map(text_in, found)) if found else needed for found in files]
+    return [sum(map(text_in, paths)) if paths else needed for paths in files]
 
 
 def text_in(path: str) -> float:
-    """Bytes of text that a file holds, about."""
+    """Approximate bytes of text in a file."""
     size = Path(path).stat().st_size
     return size / COMPRESSED if path.endswith((".parquet", ".zst")) else float(size)
 
 
 def held_out_tokens(costs: ScaleCosts) -> int:
-    """Tokens that the held-out slice of the text will hold, about."""
+    """Approximate number of tokens in the held-out slice of the text."""
     return int(corpus_text(costs) / TEXT_BYTES_PER_TOKEN * costs.config.corpus.slice_per_mille / 1000)

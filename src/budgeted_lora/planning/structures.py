@@ -1,7 +1,7 @@
-"""The structures of a scale's budgets: planned ones, each once, and those that a student's own order gave it.
+"""The structures of a scale's budgets: planned ones, each once, and those that follow from a student's weights.
 
-Where `order` or `ranks` of a row are not the paper's, which dense paths go and how large the low-rank ones are is found
-in the student's weights: its structure is read from the record of its compression, once that is there.
+If `order` or `ranks` of a row are not the paper's, the student's weights decide which dense paths go and how large the
+low-rank paths are. Its structure is then read from the record of its compression, as soon as there is one.
 """
 
 from collections.abc import Iterator
@@ -20,38 +20,38 @@ from budgeted_lora.workflow.recipes import student_shape
 
 @dataclass(frozen=True)
 class OwnStructure:
-    """What compression left of a cell whose structure is its own; `structure` is None until it is compressed."""
+    """A cell whose structure follows from its weights; `structure` is None until the cell is compressed."""
 
     cell: str
     record: Path
     structure: Structure | None
 
     def as_json(self) -> dict[str, Any]:
-        """As the planned ones, and the cell."""
+        """The fields of a planned structure, and the cell."""
         return {"cell": self.cell, **(self.structure.as_json() if self.structure else {})}
 
 
 def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
-    """Each planned structure that is timed, with the controllers that lead to it: budgets from 0 up."""
-    found: list[tuple[Structure, list[str]]] = []
+    """Each planned structure, with the controllers that lead to it, by ascending budget."""
+    planned: list[tuple[Structure, list[str]]] = []
     cells = {graph.structure_of(cell): cell for cell in graph.planned}
     for name, structure in graph.structures().items():
         controller = str(graph.recipe_of(cells[name]).controller)
-        same = next((names for other, names in found if _alike(other, structure)), None)
+        same = next((names for other, names in planned if _alike(other, structure)), None)
         if same is None:
-            found.append((structure, [controller]))
+            planned.append((structure, [controller]))
         elif controller not in same:
             same.append(controller)
-    return sorted(found, key=lambda item: (item[0].budget, item[0].rank))
+    return sorted(planned, key=lambda item: (item[0].budget, item[0].rank))
 
 
 def _alike(one: Structure, other: Structure) -> bool:
-    """Whether two structures would be printed alike."""
+    """Whether two structures are printed alike."""
     return vars(one) == vars(other)
 
 
 def own_structures(graph: Graph) -> Iterator[OwnStructure]:
-    """One for every budgeted cell that has an order or ranks of its own.
+    """One for every budgeted cell with a removal order or ranks that are not the paper's.
 
     Raises:
         BadInput: a record of compression is damaged.
@@ -71,7 +71,7 @@ def _read(graph: Graph, cell: str, record: Path) -> Structure:
             for m in read_json(record, expected="the record of a compression")["modules"]
         )
     except (KeyError, TypeError) as error:
-        raise BadInput(f"{record}: not the record of a compression ({error!r}); make it anew") from None
+        raise BadInput(f"{record}: not the record of a compression ({error!r}); delete it and rerun") from None
     decisions, macs = [module.decision for module in modules], [module.macs for module in modules]
     return Structure(
         shape=shape,
