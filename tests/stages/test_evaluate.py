@@ -103,7 +103,7 @@ def test_perplexity_alone_and_no_function_documents(folder, tmp_path):
 
 
 def test_refusals(folder, tmp_path):
-    with pytest.raises(BadInput, match="evaluation settings: unknown key shot"):
+    with pytest.raises(BadInput, match="unknown key shot"):
         run(folder, tmp_path, values=VALUES | {"shot": 3})
     with pytest.raises(BadInput, match="only one was given"):
         run(folder, tmp_path, uncompressed=folder / "trained")

@@ -191,7 +191,7 @@ def test_a_shipped_teacher_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_teacher_that_does_not_ship_is_refused_with_those_that_do(package: Path, tmp_path: Path) -> None:
     package.rename(package.with_name("B"))
     message = refusal(tmp_path, source="shipped")
-    assert message == "teacher 'A' does not ship with the package; it has B (or use teachers: pretrain)"
+    assert message == "teacher 'A' does not ship with the package, which has B; use teachers: pretrain"
     shutil.rmtree(package.parent)
     assert "it has none" in refusal(tmp_path, source="shipped")
 
@@ -431,7 +431,7 @@ def test_a_flipped_bit_in_a_download_is_found(snapshot: Path, tmp_path: Path, na
     blob.write_bytes(data)
     message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
     assert message.startswith(f"{snapshot / name}: damaged download, its digest is ")
-    assert message.endswith(f"remove {blob} and run again")
+    assert message.endswith(f"delete {blob} and rerun")
 
 
 # --- the teachers that really ship

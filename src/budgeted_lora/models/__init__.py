@@ -1,1 +1,1 @@
-"""Models: students, adapters during training, compressed students that transformers loads."""
+"""Models: students, trained students with adapters, compressed students that transformers loads."""

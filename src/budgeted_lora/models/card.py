@@ -1,4 +1,4 @@
-"""What lies in a model folder beside the weights: the tokenizer and a model card."""
+"""The files of a model folder beside the weights: the model card and the tokenizer."""
 
 import shutil
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ records what was done to each projection and how the logits changed; the scores 
 
 
 def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, Any]) -> str:
-    """The README.md of a compressed model, in Markdown with the Hub's front matter."""
+    """The README.md of a compressed model: Markdown with the Hub's front matter."""
     facts = {
         "Teacher": recipe.teacher,
         "Student": f"{recipe.student_layers} layers, initialised {recipe.init}",

@@ -1,7 +1,8 @@
-"""Whether a checkpoint folder is whole and what it claims to be, told from headers alone: no weight is loaded."""
+"""Checks that a checkpoint folder is complete and as configured, from file headers alone; and the shipped folders."""
 
 import hashlib
 import json
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +22,10 @@ Shapes = dict[str, list[int]]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one, or the shards that its index names.
+    """The safetensors files of a checkpoint: one file, or the shards that its index names.
 
     Raises:
-        BadInput: there is none, the index is damaged, or a shard that it names is missing.
+        BadInput: no such file, a damaged index, or a missing shard.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -40,9 +41,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Shard by name of the tensor. Names of shards are plain, so that none leads out of the folder."""
-    table = read_json(folder / INDEX, expected="the index of a sharded checkpoint")
-    table = table.get("weight_map") if isinstance(table, dict) else None
+    """Name of the shard by name of the tensor.
+
+    Raises:
+        BadInput: not an index, or the name of a shard could lead out of the folder.
+    """
+    index = read_json(folder / INDEX, expected="the index of a sharded checkpoint")
+    table = index.get("weight_map") if isinstance(index, dict) else None
     plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
     if not isinstance(table, dict) or not table or not all(plain.fullmatch(str(name)) for name in table.values()):
         raise BadInput(f"{folder / INDEX}: expected weight_map, from names of tensors to names of .safetensors files")
@@ -50,25 +55,25 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def tensor_shapes(folder: Path) -> Shapes:
-    """Shape of every tensor of a checkpoint, once each file is shown to be whole and to hold what the index says.
+    """Shape of every tensor of a checkpoint; checks that each file is complete and holds the tensors of the index.
 
     Raises:
-        BadInput: a file is truncated or damaged, or lacks a tensor that the index puts there; see `weight_files`.
+        BadInput: a file is truncated or damaged, or lacks a tensor of the index; or from `weight_files`.
     """
     files = weight_files(folder)
-    found = {file.name: header(file) for file in files}
+    headers = {file.name: header(file) for file in files}
     if files[0].name != WEIGHTS:
         for tensor, shard in _weight_map(folder).items():
-            if tensor not in found[shard]:
+            if tensor not in headers[shard]:
                 raise BadInput(f"{folder / shard}: {INDEX} puts {tensor} here, but the shard does not hold it")
-    return {name: shape for shapes in found.values() for name, shape in shapes.items()}
+    return {name: shape for shapes in headers.values() for name, shape in shapes.items()}
 
 
 def header(file: Path) -> Shapes:
-    """Shapes from the header of a safetensors file whose length is what the header says.
+    """Shapes from the header of a safetensors file.
 
     Raises:
-        BadInput: truncated, longer than it should be, or no such file at all.
+        BadInput: not a safetensors file, or its size differs from that of the header.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -81,28 +86,28 @@ def header(file: Path) -> Shapes:
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
             shapes = {name: list(entry["shape"]) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise BadInput(f"{file}: its header cannot be read; not a safetensors file, or damaged") from None
+            raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file") from None
     if size != 8 + length + end:
         raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")
     return shapes
 
 
 def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any]:
-    """Class, sizes, weights and tokenizer of a checkpoint against the teacher that the configuration describes.
+    """Compares class, sizes, weights and tokenizer of a checkpoint with the configured teacher.
 
     Args:
         name: of the teacher in `teacher_ladder`.
 
     Returns:
-        class, vocabulary and the number of weights.
+        model_type, vocab_size and parameters, the number of weights.
 
     Raises:
-        BadInput: in one line, what is not as it should be; see `tensor_shapes`.
+        BadInput: names the first difference; or from `tensor_shapes`.
     """
     about = read_json(folder / "config.json", expected="the configuration of a checkpoint")
     if about.get("model_type") not in CLASSES:
         raise BadInput(f"{folder}: model_type is {about.get('model_type')!r}, expected one of {', '.join(CLASSES)}")
-    about.setdefault("num_key_value_heads", about.get("num_attention_heads"))  # as older Llama configurations mean it
+    about.setdefault("num_key_value_heads", about.get("num_attention_heads"))  # older Llama configurations lack it
     for key, ours in (
         ("num_hidden_layers", spec.layers),
         ("hidden_size", spec.hidden),
@@ -127,19 +132,12 @@ def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any
             f"{folder}: vocabulary of {vocabulary}, but its tokenizer has {len(entries)}; "
             "teacher, student and tokens must share one"
         )
-    count = sum(_product(shape) for shape in shapes.values())
-    return {"model_type": about["model_type"], "vocab_size": vocabulary, "parameters": count}
-
-
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    return {"model_type": about["model_type"], "vocab_size": vocabulary, "parameters": parameters}
 
 
 def vocabulary_of(folder: Path) -> dict[str, int] | None:
-    """Id of every token of a folder's tokenizer; None where it has none.
+    """Id by token of a folder's tokenizer; None without a tokenizer.json.
 
     Raises:
         BadInput: tokenizer.json is damaged.
@@ -149,15 +147,15 @@ def vocabulary_of(folder: Path) -> dict[str, int] | None:
         return None
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the Rust library raises a bare Exception for any damage
+    except Exception as error:  # the Rust library raises a bare Exception
         raise BadInput(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
 
 
 def check_same_vocabulary(folder: Path, first: Path) -> None:
-    """Refuses a teacher whose token ids mean something else than those of the first teacher.
+    """Checks that the token ids of a teacher mean the same as those of the first teacher.
 
     Raises:
-        BadInput: with the first token on which they differ.
+        BadInput: names the first token whose ids differ.
     """
     ours, theirs = vocabulary_of(folder), vocabulary_of(first)
     if ours is None or theirs is None:
@@ -177,48 +175,48 @@ def check_same_vocabulary(folder: Path, first: Path) -> None:
 
 
 def check_downloads(folder: Path) -> dict[str, str]:
-    """Compares the files of a Hub snapshot with the digests that the Hub recorded, which name the blobs of its cache:
-    SHA-256 of large files, Git's own of small ones.
+    """Compares the files of a Hub snapshot with the Hub's digests.
+
+    The digests are the names of the blobs in the Hub's cache: SHA-256 for large files, Git's blob hash for small ones.
 
     Returns:
-        digest by file, of those that have one (a cache without symbolic links names no blobs).
+        Digest by file name; a cache without symbolic links has none.
 
     Raises:
-        BadInput: a file is not what the Hub has.
+        BadInput: a file differs from the Hub's.
     """
     verified = {}
     for path in sorted(folder.iterdir()):
         blob = path.resolve()
         expected = blob.name if path.is_symlink() else ""
         if re.fullmatch(r"[0-9a-f]{64}", expected):
-            found = sha256_file(blob)
+            digest = sha256_file(blob)
         elif re.fullmatch(r"[0-9a-f]{40}", expected):
-            found = hashlib.sha1(
-                b"blob %d\0" % blob.stat().st_size + blob.read_bytes(), usedforsecurity=False
-            ).hexdigest()
+            content = b"blob %d\0" % blob.stat().st_size + blob.read_bytes()
+            digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
         else:
             continue
-        if found != expected:
+        if digest != expected:
             raise BadInput(
-                f"{path}: damaged download, its digest is {found[:12]} and the Hub's {expected[:12]}; "
-                f"remove {blob} and run again"
+                f"{path}: damaged download, its digest is {digest[:12]} and the Hub's {expected[:12]}; "
+                f"delete {blob} and rerun"
             )
         verified[path.name] = expected
     return verified
 
 
 def shipped_folder(name: str) -> Path:
-    """Folder of a teacher that comes with the package.
+    """Folder of a teacher that ships with the package.
 
     Raises:
-        BadInput: there is none of that name.
+        BadInput: no teacher of that name ships.
     """
     root = Path(str(files("budgeted_lora").joinpath("assets/teachers")))
     if not (root / name / "card.json").is_file():
-        found = sorted(path.parent.name for path in root.glob("*/card.json"))
+        shipped = sorted(path.parent.name for path in root.glob("*/card.json"))
         raise BadInput(
-            f"teacher {name!r} does not ship with the package; it has {', '.join(found) or 'none'} "
-            "(or use teachers: pretrain)"
+            f"teacher {name!r} does not ship with the package, which has {', '.join(shipped) or 'none'}; "
+            "use teachers: pretrain"
         )
     return root / name
 

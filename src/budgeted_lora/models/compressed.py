@@ -1,4 +1,4 @@
-"""A Mistral decoder some of whose projections are two thin layers; importing this registers it with transformers.
+"""A Mistral decoder with factorised projections; importing this module registers it with transformers.
 
 import budgeted_lora.models.compressed
 model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -30,10 +30,10 @@ class FactorizedLinear(nn.Module):
 
 @strict
 class CompressedMistralConfig(MistralConfig):
-    """A Mistral configuration with the rank of each factorised projection by module name; the others are dense."""
+    """A Mistral configuration with `factorized`, the rank of each factorised projection by module name."""
 
     model_type = "budgeted_mistral"
-    base_model_tp_plan = {}  # noqa: RUF012  (the parent's plan splits dense projections, which may not exist here)
+    base_model_tp_plan = {}  # noqa: RUF012  (the parent's plan splits dense projections, which may be missing here)
 
     factorized: dict[str, int] | None = None
 
@@ -46,7 +46,7 @@ class CompressedMistralForCausalLM(MistralForCausalLM):
     """The decoder of a `CompressedMistralConfig`.
 
     Raises:
-        BadInput: `factorized` names no linear layer of the model, or gives it no positive rank.
+        BadInput: `factorized` names something other than a linear layer of the model, or a rank below 1.
     """
 
     config_class = CompressedMistralConfig
@@ -57,14 +57,14 @@ class CompressedMistralForCausalLM(MistralForCausalLM):
             parent_name, _, attribute = name.rpartition(".")
             try:
                 parent = self.get_submodule(parent_name)
-                dense = parent.get_submodule(attribute)
+                layer = parent.get_submodule(attribute)
             except AttributeError:
                 raise BadInput(f"config.json: factorized names {name}, which the model does not have") from None
-            if not isinstance(dense, nn.Linear) or rank < 1:
+            if not isinstance(layer, nn.Linear) or rank < 1:
                 raise BadInput(
-                    f"config.json: factorized gives {name} rank {rank}; expected a linear layer and a rank of 1 up"
+                    f"config.json: factorized gives {name} rank {rank}; expected a linear layer and rank >= 1"
                 )
-            setattr(parent, attribute, FactorizedLinear(dense.in_features, dense.out_features, rank=rank))
+            setattr(parent, attribute, FactorizedLinear(layer.in_features, layer.out_features, rank=rank))
         self.post_init()
 
 

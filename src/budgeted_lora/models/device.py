@@ -1,4 +1,4 @@
-"""Which device a stage computes on."""
+"""The device a stage computes on, and the settings of its process: threads, repeatable kernels, memory allocator."""
 
 import ctypes
 import os
@@ -11,55 +11,73 @@ import torch
 
 from budgeted_lora.errors import BadInput
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest value that glibc accepts
+
 
 def choose_device(device: str) -> torch.device:
-    """The device of a configuration's word: "auto" is a GPU where torch sees one, else the CPU.
+    """The torch device for `auto` (a GPU if torch finds one, else the CPU), `cpu` or `cuda`.
 
     Raises:
-        BadInput: "cuda" without a usable GPU, or an unknown word.
+        BadInput: "cuda" without a usable GPU, or an unknown name.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise BadInput(f"device is {device!r}; expected auto, cpu or cuda")
     available = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise BadInput("device is cuda, but torch finds no usable GPU; expected one, or device: auto or cpu")
+        raise BadInput("device is cuda, but torch finds no usable GPU; use device: auto or cpu")
     return torch.device("cuda" if available else "cpu")
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype in which student (by autocast) and teacher compute.
+
+    This is bfloat16 if `precision` asks for it and the device is a GPU that supports it, else float32.
+    """
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" and supported else torch.float32
+
+
+def prepare(device: str, *, threads: int) -> torch.device:
+    """Sets up the process for training: threads, repeatable kernels, allocator, no denormals (slow and insignificant).
+
+    Raises:
+        BadInput: see `choose_device`.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with a fixed workspace
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # our code never reads memory it has not written
+    return choose_device(device)
 
 
 @contextmanager
 def on_device(device: str, *, threads: int) -> Iterator[torch.device]:
-    """Yields the device and gives torch `threads` CPU threads until the block ends.
-
-    Args:
-        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+    """Yields the device for evaluation and gives torch `threads` CPU threads until the block ends.
 
     Raises:
-        BadInput: "cuda" without a usable GPU, or an unknown name.
+        BadInput: see `choose_device`.
     """
-    where = choose_device(device)
+    chosen = choose_device(device)
     keep_freed_memory()
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield where
+        yield chosen
     finally:
-        torch.set_num_threads(before)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-
-
-LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
+        torch.set_num_threads(threads_before)
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to reuse freed blocks instead of returning them to the system.
+    """Makes glibc reuse freed blocks instead of returning them to the system.
 
-    A training step allocates and frees the same megabytes of activations again and again; by default each round
-    costs the page faults anew, which on a virtual machine can take longer than the arithmetic. No result changes.
+    Each training step allocates and frees the same megabytes of activations. By default each step pays for the page
+    faults again, which on a virtual machine can take longer than the arithmetic. Results do not change.
 
     Returns:
-        whether the C library took the setting (others than glibc have none).
+        Whether the C library accepted the setting; only glibc has it.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -71,27 +89,6 @@ def keep_freed_memory() -> bool:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory this process has held so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def prepare(device: str, *, threads: int) -> torch.device:
-    """Settings of the whole process: threads, repeatable kernels, allocator, denormals (slow and without meaning).
-
-    Raises:
-        BadInput: see `choose_device`.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bytes only with a fixed workspace
-    keep_freed_memory()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
-    return choose_device(device)
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What student (by autocast) and teacher compute in: bfloat16 on a GPU that has it, if asked for; else float32."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16 else torch.float32

@@ -1,4 +1,4 @@
-"""Models in and out of folders: transformers' Mistral class or our compressed one, safetensors only."""
+"""Loads and saves models: transformers' Mistral and Llama classes or our compressed one, safetensors only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ CLASSES = ("mistral", "llama", "budgeted_mistral")
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps transformers' progress bars and warnings off stderr: a model is read in a blink, and refusals are ours."""
+    """Silences transformers' progress bars and warnings; `load_model` reports problems itself."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -53,7 +53,7 @@ def mistral_config(
 
 
 def new_model(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
-    """A float32 model with random weights that depend on the seed alone; torch's global generator is left as it was."""
+    """A float32 model whose random weights depend only on the seed; torch's global generator does not move."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
@@ -62,15 +62,15 @@ def new_model(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
 def load_model(
     folder: Path | str, *, dtype: torch.dtype | None = torch.float32, verify: bool = True
 ) -> PreTrainedModel:
-    """A model from a local folder, in evaluation mode; never from the network, never by running code from the folder.
+    """A model from a local folder, in evaluation mode. Uses no network and runs no code from the folder.
 
     Args:
-        dtype: of the weights in memory; None keeps the file's.
-        verify: whether to compare the digest beside the folder, where there is one; for one process of several.
+        dtype: of the weights in memory; None keeps that of the file.
+        verify: whether to compare the checksum beside the folder, if any; one of several processes is enough.
 
     Raises:
-        BadInput: no config, another model class, no safetensors, a damaged file, or weights that are not those the
-            configuration asks for (transformers would make up the missing ones at random).
+        BadInput: no config, another model class, no safetensors, a damaged file, or weights that do not fit the
+            configuration (transformers would fill in missing ones at random).
     """
     import budgeted_lora.models.compressed  # noqa: F401  (registers the compressed class)
 
@@ -85,7 +85,7 @@ def load_model(
         check_digest(folder)
     try:
         with quietly():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype or "auto",
                 attn_implementation="sdpa",
@@ -94,12 +94,11 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # safetensors and transformers raise many kinds for one cause: the folder is not whole
-        raise BadInput(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        ) from None
-    surplus = [name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")]
-    for what, names in {"weights missing": found["missing_keys"], "weights too many": surplus}.items():
+    except Exception as error:  # safetensors and transformers raise many types if the folder is damaged
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from None
+    surplus = [name for name in report["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")]
+    for what, names in {"weights missing": report["missing_keys"], "unexpected weights": surplus}.items():
         if names:
             some = ", ".join(sorted(names)[:3])
             raise BadInput(f"{folder}: {len(names)} {what} for the model that config.json describes ({some})")
@@ -107,26 +106,24 @@ def load_model(
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes config.json and model.safetensors; `dtype` converts the weights on the way out."""
+    """Writes config.json and model.safetensors, with the weights converted to `dtype` if given."""
     if dtype is not None:
         model = model.to(dtype)
     with quietly():
         model.save_pretrained(folder, safe_serialization=True)
-    generation = Path(folder) / "generation_config.json"
-    generation.unlink(
-        missing_ok=True
-    )  # decoding here is greedy and ours; a second place for token ids can only disagree
+    # We decode greedily ourselves, and a second record of the token ids could contradict config.json.
+    (Path(folder) / "generation_config.json").unlink(missing_ok=True)
 
 
 def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
-    """Refuses a checkpoint whose vocabulary differs from the tokenizer's.
+    """Compares the vocabulary of a checkpoint with that of `what`.
 
     Raises:
-        BadInput: naming both sizes; or there is no checkpoint.
+        BadInput: the sizes differ, or there is no checkpoint.
     """
-    found: Any = read_json(Path(model_folder) / "config.json", expected="a model folder").get("vocab_size")
-    if found != vocab_size:
+    size: Any = read_json(Path(model_folder) / "config.json", expected="a model folder").get("vocab_size")
+    if size != vocab_size:
         raise BadInput(
-            f"{model_folder}: vocabulary of {found}, but {what} has {vocab_size}; "
+            f"{model_folder}: vocabulary of {size}, but {what} has {vocab_size}; "
             "teacher, student and tokens must share one"
         )

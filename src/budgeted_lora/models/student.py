@@ -1,4 +1,4 @@
-"""Stage: the student, some layers of the first teacher with its embeddings, final norm and head (method, section 2)."""
+"""Cuts a student from the first teacher: some layers, with embeddings, final norm and head (method, section 2)."""
 
 import torch
 from transformers import PreTrainedModel
@@ -8,13 +8,14 @@ from budgeted_lora.models.load import new_model
 
 
 def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
-    """Which teacher layers a student of `depth` layers takes.
+    """The teacher layers that a student of `depth` layers takes.
 
-    first: the first ones; last: the last ones; middle: starting at (layers - depth) // 2; mixed: first and last
-    anchored, the rest evenly spaced and rounded half to even; scratch: none.
+    Args:
+        init: first; last; middle, from (layers - depth) // 2 on; mixed, the first, the last and evenly spaced ones
+            between them, rounded half to even; or scratch, no layer.
 
     Raises:
-        BadInput: more layers asked for than there are, or an unknown rule.
+        BadInput: the teacher has fewer layers, or the rule is unknown.
     """
     if not 1 <= depth <= layers:
         raise BadInput(f"student.layers is {depth}, expected 1 to {layers}, the layers of the first teacher")
@@ -29,13 +30,13 @@ def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
 
 
 def cut(teacher: PreTrainedModel, *, init: str, depth: int, ffn: int | None = None, seed: int = 0) -> PreTrainedModel:
-    """A float32 student of `depth` layers; for scratch its weights are random and depend on the seed alone.
+    """A float32 student of `depth` layers; with init scratch its random weights depend only on the seed.
 
     Args:
-        ffn: feed-forward neurons to keep in each layer, those with the largest product of weight norms; None for all.
+        ffn: feed-forward neurons to keep per layer, those with the largest product of weight norms; None keeps all.
 
     Raises:
-        BadInput: more layers or neurons asked for than there are.
+        BadInput: the teacher has fewer layers or neurons.
     """
     if ffn is not None and not 1 <= ffn <= teacher.config.intermediate_size:
         raise BadInput(f"ffn is {ffn}, expected 1 to {teacher.config.intermediate_size}, that of the first teacher")
@@ -51,15 +52,15 @@ def cut(teacher: PreTrainedModel, *, init: str, depth: int, ffn: int | None = No
     weights = {name: tensor for name, tensor in teacher.state_dict().items() if ".layers." not in name}
     for position, layer in enumerate(chosen):
         prefix = f"model.layers.{layer}."
-        taken = {name.removeprefix(prefix): t for name, t in teacher.state_dict().items() if name.startswith(prefix)}
-        taken = taken if ffn is None else narrowed(taken, ffn=ffn)
-        weights |= {f"model.layers.{position}.{name}": tensor for name, tensor in taken.items()}
+        source = {name.removeprefix(prefix): t for name, t in teacher.state_dict().items() if name.startswith(prefix)}
+        source = source if ffn is None else narrowed(source, ffn=ffn)
+        weights |= {f"model.layers.{position}.{name}": tensor for name, tensor in source.items()}
     student.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
     return student
 
 
 def narrowed(layer: dict[str, torch.Tensor], *, ffn: int) -> dict[str, torch.Tensor]:
-    """A layer's weights with the `ffn` feed-forward neurons of the largest product of norms, in their old order."""
+    """The weights of a layer with the `ffn` feed-forward neurons of largest product of norms, in their old order."""
     gate, up, down = (layer[f"mlp.{name}_proj.weight"].double() for name in ("gate", "up", "down"))
     size = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
     kept = size.topk(ffn).indices.sort().values

@@ -1,7 +1,7 @@
-"""A trained student in a folder, before compression: every weight, adapters included, and what the controller left.
+"""The folder of a trained student before compression: all weights with the adapters, and the final retentions.
 
 model.safetensors  the full state, adapters under `<projection>.lora_a`, `.lora_b`, `.gate_logits`
-adapter.json       method, rank, alpha, and of every projection final d, rank and gate values (null without gates)
+adapter.json       method, rank, alpha; per projection its final retention d, rank and gate values (null without gates)
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    check_digest,
-    read_json,
-    write_record,
-    write_with,
-)
+from budgeted_lora.files import check_digest, read_json, write_record, write_with
 from budgeted_lora.method.projections import BudgetedLinear, install
 from budgeted_lora.models.load import load_model
 
@@ -28,7 +23,7 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter.json"
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """A student as training left it: the model, its projections by name (none for KD Full), and its method."""
+    """A trained student: the model, its budgeted projections by name (none for KD Full), and its method."""
 
     model: PreTrainedModel
     modules: Mapping[str, BudgetedLinear]
@@ -36,7 +31,7 @@ class TrainedStudent:
 
 
 def adapter_record(method: str, modules: Mapping[str, BudgetedLinear]) -> dict[str, Any]:
-    """The content of adapter.json; rank and alpha, the first module's, are null for KD Full, which has no adapters."""
+    """The content of adapter.json; rank and alpha are those of the first module, and null for KD Full."""
     first = next(iter(modules.values()), None)
     return {
         "method": method,
@@ -63,10 +58,10 @@ def save_trained(
 
 
 def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
-    """The trained student in evaluation mode, float32, with the coefficients d of the end of training.
+    """The trained student in evaluation mode, float32, with its final retentions.
 
     Args:
-        student: model folder of the student that training began with; gives the configuration.
+        student: model folder of the student before training; gives the configuration.
         trained: folder that `save_trained` wrote.
 
     Raises:
@@ -90,9 +85,7 @@ def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
     except FileNotFoundError:
         raise BadInput(f"{trained / WEIGHTS}: no such file; expected the weights of a trained student") from None
     except KeyError as error:
-        raise BadInput(
-            f"{trained / ADAPTER}: no entry {error}; expected method, rank, alpha, and d and rank of every projection"
-        ) from None
+        raise BadInput(f"{trained / ADAPTER}: no entry {error}; expected the record of a trained student") from None
     except (RuntimeError, SafetensorError) as error:
         raise BadInput(f"{trained / WEIGHTS}: does not fit {student} ({' '.join(str(error).split())[:200]})") from None
     return TrainedStudent(model.eval(), modules, record["method"])
