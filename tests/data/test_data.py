@@ -198,7 +198,7 @@ def test_interleaving_keeps_the_share_all_the_way(share: float, prose_length: in
     counts = {"prose": 0, "functions": 0}
     total, longest = 3000, max(prose_length, shown_length)
     stream = interleave(
-        documents_of_length(prose_length), documents_of_length(shown_length), share=share, tokens=total, counts=counts
+        documents_of_length(prose_length), documents_of_length(shown_length), share=share, token_limit=total, counts=counts
     )
     for _ in stream:
         assert abs(counts["functions"] - share * sum(counts.values())) <= longest + 1
@@ -208,19 +208,19 @@ def test_interleaving_keeps_the_share_all_the_way(share: float, prose_length: in
 def test_interleaving_stops_where_prose_ends() -> None:
     counts = {"prose": 0, "functions": 0}
     few = itertools.islice(documents_of_length(10), 5)
-    list(interleave(few, documents_of_length(10), share=0.5, tokens=10_000, counts=counts))
+    list(interleave(few, documents_of_length(10), share=0.5, token_limit=10_000, counts=counts))
     assert counts["prose"] == 50
     assert counts["functions"] in (50, 60)
 
 
 def test_without_function_documents_all_is_prose() -> None:
     counts = {"prose": 0, "functions": 0}
-    list(interleave(documents_of_length(10), None, share=0.0, tokens=95, counts=counts))
+    list(interleave(documents_of_length(10), None, share=0.0, token_limit=95, counts=counts))
     assert counts == {"prose": 100, "functions": 0}
 
 
 def test_at_most_stops_with_the_document_that_reaches_it() -> None:
-    assert len(list(at_most(documents_of_length(10), tokens=25))) == 3
+    assert len(list(at_most(documents_of_length(10), token_limit=25))) == 3
 
 
 def test_function_documents_are_split_by_their_own_md5() -> None:

@@ -1,7 +1,7 @@
-"""Stage: whether the teachers' perplexities come out as the paper prints them (Table 1; method, section 3).
+"""Stage calibrate_teachers: compare the teachers' perplexities with the paper's (Table 1; method, section 3).
 
-With the paper's checkpoints, corpus and tokenizer they must: if they do not, hash rule, sequences or scoring differ
-from the authors', and no absolute perplexity of a student can be judged. So this is said before any student trains.
+With the paper's checkpoints, corpus and tokenizer they must agree. If not, hash rule, sequences or scoring differ from
+the authors', and no absolute perplexity of a student can be judged; this stage reports it before any student trains.
 """
 
 import csv
@@ -18,31 +18,31 @@ SOURCE = {"source": "Table 1", "metric": "ppl", "method": "pretrained"}
 
 
 def published_perplexities(path: Path) -> dict[str, float]:
-    """Perplexity by teacher as the table of published numbers has it.
+    """Perplexity by teacher from the table of published numbers.
 
     Raises:
-        BadInput: no such file, a column is missing, or it holds none.
+        BadInput: no such file, or it lacks a column or these perplexities.
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
         chosen = [row for row in rows if all(row[key] == value for key, value in SOURCE.items())]
-        found = {row["teacher"]: float(row["value"]) for row in chosen}
+        perplexities = {row["teacher"]: float(row["value"]) for row in chosen}
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; expected the published numbers") from None
     except (KeyError, ValueError) as error:
         raise BadInput(f"{path}: not the table of published numbers ({error})") from None
-    if not found:
+    if not perplexities:
         raise BadInput(f"{path}: no perplexity of a pretrained teacher; expected those of Table 1")
-    return found
+    return perplexities
 
 
 def judge(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, float], *, tolerance: float) -> list[dict]:
-    """One record a teacher: published and measured perplexity, relative difference, whether it is within tolerance.
+    """One record per teacher: published and measured perplexity, relative difference, whether it is within tolerance.
 
     Args:
         measured: content of each teacher's perplexity.json.
-        tolerance: largest relative difference, on either side.
+        tolerance: largest absolute relative difference.
 
     Raises:
         BadInput: a teacher has no published perplexity, or a record no value.
@@ -71,24 +71,24 @@ def judge(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, flo
 
 
 def sentence(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
-    """What the judgement says, in one line."""
-    said = ", ".join(
+    """The verdict in one line."""
+    perplexities = ", ".join(
         f"{record['teacher']} {record['measured']:.2f} ± {record['standard_error']:.2f} "
         f"(published {record['published']:g}, {record['difference']:+.1%})"
         for record in records
     )
     off = [record["teacher"] for record in records if not record["as_published"]]
     if not off:
-        return f"calibration: the teachers' perplexities come out as published within {tolerance:.1%}: {said}"
+        return f"calibration: the teachers' perplexities come out as published within {tolerance:.1%}: {perplexities}"
     return (
         f"calibration: perplexity of {', '.join(off)} differs from the published one by more than {tolerance:.1%}: "
-        f"{said}; absolute perplexities of students cannot be judged (checkpoint, hash rule, sequences or tokenizer "
-        "differ)"
+        f"{perplexities}; absolute perplexities of students cannot be judged (checkpoint, hash rule, sequences or "
+        "tokenizer differ)"
     )
 
 
 def page(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
-    """The judgement as Markdown."""
+    """The verdict as Markdown."""
     lines = [
         "# Calibration: the teachers of Table 1",
         "",
@@ -108,15 +108,15 @@ def page(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
 def calibrate_teachers(
     *, scores: Sequence[Path], published: Path, tolerance: float, on_miss: str, out: Path, report: Path, scale: str
 ) -> None:
-    """Writes the judgement as JSON and Markdown and says it; warns where a teacher is off.
+    """Writes the verdict as JSON and Markdown and prints it; warns if a teacher differs.
 
     Args:
         scores: perplexity.json of each teacher, in a folder of its name.
         tolerance: see `judge`.
-        on_miss: warn, or stop to write nothing and refuse.
+        on_miss: what to do if a teacher differs: warn, or stop without results.
 
     Raises:
-        BadInput: a teacher is off and `on_miss` is stop; or see `judge`, `published_perplexities`.
+        BadInput: a teacher differs and `on_miss` is stop; or from `judge` or `published_perplexities`.
     """
     clock = Clock()
     expected = "the perplexity of a teacher"

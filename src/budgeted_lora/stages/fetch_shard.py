@@ -1,4 +1,4 @@
-"""Stage: one shard of a Hub dataset, downloaded at its pinned commit and compared with the digest the Hub has."""
+"""Stage fetch_shard: download one shard of a Hub dataset at its pinned commit and compare it with the Hub's digest."""
 
 import re
 from fnmatch import fnmatchcase
@@ -14,19 +14,19 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetch_shard(*, hub: HubDataset, pattern: str, out: Path, record: Path, downloads: Path, scale: str) -> None:
-    """Downloads the one file that matches `pattern` to `out` and writes where it came from.
+    """Downloads the one file that matches `pattern` to `out` and records its source.
 
     Args:
-        downloads: folder of this shard's download while it is made, on the file system of `out`.
+        downloads: folder of the unfinished download, on the file system of `out`.
 
     Raises:
-        BadInput: no commit is pinned, no file or several match, the Hub cannot be reached or asks for a login, or
-            the file is not the one the Hub has.
+        BadInput: no commit is pinned, no file or several files match, the Hub cannot be reached or requires a login, or
+            the download differs from the Hub's file.
     """
     clock = Clock()
     if not COMMIT.fullmatch(hub.revision or ""):
         raise BadInput(
-            f"corpus.hub.revision must pin a commit of {hub.name} (40 hex digits, a branch can move); "
+            f"corpus.hub.revision must pin a commit of {hub.name} by its 40 hex digits, since a branch can move; "
             f"it is {hub.revision!r}"
         )
     dataset = f"{hub.name} at {hub.revision}"
@@ -35,13 +35,13 @@ def fetch_shard(*, hub: HubDataset, pattern: str, out: Path, record: Path, downl
         path = download(hub, file.path, downloads)
     except BadInput:
         raise
-    except Exception as error:  # from no network to a missing login: the HTTP library's kinds among them
-        said = " ".join(str(error).split())[:300]
-        raise BadInput(f"{dataset}: {pattern} cannot be downloaded ({type(error).__name__}: {said})") from None
+    except Exception as error:  # no network, no login, ...: the HTTP library has exception types of its own
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{dataset}: {pattern} cannot be downloaded ({type(error).__name__}: {reason})") from None
     digest, expected = sha256_file(path), file.lfs.sha256 if file.lfs else None
     if path.stat().st_size != file.size or (expected and digest != expected):
         path.unlink()
-        raise BadInput(f"{dataset}: {file.path} arrived with another size or SHA-256 than the Hub's; try again")
+        raise BadInput(f"{dataset}: {file.path} arrived with another size or SHA-256 than the Hub's; rerun")
     out.parent.mkdir(parents=True, exist_ok=True)
     path.replace(out)
     payload = {"file": file.path, "bytes": file.size, "sha256": digest, "sha256_of_the_hub": expected}
@@ -53,31 +53,31 @@ def find_file(hub: HubDataset, pattern: str) -> Any:
     """The Hub's entry of the one file whose path matches.
 
     Raises:
-        BadInput: there is none, or there are several.
+        BadInput: no file or several files match.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     folder = str(PurePosixPath(pattern).parent)
-    inside = folder if folder != "." and not set("*?[") & set(folder) else None
+    listed = folder if folder != "." and not set("*?[") & set(folder) else None  # None lists the whole dataset
     entries = HfApi().list_repo_tree(
-        hub.name, path_in_repo=inside, recursive=inside is None, revision=hub.revision, repo_type="dataset"
+        hub.name, path_in_repo=listed, recursive=listed is None, revision=hub.revision, repo_type="dataset"
     )
-    found = [entry for entry in entries if isinstance(entry, RepoFile) and fnmatchcase(entry.path, pattern)]
-    if len(found) != 1:
+    matches = [entry for entry in entries if isinstance(entry, RepoFile) and fnmatchcase(entry.path, pattern)]
+    if len(matches) != 1:
         raise BadInput(
-            f"{hub.name} at {hub.revision}: {len(found)} files match {pattern} (corpus.shards.pattern), expected one"
+            f"{hub.name} at {hub.revision}: {len(matches)} files match {pattern} (corpus.shards.pattern), expected one"
         )
-    return found[0]
+    return matches[0]
 
 
 def download(hub: HubDataset, name: str, folder: Path) -> Path:
-    """The downloaded file, under its own name in `folder`.
+    """Downloads a file into `folder`, under its own name.
 
-    What a killed download left goes first: the library begins anew, under another name each time.
+    Deletes what a killed download left: the library starts again under another name each time.
     """
     from huggingface_hub import hf_hub_download
 
-    for left in folder.rglob("*.incomplete"):
-        left.unlink()
+    for leftover in folder.rglob("*.incomplete"):
+        leftover.unlink()
     return Path(hf_hub_download(hub.name, name, repo_type="dataset", revision=hub.revision, local_dir=folder))

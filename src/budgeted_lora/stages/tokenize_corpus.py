@@ -1,9 +1,12 @@
-"""Stage: token files of the mix, and the manifest that proves which documents are on which side."""
+"""Stage tokenize_corpus: token files of the mix, and the manifest that proves the split of the documents."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from budgeted_lora.data.documents import in_slice, texts_of
 from budgeted_lora.data.functions import function_documents
@@ -15,35 +18,35 @@ from budgeted_lora.files import check_digest, read_json, sha256_file
 from budgeted_lora.provenance import Clock, write_result
 
 FUNCTION_VALIDATION_TOKENS = 20_000
-
-
 Encoded = Iterator[tuple[list[int], bytes]]
 
 
-def interleave(prose: Encoded, shown: Encoded | None, *, share: float, tokens: int, counts: dict[str, int]) -> Encoded:
-    """Documents until `tokens` are reached or prose runs out; the kind that is behind its share comes next."""
-    while counts["prose"] + counts["functions"] < tokens:
+def interleave(
+    prose: Encoded, functions: Encoded | None, *, share: float, token_limit: int, counts: dict[str, int]
+) -> Encoded:
+    """Documents up to `token_limit` tokens or the end of prose, each of the kind that is below its share."""
+    while counts["prose"] + counts["functions"] < token_limit:
         behind = counts["functions"] < share * (counts["prose"] + counts["functions"] + 1)
-        kind = "functions" if shown is not None and behind else "prose"
-        document = next(shown if kind == "functions" else prose, None)
+        kind = "functions" if functions is not None and behind else "prose"
+        document = next(functions if kind == "functions" else prose, None)
         if document is None:
             return
         counts[kind] += len(document[0]) + 1
         yield document
 
 
-def at_most(documents: Encoded, *, tokens: int) -> Encoded:
-    """Documents until `tokens` are reached."""
+def at_most(documents: Encoded, *, token_limit: int) -> Encoded:
+    """Documents up to the one that reaches `token_limit` tokens."""
     total = 0
     for document in documents:
         yield document
         total += len(document[0]) + 1
-        if total >= tokens:
+        if total >= token_limit:
             return
 
 
 def noting(documents: Encoded, digests: list[bytes]) -> Iterator[list[int]]:
-    """The token ids alone; each document's digest is noted as it goes by."""
+    """The token ids of each document; appends its digest to `digests`."""
     for ids, digest in documents:
         digests.append(digest)
         yield ids
@@ -66,7 +69,7 @@ def tokenize(
     """Writes train, validation and functions token files and manifest.json into `out`.
 
     Args:
-        train_tokens: tokens wanted for training; fewer are written where the corpus has fewer.
+        train_tokens: training tokens to write; fewer if the corpus has fewer.
         validation_tokens: least number of held-out prose tokens.
 
     Raises:
@@ -74,27 +77,15 @@ def tokenize(
     """
     clock = Clock()
     check_digest(documents)
-    encoder, end = open_tokenizer(tokenizer)
-    rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
-
-    def prose(split: str) -> Encoded:
-        return encode_batches(encoder, texts_of(documents, split))
-
-    def demonstrations(*, held_out: bool) -> Encoded | None:
-        return encode_batches(encoder, function_documents(**rule, held_out=held_out)) if function_share else None
-
+    encoder, end_id = open_tokenizer(tokenizer)
     counts = {"prose": 0, "functions": 0}
-    shown = demonstrations(held_out=False)
-    streams = {
-        "train": interleave(prose("train"), shown, share=function_share, tokens=train_tokens, counts=counts),
-        "validation": prose("validation"),
-        "functions": at_most(demonstrations(held_out=True) or iter(()), tokens=FUNCTION_VALIDATION_TOKENS),
-    }
-    sides: dict[str, list[bytes]] = {name: [] for name in streams}
+    rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
+    mix = {"token_limit": train_tokens, "share": function_share, "counts": counts}
+    streams = token_streams(documents, encoder, mix, **rule)
+    digests: dict[str, list[bytes]] = {name: [] for name in streams}
+    about = {"vocab_size": encoder.get_vocab_size(), "eos_id": end_id}
     records = {
-        name: write_tokens(
-            out / f"{name}.bin", noting(stream, sides[name]), vocab_size=encoder.get_vocab_size(), eos_id=end
-        )
+        name: write_tokens(out / f"{name}.bin", noting(stream, digests[name]), **about)
         for name, stream in streams.items()
     }
     if records["validation"]["tokens"] < validation_tokens:
@@ -102,49 +93,58 @@ def tokenize(
             f"corpus: the held-out slice has {records['validation']['tokens']} tokens of prose, expected at least "
             f"{validation_tokens} (corpus.validation_tokens); widen corpus.slice_per_mille or read more"
         )
-    sides["overlap"] = [digest for _, digest in texts_of(documents, "overlap")]
+    digests["overlap"] = [digest for _, digest in texts_of(documents, "overlap")]
     payload = {
         "corpus": {key: value for key, value in read_json(collected).items() if key != "provenance"},
-        "tokenizer": {"vocab_size": encoder.get_vocab_size(), "end_id": end, "sha256": sha256_file(tokenizer)},
+        "tokenizer": {"vocab_size": encoder.get_vocab_size(), "end_id": end_id, "sha256": sha256_file(tokenizer)},
         "train_tokens_by_kind": counts,
         "function_share": counts["functions"] / max(1, sum(counts.values())),
         "probes": list(PROBES),
         "files": records,
-        "proof": disjointness(sides, slice_per_mille=slice_per_mille),
+        "proof": disjointness(digests, slice_per_mille=slice_per_mille),
     }
-    values = {
-        "train_tokens": train_tokens,
-        "function_share": function_share,
-        "slice_per_mille": slice_per_mille,
-        "hold_out_words": hold_out_words,
-    }
-    write_result(
-        out / "manifest.json",
-        payload,
-        scale=scale,
-        cell=None,
-        values=values,
-        inputs=[documents, tokenizer],
-        clock=clock,
-    )
+    values = {"train_tokens": train_tokens, "function_share": function_share}
+    values |= {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words}
+    about = {"scale": scale, "cell": None, "values": values, "inputs": [documents, tokenizer], "clock": clock}
+    write_result(out / "manifest.json", payload, **about)
 
 
 def list_digest(digests: Iterable[bytes]) -> str:
-    """SHA-256 of the sorted hexadecimal MD5s, one a line: what a third party can compare without the texts."""
-    return hashlib.sha256(
-        "".join(f"{line}\n" for line in sorted(digest.hex() for digest in digests)).encode()
-    ).hexdigest()
+    """SHA-256 of the sorted hexadecimal MD5s, one per line, which a third party can compare without the texts."""
+    lines = "".join(f"{line}\n" for line in sorted(digest.hex() for digest in digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def token_streams(documents: Path, encoder: Tokenizer, mix: dict[str, Any], **rule: Any) -> dict[str, Encoded]:
+    """The encoded documents of each token file.
+
+    Args:
+        mix: keyword arguments of `interleave`, whose counts are complete once train has been read.
+        rule: keyword arguments of `function_documents`.
+    """
+    encode = partial(encode_batches, encoder)
+    shown, held_out = None, iter(())
+    if mix["share"]:
+        shown, held_out = (encode(function_documents(**rule, held_out=side)) for side in (False, True))
+    return {
+        "train": interleave(encode(texts_of(documents, "train")), shown, **mix),
+        "validation": encode(texts_of(documents, "validation")),
+        "functions": at_most(held_out, token_limit=FUNCTION_VALIDATION_TOKENS),
+    }
 
 
 def disjointness(sides: dict[str, list[bytes]], *, slice_per_mille: int) -> dict[str, Any]:
-    """Checks that no held-out document was written to training, by digest and by the rule itself.
+    """Checks by digest and by the rule that no held-out document is among the training ones.
+
+    Returns:
+        The `proof` of the manifest.
 
     Raises:
-        BadInput: one was.
+        BadInput: a held-out document is among the training ones.
     """
     train = set(sides["train"])
-    held = {name: set(sides[name]) for name in ("validation", "functions", "overlap")}
-    common = train & set().union(*held.values())
+    held_out = {name: set(sides[name]) for name in ("validation", "functions", "overlap")}
+    common = train & set().union(*held_out.values())
     inside = sum(in_slice(digest, slice_per_mille=slice_per_mille) for digest in train)
     if common or inside:
         raise BadInput(
@@ -153,9 +153,9 @@ def disjointness(sides: dict[str, list[bytes]], *, slice_per_mille: int) -> dict
     return {
         "train_documents": len(sides["train"]),
         "distinct_train_documents": len(train),
-        "held_out_documents": {name: len(digests) for name, digests in held.items()},
+        "held_out_documents": {name: len(digests) for name, digests in held_out.items()},
         "documents_on_both_sides": len(common),
         "training_documents_inside_the_slice": inside,
-        "held_out_md5_list_sha256": {name: list_digest(digests) for name, digests in held.items()},
+        "held_out_md5_list_sha256": {name: list_digest(digests) for name, digests in held_out.items()},
         "train_md5_list_sha256": list_digest(train),
     }
