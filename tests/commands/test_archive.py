@@ -327,7 +327,7 @@ def test_neither_way_while_snakemake_is_at_work(packed: Path, source: Path, targ
     [
         ("a.zip", "tiny", "a.zip: expected a name that ends in .tar.zst or .tar.gz"),
         ("a.tar.gz", "none", "results/none: holds nothing to export"),
-        ("results/tiny/a.tar.gz", "tiny", "lies inside what it would hold"),
+        ("results/tiny/a.tar.gz", "tiny", "is inside what it would hold"),
     ],
 )
 def test_an_export_that_cannot_be(source: Path, archive: str, scale: str, expected: str) -> None:
@@ -348,7 +348,7 @@ def test_an_output_of_a_job_cut_short_is_left_out_and_named(source: Path) -> Non
     write_text(Path(".snakemake/incomplete") / metadata.encoded(trained, longest=255), "{}")
     summary = export_archive(Path("a.tar.gz"), scale="tiny")
     assert summary.files == 2
-    assert summary.notes == (f"left out 1 outputs of jobs that were cut short, e.g. {trained}",)
+    assert summary.notes == (f"left out 1 outputs of interrupted jobs, e.g. {trained}",)
 
 
 def test_absolute_inputs_are_named(source: Path) -> None:

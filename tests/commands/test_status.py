@@ -17,11 +17,11 @@ from budgeted_lora.commands.status import (
     CellStatus,
     Inspector,
     changes,
-    held,
 )
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.files import (
+    is_locked,
     read_json,
     write_json,
     write_record,
@@ -157,7 +157,7 @@ def test_a_cell_that_is_trained_only(here: Path) -> None:
     shutil.rmtree(first(here) / "compressed")
     [made, _] = statuses(here)
     assert made.state == "missing"
-    assert made.detail == ("has train; lacks compress (nothing is there), score (nothing is there)",)
+    assert made.detail == ("has train; lacks compress (no files yet), score (no files yet)",)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_an_input_that_is_gone_is_a_note(here: Path) -> None:
     [made, _] = statuses(here)
     assert made.state == "done"
     [train] = [status for status in made.stages if status.stage.name == "train"]
-    assert train.notes == ("train.json: results/tiny/teachers/A/model is gone, so it was not compared",)
+    assert train.notes == ("train.json: results/tiny/teachers/A/model is gone and was not compared",)
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", '{"provenance": {"values": 3, "inputs": {}}}'])
@@ -216,16 +216,16 @@ def test_mixed_library_versions_are_mentioned_and_not_stale(here: Path) -> None:
 
 def test_changes_key_by_key() -> None:
     old, new = {"a": 1, "b": {"c": 2, "d": None}, "e": 1}, {"a": 1, "b": {"c": 3, "d": None}, "f": [1]}
-    assert changes(old, new, whole=True) == ["b.c: 2 -> 3", "e: 1 -> not there", "f: not there -> [1]"]
+    assert changes(old, new, whole=True) == ["b.c: 2 -> 3", "e: 1 -> absent", "f: absent -> [1]"]
     assert changes(old, new, whole=False) == ["b.c: 2 -> 3"]
     assert changes({"a": 1.0, "b": None}, {"a": 1, "c": None}, whole=True) == []
 
 
 def test_a_held_state_is_a_run(here: Path) -> None:
     state = TINY / "state" / f"{first(here).name}-0123"
-    assert not held(state)
+    assert not is_locked(state / LOCK)
     with locked_folder(state):
-        assert held(state)
+        assert is_locked(state / LOCK)
         assert statuses(here)[0].running
     assert not statuses(here)[0].running
 

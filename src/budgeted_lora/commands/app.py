@@ -286,10 +286,10 @@ def why(
 ) -> None:
     """Explain one cell: recipe beside the defaults, tables, stages, what changed since, where its files are."""
     from budgeted_lora.commands.show_status import render_why
-    from budgeted_lora.commands.status import Inspector, the_cell
+    from budgeted_lora.commands.status import Inspector, cell_named
 
     graph = graph_of(scale, config_folder, config)
-    typer.echo(render_why(graph, Inspector(graph).cell(the_cell(graph, cell))))
+    typer.echo(render_why(graph, Inspector(graph).cell(cell_named(graph, cell))))
 
 
 @app.command()

@@ -1,10 +1,10 @@
-"""A scale's results, reports and Snakemake's records of them as one file, for another checkout or a colleague.
+"""Export and import of a scale: its results, reports and Snakemake's records of them as one file.
 
 The archive is a tar: `manifest.json` (every file with size, SHA-256 and modification time), `manifest.sha256`,
 `metadata.json` (Snakemake's records by output), then the files. Import unpacks into a hidden folder, verifies every
-byte, and only then moves files into place, the records last: a damaged archive changes nothing, and an import that is
-killed can be repeated. Modification times come along to the nanosecond, since Snakemake compares them; sources of a
-fresh clone are newer than the results, but small, so that it compares them by the digests in its records.
+byte, then moves the files into place, and writes the records last. So a damaged archive changes nothing, and a killed
+import can be repeated. Modification times are kept to the nanosecond because Snakemake compares them. The sources of a
+fresh clone are newer than the results, but small, so Snakemake compares them by the digests in its records.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import budgeted_lora
-from budgeted_lora.commands import snakemake_records as metadata
+from budgeted_lora.commands import snakemake_records as snakemake
 from budgeted_lora.commands.archive_format import (
     BLOCK,
     DIGEST,
@@ -38,18 +38,19 @@ from budgeted_lora.commands.archive_format import (
     reading,
     writing,
 )
+from budgeted_lora.commands.text import size
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_path, canonical_json, sha256_file
 from budgeted_lora.provenance import git_state
 
-TIMESTAMP = ".snakemake_timestamp"  # in a folder that is an output: Snakemake takes its date for the folder's
-IN_A_CHECKOUT = ("src/", "config/", "workflow/")  # inputs of the workflow that git brings
+TIMESTAMP = ".snakemake_timestamp"  # in a folder that is an output: its date is the folder's to Snakemake
+IN_A_CHECKOUT = ("src/", "config/", "workflow/")  # inputs of the workflow that are in git
 LOCKS = ("run.lock", "jobs.lock")  # of a run of the workflow, in results/<scale>
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was moved, and what a person should know about it."""
+    """What an export or import moved, and notes for the person who asked."""
 
     scale: str
     files: int
@@ -62,23 +63,23 @@ class Summary:
 
 
 def export_archive(archive: Path, *, scale: str, with_cache: bool = False) -> Summary:
-    """Writes results and reports of a scale, and Snakemake's records of them, into one file.
+    """Write results and reports of a scale, and Snakemake's records of them, into one file.
 
     Args:
-        archive: ends in .tar.zst or .tar.gz; replaced if it is there.
-        with_cache: take the teachers' cached hidden states along, which are large and can be computed again.
+        archive: ends in .tar.zst or .tar.gz; an existing file is replaced.
+        with_cache: include the teachers' cached hidden states, which are large and can be computed again.
 
     Raises:
-        BadInput: nothing is there, Snakemake is at work on it, a file changed meanwhile or is a link, or the name of
-            the archive ends otherwise or lies inside what it is to hold.
+        BadInput: there are no results, Snakemake is at work on them, a file is a link or changed meanwhile, or the
+            archive's name has another ending or is inside the folders that it is to hold.
     """
     if not archive.name.endswith(ENDINGS):
         raise BadInput(f"{archive}: expected a name that ends in .tar.zst or .tar.gz")
-    if any(archive.resolve().is_relative_to(Path(root).resolve()) for root in metadata.roots(scale)):
-        raise BadInput(f"{archive}: lies inside what it would hold; name a place outside {metadata.roots(scale)[0]}")
-    if metadata.at_work(scale):
-        raise BadInput(metadata.busy(scale))
-    unfinished = metadata.kept(metadata.MARKERS, scale)
+    if any(archive.resolve().is_relative_to(Path(root).resolve()) for root in snakemake.roots(scale)):
+        raise BadInput(f"{archive}: is inside what it would hold; name a place outside {snakemake.roots(scale)[0]}")
+    if snakemake.at_work(scale):
+        raise BadInput(snakemake.busy(scale))
+    unfinished = snakemake.kept(snakemake.MARKERS, scale)
     files = [path for path in exported_files(scale, with_cache=with_cache) if not within(path, unfinished)]
     if not files:
         raise BadInput(f"results/{scale}: holds nothing to export")
@@ -93,17 +94,16 @@ def export_archive(archive: Path, *, scale: str, with_cache: bool = False) -> Su
     )
     with atomic_path(archive) as temporary:
         write_archive(temporary, manifest, records, name=archive.name)
-    size = sum(entry.bytes for entry in manifest.files.values())
-    return Summary(scale, len(files), size, len(texts), export_notes(texts, unfinished))
+    return Summary(scale, len(files), manifest.total_bytes, len(texts), export_notes(texts, unfinished))
 
 
 def exported_files(scale: str, *, with_cache: bool) -> list[Path]:
-    """Files to take along, sorted; neither training state nor what an interrupted write left behind."""
-    results = Path(metadata.roots(scale)[0])
+    """Files to export, sorted; without training states and without leftovers of interrupted writes."""
+    results = Path(snakemake.roots(scale)[0])
     left_out = {results / "state", *(results / name for name in LOCKS)}
     left_out |= set() if with_cache else {results / "cache"}
-    found = []
-    for root in metadata.roots(scale):
+    files = []
+    for root in snakemake.roots(scale):
         for folder, folders, names in os.walk(root):
             place = Path(folder)
             folders[:] = [name for name in folders if not name.startswith(".") and place / name not in left_out]
@@ -111,25 +111,25 @@ def exported_files(scale: str, *, with_cache: bool) -> list[Path]:
             if links:
                 raise BadInput(f"{links[0]}: is a link; an archive holds plain files only")
             visible = [name for name in names if name == TIMESTAMP or not name.startswith(".")]
-            found += [place / name for name in visible if place / name not in left_out]
-    return sorted(found)
+            files += [place / name for name in visible if place / name not in left_out]
+    return sorted(files)
 
 
 def exported_records(scale: str, unfinished: dict[str, Path]) -> dict[str, str]:
-    """Snakemake's records of what is there and whole, by output.
+    """Snakemake's records of finished outputs that exist, by output.
 
-    Those of caches and shards come along even where these do not, since they may be removed once they were read:
-    without them Snakemake compares the dates of a cache's inputs with the students', and trains all anew in a clone,
+    The records of caches and shards are exported even if these were removed after use. Without such a record Snakemake
+    would compare the dates of a cache's inputs with those of the students, and train all of them again in a clone,
     where the sources are newer.
     """
-    records = metadata.kept(metadata.RECORDS, scale)
+    records = snakemake.kept(snakemake.RECORDS, scale)
     removable = tuple(f"results/{scale}/{folder}/" for folder in ("cache", "data/shards"))
     wanted = [name for name in records if Path(name).exists() or name.startswith(removable)]
     return {name: records[name].read_text() for name in wanted if name not in unfinished}
 
 
 def within(path: Path, outputs: dict[str, Path]) -> bool:
-    """Whether a path is one of these outputs or lies in one that is a folder."""
+    """Whether a path is one of these outputs, or is in an output that is a folder."""
     return any(str(place) in outputs for place in (path, *path.parents))
 
 
@@ -139,30 +139,26 @@ def entry_of(path: Path) -> Entry:
 
 
 def export_notes(records: dict[str, str], unfinished: dict[str, Path]) -> tuple[str, ...]:
-    """What a person should know about an export."""
+    """Notes on an export for the person who asked."""
     notes = []
     if unfinished:
-        notes.append(f"left out {len(unfinished)} outputs of jobs that were cut short, e.g. {min(unfinished)}")
+        notes.append(f"left out {len(unfinished)} outputs of interrupted jobs, e.g. {min(unfinished)}")
     if not records:
-        notes.append("Snakemake has no records of these results: where they are imported, it trusts them as they are")
+        notes.append("Snakemake has no records of these results; a checkout that imports them trusts them as they are")
     read = {path for text in records.values() for path in json.loads(text).get("input") or []}
     outside = {path for path in read if path.startswith("/")}
+    beside = {path for path in read - outside if not path.startswith(("results/", "reports/", *IN_A_CHECKOUT))}
+    again = "or what was made from them is made again"
     if outside:
-        notes.append(
-            f"{len(outside)} inputs have absolute paths, e.g. {min(outside)}; where these differ, what was made "
-            "from them is made again (an editable install, `make setup`, gives relative ones)"
-        )
-    beside = {path for path in read if not path.startswith(("/", "results/", "reports/", *IN_A_CHECKOUT))}
+        where = f"{len(outside)} inputs have absolute paths, e.g. {min(outside)}"
+        notes.append(f"{where}; they must be equal elsewhere, {again} (`make setup` installs with relative paths)")
     if beside:
-        notes.append(
-            f"{len(beside)} inputs are in no archive and no clone, e.g. {min(beside)}; where they are not brought "
-            "too, what was made from them is made again"
-        )
+        notes.append(f"{len(beside)} inputs are in no archive and no clone, e.g. {min(beside)}; copy them too, {again}")
     return tuple(notes)
 
 
 def write_archive(path: Path, manifest: Manifest, records: bytes, *, name: str) -> None:
-    """Writes the archive called `name` to `path`.
+    """Write the archive called `name` to `path`.
 
     Raises:
         BadInput: a file changed since the manifest was made.
@@ -181,23 +177,23 @@ def write_archive(path: Path, manifest: Manifest, records: bytes, *, name: str) 
                         raise
                     reader.sha256.update(b"shorter than it was")  # tarfile's way of saying so
             if reader.sha256.hexdigest() != entry.sha256:
-                raise BadInput(f"{file}: changed while it was exported; is a run going on?")
+                raise BadInput(f"{file}: changed while it was exported; is a run at work?")
 
 
 # --- import
 
 
 def import_archive(archive: Path, *, force: bool = False) -> Summary:
-    """Puts what an archive holds into this checkout, once every byte of it is verified.
+    """Put the files of an archive into this checkout, after every byte is verified.
 
-    Files that are here and not in the archive stay, but for those in a folder that is one output.
+    Files that are here and not in the archive stay, except in a folder that is one output.
 
     Args:
         force: replace files that differ.
 
     Raises:
-        BadInput: no checkout, no archive, a damaged one, one with a path outside its scale or a link, results that
-            differ, or a Snakemake at work on the scale. Nothing is changed then.
+        BadInput: this is no checkout; the archive is missing or damaged, holds a link or a path outside its scale, or
+            differs from results here; or Snakemake is at work on the scale. Nothing is changed then.
     """
     if not Path("Snakefile").is_file():
         raise BadInput("import: no Snakefile in this folder; expected the root of a checkout")
@@ -214,23 +210,22 @@ def import_archive(archive: Path, *, force: bool = False) -> Summary:
                 "--force replaces them"
             )
         place(manifest, staged)
-    metadata.put(records)
-    size = sum(entry.bytes for entry in manifest.files.values())
-    return Summary(manifest.scale, len(manifest.files), size, len(records))
+    snakemake.put(records)
+    return Summary(manifest.scale, len(manifest.files), manifest.total_bytes, len(records))
 
 
 def check_before(archive: Path, manifest: Manifest) -> None:
-    """What can be refused before anything is unpacked."""
-    if metadata.at_work(manifest.scale):
-        raise BadInput(metadata.busy(manifest.scale))
-    size, free = sum(entry.bytes for entry in manifest.files.values()), shutil.disk_usage(".").free
-    if size > free:
-        raise BadInput(f"{archive}: needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free here")
+    """Refuse what can be refused before anything is unpacked."""
+    if snakemake.at_work(manifest.scale):
+        raise BadInput(snakemake.busy(manifest.scale))
+    free = shutil.disk_usage(".").free
+    if manifest.total_bytes > free:
+        raise BadInput(f"{archive}: needs {size(manifest.total_bytes)}, but only {size(free)} are free here")
 
 
 @contextmanager
 def staging(root: Path, scale: str) -> Iterator[Path]:
-    """A hidden folder in `root`, from which files move by renaming; gone at the end, like a `root` left empty."""
+    """A hidden folder in `root`, from which files are moved by renaming; removed at the end, like an empty `root`."""
     made = not root.exists()
     root.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=root, prefix=f".import-{scale}-"))
@@ -243,35 +238,35 @@ def staging(root: Path, scale: str) -> Iterator[Path]:
 
 
 def unpack(tar: tarfile.TarFile, manifest: Manifest, staged: dict[str, Path]) -> dict[str, str]:
-    """Unpacks every file beside its place, digests verified; returns Snakemake's records.
+    """Unpack every file beside its place and verify its digest; return Snakemake's records.
 
     Raises:
-        ValueError: a member that the manifest does not name or names otherwise, or one that is missing.
+        ValueError: a member is missing, or not in the manifest, or differs from it.
     """
     text = read_member(tar, RECORDS, limit=max(manifest.records.bytes, 0))
     if hashlib.sha256(text).hexdigest() != manifest.records.sha256:
-        raise ValueError(f"{RECORDS} has another digest than the manifest says")
+        raise ValueError(f"{RECORDS} does not match its digest in the manifest")
     waiting = dict(manifest.files)
-    while (found := tar.next()) is not None:
-        entry = waiting.pop(found.name, None)
-        if entry is None or not is_plain(found) or found.size != entry.bytes:
-            raise ValueError(f"{found.name!r} is not a file as the manifest names it")
-        target = beside(found.name, staged)
+    for about in iter(tar.next, None):
+        entry = waiting.pop(about.name, None)
+        if entry is None or not is_plain(about) or about.size != entry.bytes:
+            raise ValueError(f"{about.name!r} is not a file as the manifest names it")
+        target = beside(about.name, staged)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
-            reader = Hashing(tar.extractfile(found))
+            reader = Hashing(tar.extractfile(about))
             shutil.copyfileobj(reader, out, BLOCK)
             out.flush()
             os.fsync(out.fileno())
         if reader.sha256.hexdigest() != entry.sha256:
-            raise ValueError(f"{found.name} has another digest than the manifest says")
+            raise ValueError(f"{about.name} does not match its digest in the manifest")
         os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
     if waiting:
         raise ValueError(f"{len(waiting)} files are missing, e.g. {min(waiting)}")
-    while tar.fileobj.read(BLOCK):  # to the end of the stream, where the checksum of the whole is compared
+    while tar.fileobj.read(BLOCK):  # the end of the stream has the checksum of the whole
         pass
     records = json.loads(text)
-    strange = [name for name, record in records.items() if not metadata.of_scale(name, manifest.scale)]
+    strange = [name for name, record in records.items() if not snakemake.of_scale(name, manifest.scale)]
     if strange or not all(isinstance(record, str) for record in records.values()):
         raise ValueError(f"{RECORDS} is not of scale {manifest.scale}")
     return records
@@ -289,20 +284,20 @@ def whole_folders(manifest: Manifest) -> set[str]:
 
 def differences(manifest: Manifest) -> list[str]:
     """Files here that importing would change or remove, sorted."""
-    found = []
+    differing = []
     for name, entry in manifest.files.items():
         path = Path(name)
         if os.path.lexists(path) and not (
             path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
         ):
-            found.append(name)
+            differing.append(name)
     for folder in whole_folders(manifest):
-        found += [str(p) for p in Path(folder).rglob("*") if p.is_file() and str(p) not in manifest.files]
-    return sorted(found)
+        differing += [str(p) for p in Path(folder).rglob("*") if p.is_file() and str(p) not in manifest.files]
+    return sorted(differing)
 
 
 def place(manifest: Manifest, staged: dict[str, Path]) -> None:
-    """Moves the verified files to their places."""
+    """Move the verified files to their places."""
     for folder in sorted(whole_folders(manifest)):
         if Path(folder).is_symlink() or Path(folder).is_file():
             Path(folder).unlink()

@@ -1,6 +1,6 @@
-"""The form of an archive: a compressed tar that begins with a manifest of everything in it.
+"""The format of an archive: a compressed tar that begins with a manifest of everything in it.
 
-Read as a stream, from its first byte to its last, so that nothing in it is trusted before it is verified.
+It is read as a stream, from the first byte to the last, so that nothing in it is trusted before it is verified.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from typing import BinaryIO
 import zstandard
 from pydantic import Field, ValidationError
 
-from budgeted_lora.commands import snakemake_records as metadata
+from budgeted_lora.commands.snakemake_records import of_scale
 from budgeted_lora.config.types import Strict
 from budgeted_lora.errors import BadInput
 
@@ -36,7 +36,7 @@ class Entry(Strict):
 
 
 class Manifest(Strict):
-    """What an archive holds; `records` is the entry of metadata.json, Snakemake's records by output."""
+    """The contents of an archive; `records` is the entry of metadata.json, Snakemake's records by output."""
 
     format: int = Field(1, ge=1, le=1)
     scale: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
@@ -44,6 +44,10 @@ class Manifest(Strict):
     git_commit: str | None = None
     records: Entry
     files: dict[str, Entry]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
 
 
 def member(name: str, *, size: int, mtime: int = 0) -> tarfile.TarInfo:
@@ -69,7 +73,7 @@ class Hashing:
 
 
 class ZstdFrame(io.RawIOBase):
-    """One zstd frame, decompressed; unlike zstandard's own reader it does not take a cut frame for a whole one."""
+    """One zstd frame, decompressed; unlike zstandard's own reader it refuses a truncated frame."""
 
     def __init__(self, source: BinaryIO) -> None:
         self.source, self.frame = source, zstandard.ZstdDecompressor().decompressobj()
@@ -97,7 +101,7 @@ class ZstdFrame(io.RawIOBase):
 
 @contextmanager
 def writing(path: Path, *, name: str) -> Iterator[tarfile.TarFile]:
-    """A tar that is compressed as the archive's name says."""
+    """A tar for writing, compressed as the archive's name says."""
     with ExitStack() as stack:
         stream = stack.enter_context(path.open("wb"))
         if name.endswith(".zst"):
@@ -110,10 +114,10 @@ def writing(path: Path, *, name: str) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def reading(archive: Path) -> Iterator[tarfile.TarFile]:
-    """The tar in an archive, compressed by zstd or gzip.
+    """The tar of an archive that is compressed by zstd or gzip.
 
     Raises:
-        BadInput: one line for whatever is wrong with it.
+        BadInput: the archive is missing, damaged, or of another kind.
     """
     try:
         with archive.open("rb") as file:
@@ -136,14 +140,14 @@ def reading(archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 def read_manifest(tar: tarfile.TarFile) -> Manifest:
-    """The manifest, its digest and its paths checked.
+    """The manifest, after a check of its digest and its paths.
 
     Raises:
-        ValueError: not what `export_archive` writes, damaged, or a path that leaves the folders of its scale.
+        ValueError: the manifest is missing or damaged, or has a path outside the folders of its scale.
     """
     head = read_member(tar, MANIFEST, limit=LARGEST_MANIFEST)
     if read_member(tar, DIGEST, limit=BLOCK) != digest_line(head):
-        raise ValueError("the manifest has another digest than it should")
+        raise ValueError("the manifest does not match its digest")
     try:
         manifest = Manifest.model_validate_json(head)
     except ValidationError as error:
@@ -152,18 +156,19 @@ def read_manifest(tar: tarfile.TarFile) -> Manifest:
     for name in manifest.files:
         path = PurePosixPath(name)
         plain = not path.is_absolute() and ".." not in path.parts and str(path) == name and "\0" not in name
-        if not plain or not metadata.of_scale(name, manifest.scale):
+        if not plain or not of_scale(name, manifest.scale):
             raise ValueError(f"{name!r} is not a path inside results/{manifest.scale} or reports/{manifest.scale}")
     return manifest
 
 
 def read_member(tar: tarfile.TarFile, name: str, *, limit: int) -> bytes:
     """The next member, which must have this name."""
-    found = tar.next()
-    if found is None or found.name != name or not is_plain(found) or found.size > limit:
-        raise ValueError(f"expected {name}, found {found.name if found else 'the end'!r}")
-    return tar.extractfile(found).read()
+    about = tar.next()
+    if about is None or about.name != name or not is_plain(about) or about.size > limit:
+        raise ValueError(f"expected {name}, found {about.name if about else 'the end'!r}")
+    return tar.extractfile(about).read()
 
 
-def is_plain(found: tarfile.TarInfo) -> bool:
-    return found.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not found.issparse()
+def is_plain(about: tarfile.TarInfo) -> bool:
+    """Whether a member is a file, and not a link, a folder, a device or a sparse file."""
+    return about.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not about.issparse()

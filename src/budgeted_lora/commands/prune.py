@@ -1,6 +1,6 @@
-"""What lies in a scale's results that its present configuration does not use, and its removal.
+"""What a scale's results hold that its present configuration does not use, and its removal.
 
-Snakemake's records stay: it needs those of a removed cache to see that the students made from it need no other.
+Snakemake's records stay: from those of a removed cache it knows that the students made from it are up to date.
 """
 
 import shutil
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgeted_lora.commands import snakemake_records as metadata
+from budgeted_lora.commands import snakemake_records as records
 from budgeted_lora.commands.chain import chain, data_and_teachers
-from budgeted_lora.commands.status import held
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import is_locked
 from budgeted_lora.workflow.graph import Graph
 
 KINDS = {"teachers": "teacher", "students": "student", "cells": "cell", "speed": "timing", "cache": "cache"}
-PRINTS = ("logs", "benchmarks")  # what jobs print and cost: <kind>/<rule>/<cell>...
+PRINTS = ("logs", "benchmarks")  # output and timings of jobs: <kind>/<rule>/<cell>...
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that can be removed, with the small files that belong to it."""
+    """A file or folder that can be removed, with the small files that belong to it."""
 
     path: Path
     why: str
@@ -28,7 +28,7 @@ class Leftover:
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
+        """Bytes of all its files."""
         return sum(size_of(path) for path in (self.path, *self.also))
 
 
@@ -36,54 +36,52 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
     """What no cell, teacher, student, structure or corpus of the configuration uses, by kind and name.
 
     Args:
-        cache: list the teachers' cached hidden states too that are in use; they can be computed again.
-        state: list training states too, of runs that were cut short and could be resumed; never one whose lock a
-            process holds.
+        cache: also list the teachers' cached hidden states that are in use; they can be computed again.
+        state: also list training states of interrupted runs, which could be resumed; never a state that a process
+            has locked.
     """
     results, used = Path(graph.results), in_use(graph)
-    found = []
+    listed = []
     for kind, what in KINDS.items():
         for path in visible(results / kind):
             if path not in used:
                 also = prints_of(results, path.name) if kind == "cells" else ()
-                found.append(Leftover(path, f"{what} of another configuration", also))
+                listed.append(Leftover(path, f"{what} of another configuration", also))
             elif kind == "cache" and cache:
-                found.append(Leftover(path, "cache in use; computed again when a student is trained"))
+                listed.append(Leftover(path, "cache in use; computed again when a student is trained"))
             elif kind == "cells":
                 unused = [p for p in visible(path / "compressed") if p not in used]
-                found += [Leftover(p, "compression settings of another configuration") for p in unused]
+                listed += [Leftover(p, "compression of another configuration") for p in unused]
             elif kind == "students":
-                found += together(path, "statistics*", used, why="statistics that no student is made with")
-    found += unused_data(results / "data", used)
+                listed += together(path, "statistics*", used, why="statistics that no student is made with")
+    listed += unused_data(results / "data", used)
     if state:
-        found += states(graph)
-    cut_short = sorted(
-        path for root in ("results", "reports") for path in Path(root).glob(f".import-{graph.config.scale}-*")
-    )
-    return found + [Leftover(path, "import that was cut short") for path in cut_short]
+        listed += states(graph)
+    imports = [sorted(Path(root).glob(f".import-{graph.config.scale}-*")) for root in ("reports", "results")]
+    return listed + [Leftover(path, "interrupted import") for paths in imports for path in paths]
 
 
 def unused_data(data: Path, used: set[Path]) -> list[Leftover]:
-    """Of the token files' making: another form of the corpus, shards that are not read, teachers' own token files."""
-    found = together(data, "documents.parquet*", used, why="corpus of another configuration")
-    found += together(data, "corpus.json", used, why="record of a corpus of another configuration")
-    found += together(data, "teachers", used, why="token files of teachers made in another configuration")
+    """Unused parts of the corpus: another form of it, shards that are not read, teachers' own token files."""
+    listed = together(data, "documents.parquet*", used, why="corpus of another configuration")
+    listed += together(data, "corpus.json", used, why="record of a corpus of another configuration")
+    listed += together(data, "teachers", used, why="token files of teachers made in another configuration")
     if data / "shards" not in used:
-        return found + together(data, "shards", used, why="shards of another configuration")
+        return listed + together(data, "shards", used, why="shards of another configuration")
     for shard in visible(data / "shards"):
         unread = [] if shard in used else [Leftover(shard, "shard that is not read")]
-        found += unread or together(shard, "source*", used, why="download of another configuration")
-    return found
+        listed += unread or together(shard, "source*", used, why="download of another configuration")
+    return listed
 
 
 def together(folder: Path, pattern: str, used: set[Path], *, why: str) -> list[Leftover]:
-    """What matches in a folder and is not used, as one leftover; none where nothing does."""
+    """Unused files of a folder that match a pattern, as one leftover; no leftover if there are none."""
     paths = [path for path in visible(folder) if path.match(pattern) and path not in used]
     return [Leftover(paths[0], why, tuple(paths[1:]))] if paths else []
 
 
 def in_use(graph: Graph) -> set[Path]:
-    """Every file that the configuration's jobs write, and the folders that these lie in."""
+    """Every file that the configuration's jobs write, and the folders that hold them."""
     files = {path for cell in graph.cells for stage in chain(graph, cell) for path in stage.files}
     files |= {path for stage in data_and_teachers(graph, graph.teachers) for path in stage.files}
     files |= {Path(path) for path in graph.references()}
@@ -94,17 +92,16 @@ def in_use(graph: Graph) -> set[Path]:
 
 def states(graph: Graph) -> list[Leftover]:
     """Training states that no process holds."""
-    found = []
+    listed = []
     for path in visible(Path(graph.results) / "state"):
-        if not held(path):
-            name = path.name.rpartition("-")[0]
-            todays = name in {"cache", *graph.cells, *graph.teachers}
-            found.append(Leftover(path, "training state that a run would resume" if todays else "training state"))
-    return found
+        if not is_locked(path / "lock"):
+            in_use = path.name.rpartition("-")[0] in {"cache", *graph.cells, *graph.teachers}
+            listed.append(Leftover(path, "training state that a run would resume" if in_use else "training state"))
+    return listed
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies in a folder, but for hidden files: these are being written."""
+    """The entries of a folder except hidden ones, which are being written."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
@@ -113,22 +110,22 @@ def prints_of(results: Path, cell: str) -> tuple[Path, ...]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count as themselves."""
+    """Bytes of a file, or of all files in a folder; links are not followed."""
     if path.is_dir() and not path.is_symlink():
         return sum(size_of(inner) for inner in path.iterdir())
     return path.lstat().st_size
 
 
-def remove(graph: Graph, found: Sequence[Leftover]) -> int:
-    """Removes them and returns the bytes that became free.
+def remove(graph: Graph, leftovers: Sequence[Leftover]) -> int:
+    """Remove leftovers and return the bytes that became free.
 
     Raises:
-        BadInput: Snakemake is at work on the scale, or a process took a training state meanwhile.
+        BadInput: Snakemake is at work on the scale, or a process has locked a training state meanwhile.
     """
-    if metadata.at_work(graph.config.scale):
-        raise BadInput(metadata.busy(graph.config.scale))
+    if records.at_work(graph.config.scale):
+        raise BadInput(records.busy(graph.config.scale))
     freed = 0
-    for item in found:
+    for item in leftovers:
         size = item.bytes
         if item.path.parent == Path(graph.results) / "state":
             remove_state(item.path)
@@ -140,7 +137,7 @@ def remove(graph: Graph, found: Sequence[Leftover]) -> int:
 
 
 def remove_state(folder: Path) -> None:
-    """Removes a training state while holding its lock, so that no run can take it up in between."""
+    """Remove a training state while holding its lock, so that no run can resume it in between."""
     if not folder.is_dir() or folder.is_symlink():
         return remove_path(folder)
     from budgeted_lora.training.state import locked_folder

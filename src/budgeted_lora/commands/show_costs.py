@@ -77,7 +77,7 @@ def render_structures(graph: Graph) -> str:
     lines = []
     for item in own:
         if item.structure is not None:
-            lines += ["", f"{item.cell}, as compressed", *describe_structure(item.structure, sums=True)]
+            lines += ["", f"{item.cell}, as it was compressed", *describe_structure(item.structure, sums=True)]
     waiting = [item.cell for item in own if item.structure is None]
     if waiting:
         lines += ["", "The weights of these students decide their structure; it is known after `compress`:"]
@@ -109,9 +109,9 @@ def _heading(costs: ScaleCosts, slots: Slots) -> Iterator[str]:
     yield f"Vocabulary: {costs.vocab_size:,} ({costs.vocabulary_source})."
     if slots.per_run > 1:
         text = (
-            f"Each student trains on {slots.per_run} of {slots.count} devices, assumed to reach {EFFICIENCY:.0%} of "
-            f"{slots.per_run} times the speed of one; {slots.trainings} trainings run at once. Device memory is that "
-            "of one device, host memory that of all processes. Other jobs take one device each."
+            f"Each student trains on {slots.per_run} of {slots.count} devices, at {EFFICIENCY:.0%} of the speed of "
+            f"{slots.per_run} (assumed), {slots.trainings} at once. Device memory is that of one device, host memory "
+            "that of all its processes. Other jobs take one device each."
         )
         yield from wrap(text, WIDTH)
 
@@ -147,14 +147,14 @@ def _sums(costs: ScaleCosts, slots: Slots) -> Iterator[str]:
     yield from table(rows, numbers=range(1, 6))
     (need, job), (host, larger) = everyday.largest_device_bytes(), everyday.largest_host_bytes()
     device = f"{gib(need)} on a GPU ({job}), " if on_gpu else ""
-    memory = f"Largest memory of a job: {device}{gib(host)} of the host ({larger})."
+    memory = f"Most memory of a job: {device}{gib(host)} of the host ({larger})."
     yield from ("", *wrap(memory, WIDTH, subsequent_indent="  "))
 
 
 def _disk(costs: ScaleCosts, slots: Slots) -> list[str]:
     space = disk(costs, slots=slots)
     parts = ", ".join(f"{name} {size(value)}" for name, value in asdict(space).items() if value)
-    text = f"Disk: {size(space.total)} in total: {parts}; a tenth more for small files."
+    text = f"Disk: {size(space.total)} in all: {parts}; a tenth more for small files."
     return wrap(text, WIDTH, subsequent_indent="  ")
 
 

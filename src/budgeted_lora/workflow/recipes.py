@@ -5,6 +5,7 @@ from typing import Any
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.rows import Row
 from budgeted_lora.config.scale import Config
+from budgeted_lora.config.types import Method
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
 from budgeted_lora.method.structure import Structure, structure
@@ -146,9 +147,14 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
     return layers, ffn
 
 
+def default_recipe(config: Config, method: Method, budget: float | None) -> Recipe:
+    """The recipe of a student with the scale's defaults."""
+    return recipe(config, Row(method=method, budget=budget))
+
+
 def default_budgeted(config: Config, budget: float) -> Recipe:
     """The recipe of a budgeted student with the scale's defaults."""
-    return recipe(config, Row(method="budgeted_lora", budget=budget))
+    return default_recipe(config, "budgeted_lora", budget)
 
 
 def differences(config: Config, values: Recipe) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def differences(config: Config, values: Recipe) -> dict[str, Any]:
 
     What follows from another value is left out: alpha in its usual ratio to the rank, the ends of a schedule.
     """
-    default = recipe(config, Row(method=values.method, budget=values.budget))
+    default = default_recipe(config, values.method, values.budget)
     mine, usual = as_row(values), as_row(default)
     differing = {name: value for name, value in mine.items() if value != usual[name] and name != "alpha"}
     if values.rank is not None and values.alpha * default.rank != default.alpha * values.rank:
