@@ -1,13 +1,13 @@
-"""The ways a stage refuses: bad input (exit status 2) and a run that cannot go on (1)."""
+"""The errors of a stage: bad input (exit status 2), and a run that cannot continue (1)."""
 
 
 class BadInput(Exception):
-    """Input or configuration that cannot be used: one line saying what, where and what was expected."""
+    """Input or configuration that cannot be used; one line says what, where and what was expected."""
 
 
 class TrainingDiverged(Exception):
-    """The loss is no longer a finite number; carries the step at which that was seen."""
+    """The loss is no longer finite; the message names the step."""
 
 
-class RankFailed(Exception):
-    """One of the processes that train a student together was killed or failed; says which, and how."""
+class ProcessFailed(Exception):
+    """One of the processes that train a student together was killed or failed; the message says which, and how."""

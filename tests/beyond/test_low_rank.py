@@ -98,7 +98,7 @@ def test_a_start_changes_no_output(d_out: int, d_in: int, seed: int, gated: bool
     start_from(module, moment=moment)
     torch.testing.assert_close(module(x), x @ weight.T, rtol=1e-9, atol=1e-9)
     up, down = low_rank_factors(weight, rank=rank, moment=moment)
-    module.dense = 0.0
+    module.retention = 0.0
     torch.testing.assert_close(module(x), x @ (up @ down).T, rtol=1e-9, atol=1e-9)
     assert not module.weight.requires_grad
     assert module.lora_a.requires_grad

@@ -21,6 +21,7 @@ from budgeted_lora.method.cost import (
     lora_macs,
     projections,
 )
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import structure
 from budgeted_lora.models.device import on_device
 from budgeted_lora.stages.measure_speed import measure_speed
@@ -31,9 +32,8 @@ CPU = torch.device("cpu")
 
 
 def plan(budget: float) -> dict:
-    return structure(
-        SHAPE, rank=5, budget=budget, start=0.1, end=0.3, drop_threshold=0.05, svd_threshold=0.5, r_max=4
-    ).as_json()
+    rule = BudgetRule(budget=budget, start=0.1, end=0.3)
+    return structure(SHAPE, rule, rank=5, svd_threshold=0.5, r_max=4).as_json()
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.4, 0.8])

@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan
+from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan, rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ from budgeted_lora.method.cost import (
     projections,
     train_compute,
 )
-from budgeted_lora.method.schedule import mean_fraction, target_fraction
+from budgeted_lora.method.schedule import BudgetRule
 
 fractions = st.floats(0.0, 1.0)
 costs_lists = st.lists(st.integers(1, 10_000_000), min_size=1, max_size=60)
@@ -70,10 +70,9 @@ def test_projections_follow_registration_order():
     ],
 )
 def test_train_compute_of_budgeted_runs(shape, rank, _r_max, budget, schedule, rho, compute):
-    start, end = SCHEDULES[schedule]
-    found = mean_fraction(budget=budget, start=start, end=end)
-    assert found == pytest.approx(rho, abs=1e-12)
-    assert round(train_compute(shape, method="budgeted_lora", rank=rank, rho=found), 4) == compute
+    mean = rule(budget, schedule).mean_fraction
+    assert mean == pytest.approx(rho, abs=1e-12)
+    assert round(train_compute(shape, method="budgeted_lora", rank=rank, rho=mean), 4) == compute
     assert round(plan(shape, rank, 8, budget, schedule).train_compute, 4) == compute
 
 
@@ -124,8 +123,8 @@ def test_shape_refuses_nonsense():
 @given(budget=fractions, bounds=st.tuples(fractions, fractions), t=fractions, later=fractions)
 def test_schedule_stays_in_bounds_and_never_rises(budget, bounds, t, later):
     start, end = sorted(bounds)
-    now = target_fraction(t, budget=budget, start=start, end=end)
-    then = target_fraction(max(t, later), budget=budget, start=start, end=end)
+    made = BudgetRule(budget=budget, start=start, end=end)
+    now, then = made.target_fraction(t), made.target_fraction(max(t, later))
     assert budget <= then <= now <= 1.0
     assert now == 1.0 or t >= start
     assert now == budget or t < end
@@ -135,16 +134,14 @@ def test_schedule_stays_in_bounds_and_never_rises(budget, bounds, t, later):
 @given(budget=fractions, bounds=st.tuples(fractions, fractions))
 def test_mean_fraction_is_the_integral(budget, bounds):
     start, end = sorted(bounds)
-    points = 4000
-    integral = (
-        sum(target_fraction((i + 0.5) / points, budget=budget, start=start, end=end) for i in range(points)) / points
-    )
-    assert math.isclose(mean_fraction(budget=budget, start=start, end=end), integral, abs_tol=2 / points)
+    points, made = 4000, BudgetRule(budget=budget, start=start, end=end)
+    integral = sum(made.target_fraction((i + 0.5) / points) for i in range(points)) / points
+    assert math.isclose(made.mean_fraction, integral, abs_tol=2 / points)
 
 
 def test_schedule_without_cosine_starts_at_the_budget():
-    assert target_fraction(0.0, budget=0.25, start=0.0, end=0.0) == 0.25
-    assert target_fraction(0.2, budget=0.0, start=0.1, end=0.3) == pytest.approx(0.5)
+    assert rule(0.25, "none").target_fraction(0.0) == 0.25
+    assert rule(0.0).target_fraction(0.2) == pytest.approx(0.5)
 
 
 # ---- controller -------------------------------------------------------------------------------------------------
@@ -185,9 +182,9 @@ def test_greedy_takes_cheap_modules_first_and_ties_in_order(costs, fraction):
     kind=st.sampled_from(["greedy", "uniform"]),
     smoothing=st.floats(0.0, 0.99),
 )
-def test_coefficients_fall_and_stay_at_zero(costs, budget, schedule, kind, smoothing):
-    run = controller(costs, budget, schedule, kind=kind, smoothing=smoothing)
-    before = list(run.coefficients)
+def test_retentions_fall_and_stay_at_zero(costs, budget, schedule, kind, smoothing):
+    run = controller(costs, budget, schedule, controller=kind, smoothing=smoothing)
+    before = list(run.retentions)
     for n in range(50):
         now = run.step(n, steps=50)
         assert all(0.0 <= d <= previous for d, previous in zip(now, before, strict=True))
@@ -201,7 +198,7 @@ def test_controller_without_smoothing_follows_the_schedule():
     for n in range(100):
         run.step(n, steps=100)
         assert run.retained_fraction == pytest.approx(run.target, abs=1e-9)
-        assert run.target == target_fraction(n / 100, budget=0.4, start=0.1, end=0.3)
+        assert run.target == rule(0.4).target_fraction(n / 100)
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.4, 0.8])
@@ -210,15 +207,15 @@ def test_long_run_ends_in_the_planned_structure(budget):
     run = controller([module.macs for module in projections(MINI)], budget, "short")
     for n in range(300):
         run.step(n, steps=300)
-    assert run.coefficients == pytest.approx([module.d for module in planned.modules], abs=1e-6)
+    assert run.retentions == pytest.approx([module.d for module in planned.modules], abs=1e-6)
     assert run.retained_fraction == pytest.approx(budget, abs=1e-6)
 
 
 def test_uniform_controller_moves_all_modules_together():
-    run = controller([5, 10, 100], 0.4, "short", kind="uniform")
+    run = controller([5, 10, 100], 0.4, "short", controller="uniform")
     for n in range(200):
         assert len(set(run.step(n, steps=200))) == 1
-    assert run.coefficients == pytest.approx([0.4] * 3)
+    assert run.retentions == pytest.approx([0.4] * 3)
 
 
 def test_state_resumes_exactly():
@@ -228,20 +225,20 @@ def test_state_resumes_exactly():
         whole.step(n, steps=200)
     for n in range(117):
         first.step(n, steps=200)
-    second.load(first.state())
+    second.load(first.retentions)
     for n in range(117, 200):
         second.step(n, steps=200)
-    assert second.coefficients == whole.coefficients
+    assert second.retentions == whole.retentions
 
 
 def test_controller_refuses_nonsense():
     with pytest.raises(BadInput, match=r"smoothing is 1\.0"):
         controller([1], 0.4, "short", smoothing=1.0)
-    with pytest.raises(BadInput, match="kind is 'random'"):
-        controller([1], 0.4, "short", kind="random")
+    with pytest.raises(BadInput, match="controller is 'random'"):
+        controller([1], 0.4, "short", controller="random")
     with pytest.raises(BadInput, match="at least one module"):
         controller([], 0.4, "short")
-    with pytest.raises(BadInput, match="2 coefficients; expected 1"):
+    with pytest.raises(BadInput, match="2 retentions; expected 1"):
         controller([1], 0.4, "short").load([0.5, 0.5])
     with pytest.raises(BadInput, match="outside"):
         controller([1], 0.4, "short").load([1.5])

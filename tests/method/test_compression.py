@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM, MistralForCausalLM
 from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.compress import compress_module, compress_student
+from budgeted_lora.method.compress import compress_module
 from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM, FactorizedLinear
 from budgeted_lora.models.trained import TrainedStudent
-from budgeted_lora.stages.compress_cell import parity, summarize
+from budgeted_lora.stages.compress_cell import compress_student, parity, summarize
 
 MODULE = {
     "scale": 2.0,
@@ -163,13 +163,13 @@ def test_truncated_svd_is_the_best_map_its_macs_allow(share, seed):
 def test_a_full_student_is_truncated_to_the_macs_of_a_budget():
     student = TrainedStudent(dense_model(), {}, "kd_full")
     wanted = Compression(macs_of_budget=0.4)
-    model, records = compress_student(student, settings=wanted, drop_threshold=0.0, macs=planned(0.4).macs)
+    model, records = compress_student(student, variant=wanted, drop_threshold=0.0, macs=planned(0.4).totals.macs)
     totals = summarize(model, records, method="kd_full", rank=None)
     assert {record["decision"] for record in records} == {"svd"}
-    assert 0.8 * planned(0.4).macs < totals["macs"] <= planned(0.4).macs
+    assert 0.8 * planned(0.4).totals.macs < totals["macs"] <= planned(0.4).totals.macs
     assert totals["param_reduction_pct"] > 0
     with pytest.raises(BadInput, match="macs_of_budget on a budgeted_lora student; only KD Full is truncated"):
-        compress_student(make_trained(0.4), settings=wanted, drop_threshold=0.05, macs=1)
+        compress_student(make_trained(0.4), variant=wanted, drop_threshold=0.05, macs=1)
 
 
 def test_truncation_keeps_the_outputs_where_that_is_asked(tmp_path):
@@ -186,7 +186,7 @@ def test_truncation_keeps_the_outputs_where_that_is_asked(tmp_path):
     student = TrainedStudent(dense_model(), {}, "kd_full")
     wanted = Compression(macs_of_budget=0.4, truncation="outputs", undistilled=True)
     with pytest.raises(BadInput, match="outputs needs input statistics, which only an undistilled student has"):
-        compress_student(student, settings=wanted, drop_threshold=0.0, macs=planned(0.4).macs)
+        compress_student(student, variant=wanted, drop_threshold=0.0, macs=planned(0.4).totals.macs)
 
 
 def test_half_precision_is_computed_in_float32():
@@ -209,7 +209,7 @@ def test_logits_agree_where_nothing_is_approximated(budget):
 
 def test_svd_changes_logits_and_is_marked():
     student = make_trained(exact_budget())
-    partial = next(name for name, module in student.modules.items() if 0 < module.dense < 1)
+    partial = next(name for name, module in student.modules.items() if 0 < module.retention < 1)
     after, records = compressed(student, svd_threshold=0.999)
     (record,) = [record for record in records if not record["exact"]]
     assert record["name"] == partial
@@ -228,7 +228,7 @@ def test_totals_are_the_planned_ones(budget):
     for name, value in vars(plan.totals).items():
         assert sums[name] == pytest.approx(value), name
     weights = sum(p.numel() for name, p in after.named_parameters() if "_proj" in name)
-    assert weights == plan.macs
+    assert weights == plan.totals.macs
 
 
 def test_projections_are_plain_linear_layers():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from budgeted_lora.method import loss as loss_module
-from budgeted_lora.method.loss import distillation_loss, linear_distillation_loss
+from budgeted_lora.method.loss import distillation_loss
 
 
 def reference(student, teacher, labels, mask, *, temperature, kd_weight):
@@ -17,6 +17,12 @@ def reference(student, teacher, labels, mask, *, temperature, kd_weight):
     kl = (share * (share.log() - torch.log_softmax(student / temperature, -1))).sum(-1).mean()
     ce = functional.cross_entropy(student, labels[mask])
     return kd_weight * temperature**2 * kl + (1 - kd_weight) * ce, kl, ce
+
+
+def loss_of_logits(student, teacher, labels, mask, **arguments):
+    """The loss of given logits [..., V]: hidden states of width V before a head that is the identity."""
+    same = torch.eye(student.shape[-1], dtype=student.dtype)
+    return distillation_loss(student[mask], same, teacher[mask], same.to(teacher.dtype), labels[mask], **arguments)
 
 
 def batch(*, seed=0, shape=(3, 7), vocabulary=11, spread=3.0, dtype=torch.float64):
@@ -50,7 +56,7 @@ def hidden_batch(*, seed=0, rows=23, hidden=5, teacher_hidden=7, vocabulary=11, 
 def test_values_and_gradient_agree_with_the_float64_reference(seed, temperature, kd_weight, spread):
     student, teacher, labels, mask = batch(seed=seed, spread=spread)
     ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
-    losses = distillation_loss(ours, teacher, labels, mask, temperature=temperature, kd_weight=kd_weight)
+    losses = loss_of_logits(ours, teacher, labels, mask, temperature=temperature, kd_weight=kd_weight)
     expected, kl, ce = reference(theirs, teacher, labels, mask, temperature=temperature, kd_weight=kd_weight)
     losses.loss.backward()
     expected.backward()
@@ -64,7 +70,7 @@ def test_gradient_is_the_closed_form_of_the_method():
     student, teacher, labels, mask = batch(seed=4)
     student.requires_grad_()
     t, a = 3.0, 0.8
-    distillation_loss(student, teacher, labels, mask, temperature=t, kd_weight=a).loss.backward()
+    loss_of_logits(student, teacher, labels, mask, temperature=t, kd_weight=a).loss.backward()
     z_s, z_t = student.detach(), teacher
     closed = a * t * (torch.softmax(z_s / t, -1) - torch.softmax(z_t / t, -1))
     closed += (1 - a) * (torch.softmax(z_s, -1) - functional.one_hot(labels, z_s.shape[-1]))
@@ -75,7 +81,7 @@ def test_gradient_agrees_with_finite_differences():
     student, teacher, labels, mask = batch(seed=2, shape=(2, 2), vocabulary=4)
     student.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: distillation_loss(z, teacher, labels, mask, temperature=2.0, kd_weight=0.6).loss, (student,)
+        lambda z: loss_of_logits(z, teacher, labels, mask, temperature=2.0, kd_weight=0.6).loss, (student,)
     )
 
 
@@ -83,7 +89,7 @@ def test_gradient_agrees_with_finite_differences():
 def test_no_divergence_and_no_gradient_when_student_is_teacher(dtype):
     student, _, labels, mask = batch(dtype=dtype)
     student.requires_grad_()
-    losses = distillation_loss(student, student.detach(), labels, mask, temperature=3.0, kd_weight=1.0)
+    losses = loss_of_logits(student, student.detach(), labels, mask, temperature=3.0, kd_weight=1.0)
     losses.loss.backward()
     assert losses.kl == 0.0
     assert losses.loss == 0.0
@@ -96,7 +102,7 @@ def test_temperature_squared_keeps_the_gradient_scale():
     grads = []
     for temperature in (1e3, 2e3):
         z = student.clone().requires_grad_()
-        distillation_loss(z, teacher, labels, mask, temperature=temperature, kd_weight=1.0).loss.backward()
+        loss_of_logits(z, teacher, labels, mask, temperature=temperature, kd_weight=1.0).loss.backward()
         grads.append(z.grad)
     difference = student - teacher
     limit = (difference - difference.mean(-1, keepdim=True)) / student.shape[-1] * mask[..., None] / mask.sum()
@@ -107,10 +113,10 @@ def test_temperature_squared_keeps_the_gradient_scale():
 def test_masked_positions_do_not_count():
     student, teacher, labels, mask = batch(seed=3)
     arguments = {"temperature": 3.0, "kd_weight": 0.8}
-    before = distillation_loss(student, teacher, labels, mask, **arguments).loss
+    before = loss_of_logits(student, teacher, labels, mask, **arguments).loss
     student[~mask], teacher[~mask], labels[~mask] = 1e6, -1e6, 0
     student.requires_grad_()
-    after = distillation_loss(student, teacher, labels, mask, **arguments).loss
+    after = loss_of_logits(student, teacher, labels, mask, **arguments).loss
     after.backward()
     assert before == after
     assert not student.grad[~mask].any()
@@ -118,7 +124,7 @@ def test_masked_positions_do_not_count():
 
 def test_an_empty_mask_gives_zero_and_not_nan():
     student, teacher, labels, mask = batch()
-    losses = distillation_loss(student, teacher, labels, torch.zeros_like(mask), temperature=3.0, kd_weight=0.8)
+    losses = loss_of_logits(student, teacher, labels, torch.zeros_like(mask), temperature=3.0, kd_weight=0.8)
     assert losses.loss == 0.0
 
 
@@ -128,7 +134,7 @@ def test_linear_form_equals_logits_form_for_any_chunk(seed, chunk_rows, cut):
     hidden, head, teacher_hidden, teacher_head, labels = hidden_batch(seed=seed)
     arguments = {"temperature": 3.0, "kd_weight": 0.7}
     plain_hidden, plain_head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-    plain = distillation_loss(
+    plain = loss_of_logits(
         plain_hidden @ plain_head.T,
         teacher_hidden @ teacher_head.T,
         labels,
@@ -142,7 +148,7 @@ def test_linear_form_equals_logits_form_for_any_chunk(seed, chunk_rows, cut):
     try:  # two unequal micro-batches, divided by the count of both
         total = 0.0
         for rows in (slice(0, cut), slice(cut, None)):
-            losses = linear_distillation_loss(
+            losses = distillation_loss(
                 hidden[rows], head, teacher_hidden[rows], teacher_head, labels[rows], count=len(labels), **arguments
             )
             losses.loss.backward()
@@ -159,10 +165,10 @@ def test_micro_batches_of_unequal_valid_counts_add_up_to_one_batch():
     mask[1:, 2:] = False
     whole, parts = student.clone().requires_grad_(), student.clone().requires_grad_()
     arguments = {"temperature": 3.0, "kd_weight": 0.8}
-    distillation_loss(whole, teacher, labels, mask, **arguments).loss.backward()
+    loss_of_logits(whole, teacher, labels, mask, **arguments).loss.backward()
     for row in range(4):
         one = slice(row, row + 1)
-        distillation_loss(
+        loss_of_logits(
             parts[one], teacher[one], labels[one], mask[one], count=int(mask.sum()), **arguments
         ).loss.backward()
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-12, atol=1e-15)
@@ -171,7 +177,7 @@ def test_micro_batches_of_unequal_valid_counts_add_up_to_one_batch():
 def test_a_frozen_head_gets_no_gradient():
     hidden, head, teacher_hidden, teacher_head, labels = hidden_batch()
     hidden.requires_grad_()
-    linear_distillation_loss(
+    distillation_loss(
         hidden, head, teacher_hidden, teacher_head, labels, temperature=3.0, kd_weight=0.8
     ).loss.backward()
     assert head.grad is None
@@ -180,14 +186,14 @@ def test_a_frozen_head_gets_no_gradient():
 
 def test_float32_is_close_to_the_reference():
     student, teacher, labels, mask = batch(seed=1, shape=(4, 64), vocabulary=512, dtype=torch.float32)
-    losses = distillation_loss(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
+    losses = loss_of_logits(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
     expected, _, _ = reference(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
     assert losses.loss.item() == pytest.approx(expected.item(), rel=2e-6)
 
 
 def test_bfloat16_logits_are_summed_in_float32():
     student, teacher, labels, mask = batch(seed=1, shape=(4, 64), vocabulary=512, dtype=torch.bfloat16)
-    losses = distillation_loss(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
+    losses = loss_of_logits(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
     expected, _, _ = reference(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
     assert losses.loss.dtype == torch.float32
     assert losses.loss.item() == pytest.approx(expected.item(), rel=2e-6)

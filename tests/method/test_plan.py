@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan
+from fixtures.budgets import MINI, PAPER, SCHEDULES, SHAPES, controller, plan, rule
 from fixtures.scales import costs_of, tiny
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from budgeted_lora.method.cost import (
     lora_macs,
     projections,
 )
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import (
     decide,
     steps_needed,
@@ -41,13 +42,12 @@ from budgeted_lora.workflow.recipes import student_shape
 )
 def test_structures_of_table_8(shape, rank, r_max, budget, counts, macs, dense, lora, reduction, reduction_vs_dense):
     found = plan(shape, rank, r_max, budget)
-    assert (found.kept, found.svd, found.dropped) == counts
-    assert found.macs * (PAPER.hidden // shape.hidden) ** 2 == macs
-    assert found.params == found.macs
-    assert round(found.speedup_vs_dense, 2) == dense
-    assert round(found.speedup_vs_lora, 2) == lora
-    assert round(found.param_reduction_pct, 1) == reduction
-    assert round(found.param_reduction_vs_dense_pct, 1) == reduction_vs_dense
+    assert (found.totals.kept, found.totals.svd, found.totals.dropped) == counts
+    assert found.totals.macs * (PAPER.hidden // shape.hidden) ** 2 == macs
+    assert round(found.totals.speedup_vs_dense, 2) == dense
+    assert round(found.totals.speedup_vs_lora, 2) == lora
+    assert round(found.totals.param_reduction_pct, 1) == reduction
+    assert round(found.totals.param_reduction_vs_dense_pct, 1) == reduction_vs_dense
 
 
 @pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
@@ -63,17 +63,17 @@ def test_budget_04_keeps_layer_3_gate_in_part(shape, rank, r_max):
 @pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
 def test_budget_08_has_one_svd_module(shape, rank, r_max):
     found = plan(shape, rank, r_max, 0.8)
-    assert (found.kept, found.svd, found.dropped) == (17, 1, 24)
+    assert (found.totals.kept, found.totals.svd, found.totals.dropped) == (17, 1, 24)
     (only,) = [module for module in found.modules if module.decision == "svd"]
     assert only.projection.name == "model.layers.0.mlp.gate_proj"
     assert only.d == 0.4
     assert only.svd_rank == round(0.4 * r_max)
     scale = PAPER.hidden // shape.hidden
-    assert found.macs * scale**2 == 44_433_408 + 3840 * only.svd_rank * scale
-    assert round(found.param_reduction_pct, 1) == 30.4
-    assert round(found.param_reduction_vs_dense_pct, 1) in (13.2, 13.1)
-    assert round(found.speedup_vs_dense, 2) == 1.15
-    assert round(found.speedup_vs_lora, 2) == 1.44
+    assert found.totals.macs * scale**2 == 44_433_408 + 3840 * only.svd_rank * scale
+    assert round(found.totals.param_reduction_pct, 1) == 30.4
+    assert round(found.totals.param_reduction_vs_dense_pct, 1) in (13.2, 13.1)
+    assert round(found.totals.speedup_vs_dense, 2) == 1.15
+    assert round(found.totals.speedup_vs_lora, 2) == 1.44
     dropped = {module.projection.kind for module in found.modules if module.decision == "drop"}
     assert dropped == {"q", "k", "v", "o"}
 
@@ -82,19 +82,19 @@ def test_budget_08_range_of_reductions():
     """30.2 % with the SVD rank at its largest, 30.9 % at its smallest with the paper's mean rank of 122.5."""
     most = plan(PAPER, 128, 160, 0.8)
     assert next(module.svd_rank for module in most.modules if module.svd_rank) == 64
-    assert round(most.param_reduction_pct, 1) == 30.2
+    assert round(most.totals.param_reduction_pct, 1) == 30.2
     least = plan(PAPER, 128, 1, 0.8)
     thin = sum(m.projection.d_in + m.projection.d_out for m in least.modules if m.decision != "keep")
-    cut = 1 - (least.macs - (128 - 122.5) * thin) / 63_995_904
+    cut = 1 - (least.totals.macs - (128 - 122.5) * thin) / 63_995_904
     assert round(100 * cut, 1) == 30.9
 
 
 def test_printed_row_of_budget_08_needs_another_budget():
     """The paper prints 24 kept and 17 dropped: that takes F = 0.90, which is at most 24.6 % smaller, not 30.6 %."""
     found = {f / 500: plan(PAPER, 128, 1, f / 500) for f in range(350, 500)}
-    matching = {f: s for f, s in found.items() if (s.kept, s.svd, s.dropped) == (24, 1, 17)}
+    matching = {f: s for f, s in found.items() if (s.totals.kept, s.totals.svd, s.totals.dropped) == (24, 1, 17)}
     assert {round(f, 2) for f in matching} == {0.9}
-    assert max(s.param_reduction_pct for s in matching.values()) < 24.65
+    assert max(s.totals.param_reduction_pct for s in matching.values()) < 24.65
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -104,16 +104,16 @@ def test_structure_does_not_depend_on_the_schedule(schedule):
 
 def test_full_budget_keeps_everything():
     found = plan(MINI, 16, 8, 1.0)
-    assert (found.kept, found.svd, found.dropped) == (42, 0, 0)
-    assert found.speedup_vs_dense == 1.0
+    assert (found.totals.kept, found.totals.svd, found.totals.dropped) == (42, 0, 0)
+    assert found.totals.speedup_vs_dense == 1.0
 
 
 def test_uniform_structure_gives_every_module_the_budget():
     low = plan(MINI, 16, 8, 0.4, controller="uniform")
-    assert (low.kept, low.svd, low.dropped) == (0, 42, 0)
+    assert (low.totals.kept, low.totals.svd, low.totals.dropped) == (0, 42, 0)
     assert {module.d for module in low.modules} == {0.4}
     high = plan(MINI, 16, 8, 0.6, controller="uniform")
-    assert (high.kept, high.svd, high.dropped) == (42, 0, 0)
+    assert (high.totals.kept, high.totals.svd, high.totals.dropped) == (42, 0, 0)
 
 
 def test_any_drop_threshold_up_to_04_gives_the_same_structure():
@@ -147,17 +147,12 @@ def test_svd_rank_is_clipped():
     ],
 )
 def test_structure_refuses_nonsense(options, message):
-    values = {
-        "rank": 128,
-        "budget": 0.4,
-        "start": 0.1,
-        "end": 0.3,
-        "drop_threshold": 0.05,
-        "svd_threshold": 0.5,
-        "r_max": 64,
-    }
+    rule = {"budget": 0.4, "start": 0.1, "end": 0.3}
+    sizes = {"rank": 128, "svd_threshold": 0.5, "r_max": 64}
+    rule = {key: options.get(key, value) for key, value in rule.items()}
+    sizes = {key: options.get(key, value) for key, value in sizes.items()}
     with pytest.raises(BadInput, match=message):
-        structure(PAPER, **(values | options))
+        structure(PAPER, BudgetRule(**rule), **sizes)
 
 
 def test_json_has_the_promised_keys():
@@ -197,14 +192,14 @@ def test_every_count_of_section_6():
     dense, lora = dense_macs(PAPER), lora_macs(PAPER, rank=128)
     assert (dense, lora, dense + lora) == (51_314_688, 12_681_216, 63_995_904)
     assert round(dense / (dense + lora), 2) == 0.80, "KD LoRA unmerged, against the dense student"
-    assert plan(PAPER, 128, 64, 1.0).speedup_vs_dense == 1.0, "and merged"
+    assert plan(PAPER, 128, 64, 1.0).totals.speedup_vs_dense == 1.0, "and merged"
     assert [round(plan(PAPER, 128, 64, f).train_compute, 4) for f in (0.4, 0.0)] == [0.5938, 0.3805]
     assert [round(plan(PAPER, 128, 64, 0.0, name).train_compute, 4) for name in ("none", "long")] == [0.2471, 0.5805]
-    assert [round(plan(PAPER, 128, 64, f).param_reduction_vs_dense_pct, 1) for f in (0.0, 0.4)] == [75.3, 42.5]
+    assert [round(plan(PAPER, 128, 64, f).totals.param_reduction_vs_dense_pct, 1) for f in (0.0, 0.4)] == [75.3, 42.5]
     largest, smallest = (plan(PAPER, 128, r_max, 0.8) for r_max in (160, 1))
-    reductions = [item.param_reduction_vs_dense_pct for item in (smallest, plan(PAPER, 128, 64, 0.8), largest)]
+    reductions = [item.totals.param_reduction_vs_dense_pct for item in (smallest, plan(PAPER, 128, 64, 0.8), largest)]
     assert [round(value, 1) for value in reductions] == [13.4, 13.2, 12.9]
-    assert (round(largest.speedup_vs_dense, 2), round(smallest.speedup_vs_dense, 2)) == (1.15, 1.15)
+    assert (round(largest.totals.speedup_vs_dense, 2), round(smallest.totals.speedup_vs_dense, 2)) == (1.15, 1.15)
     assert {module.rank for module in plan(PAPER, 128, 64, 0.0).modules} == {128}, "average rank 128.0"
 
 
@@ -257,22 +252,24 @@ def test_any_shape_is_planned_as_by_hand(layers, heads, width, ffn, rank, r_max,
     shape = ModelShape(layers=layers, hidden=heads[0] * width, kv=heads[1] * width, ffn=ffn)
     expected = by_hand(shape, rank, r_max, budget, schedule)
     found = plan(shape, rank, r_max, float(budget), schedule)
-    assert (found.kept, found.svd, found.dropped) == (expected["keep"], expected["svd"], expected["drop"])
-    assert (found.macs, found.dense_macs) == (expected["macs"], expected["dense"])
+    assert (found.totals.kept, found.totals.svd, found.totals.dropped) == (
+        expected["keep"],
+        expected["svd"],
+        expected["drop"],
+    )
+    assert (found.totals.macs, found.totals.dense_macs) == (expected["macs"], expected["dense"])
     assert found.train_compute == pytest.approx(float(expected["compute"]), rel=1e-12)
-    assert found.speedup_vs_dense == pytest.approx(expected["dense"] / expected["macs"], rel=1e-12)
+    assert found.totals.speedup_vs_dense == pytest.approx(expected["dense"] / expected["macs"], rel=1e-12)
     both = expected["dense"] + expected["low"]
-    assert found.speedup_vs_lora == pytest.approx(both / expected["macs"], rel=1e-12)
-    assert found.param_reduction_pct == pytest.approx(100 * (1 - expected["macs"] / both), abs=1e-9)
+    assert found.totals.speedup_vs_lora == pytest.approx(both / expected["macs"], rel=1e-12)
+    assert found.totals.param_reduction_pct == pytest.approx(100 * (1 - expected["macs"] / both), abs=1e-9)
 
 
 # ---- steps a run needs ------------------------------------------------------------------------------------------
 
 
 def needed(budget: float, schedule: str, **options: object) -> int:
-    start, end = SCHEDULES[schedule]
-    values = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"} | options
-    return steps_needed(MINI, budget=budget, start=start, end=end, **values)
+    return steps_needed(MINI, rule(budget, schedule, **options))
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.4, 0.8])
@@ -288,10 +285,10 @@ def simulated(budget: float, schedule: str, steps: int, **options: object) -> li
     run = controller([module.macs for module in projections(MINI)], budget, schedule, **options)
     for n in range(steps):
         run.step(n, steps=steps)
-    return [decide(d, drop_threshold=run.drop_threshold, svd_threshold=0.5) for d in run.coefficients]
+    return [decide(d, drop_threshold=run.rule.drop_threshold, svd_threshold=0.5) for d in run.retentions]
 
 
-def test_coefficient_equal_to_a_threshold_stays_on_its_upper_side():
+def test_a_retention_equal_to_a_threshold_stays_on_its_upper_side():
     """At F = 0.6 layer 1's up projection keeps exactly tau_drop = 0.05 of itself: approximated, not dropped."""
     module = plan(PAPER, 128, 64, 0.6).modules[12]
     assert (module.projection.name, module.d, module.decision) == ("model.layers.1.mlp.up_proj", 0.05, "svd")
@@ -310,10 +307,10 @@ def test_steps_needed_is_the_least_that_suffices(budget, schedule, kind, smoothi
     """Checked against the whole controller, of which `steps_needed` simulates two modules."""
     planned = [m.decision for m in plan(MINI, 16, 8, budget, schedule, controller=kind).modules]
     steps = needed(budget, schedule, smoothing=smoothing, controller=kind)
-    assert simulated(budget, schedule, steps, smoothing=smoothing, kind=kind) == planned
-    assert simulated(budget, schedule, steps + longer, smoothing=smoothing, kind=kind) == planned
+    assert simulated(budget, schedule, steps, smoothing=smoothing, controller=kind) == planned
+    assert simulated(budget, schedule, steps + longer, smoothing=smoothing, controller=kind) == planned
     if steps > 1:
-        assert simulated(budget, schedule, steps - 1, smoothing=smoothing, kind=kind) != planned
+        assert simulated(budget, schedule, steps - 1, smoothing=smoothing, controller=kind) != planned
 
 
 def test_full_budget_needs_one_step():
@@ -322,7 +319,7 @@ def test_full_budget_needs_one_step():
 
 def test_schedule_after_the_last_step_is_refused():
     with pytest.raises(BadInput, match="no run reaches"):
-        steps_needed(MINI, budget=0.4, start=1.0, end=1.0, smoothing=0.9, drop_threshold=0.05, controller="greedy")
+        steps_needed(MINI, BudgetRule(budget=0.4, start=1.0, end=1.0))
 
 
 # ---- what `plan` prints of a scale ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from budgeted_lora.method.projections import (
     BudgetedLinear,
     install,
     model_shape,
-    set_dense,
+    set_retentions,
 )
 
 SIZES = {"d_in": 12, "d_out": 8}
@@ -29,7 +29,7 @@ def linear(*, d: float = 1.0, gate_logit: float | None = 2.0, dropout: float = 0
         module.lora_b.normal_(generator=generator)
         if module.gate_logits is not None:
             module.gate_logits.normal_(generator=generator)
-    module.dense = d
+    module.retention = d
     return module
 
 
@@ -161,12 +161,12 @@ def test_install_depends_on_its_seed_alone():
     assert not torch.equal(first_a(0, 1), first_a(1, 1))
 
 
-def test_set_dense_keeps_the_order():
+def test_set_retentions_keeps_the_order():
     modules = install(model(), **VALUES)
-    set_dense(modules, [i / 14 for i in range(14)])
-    assert [item.dense for item in modules.values()] == [i / 14 for i in range(14)]
+    set_retentions(modules, [i / 14 for i in range(14)])
+    assert [item.retention for item in modules.values()] == [i / 14 for i in range(14)]
     with pytest.raises(ValueError, match="zip"):
-        set_dense(modules, [1.0])
+        set_retentions(modules, [1.0])
 
 
 def test_open_gates_are_plain_lora():

@@ -82,7 +82,7 @@ def test_stage_writes_a_model_that_loads(inputs, tmp_path):
     assert logit_difference(student, load_model(folder)) < 2e-5
     assert len(AutoTokenizer.from_pretrained(folder)) == VOCAB
     assert [record["name"] for record in result["modules"]] == [item.name for item in projections(SHAPE)]
-    assert result["totals"]["dropped"] == planned(exact_budget()).dropped
+    assert result["totals"]["dropped"] == planned(exact_budget()).totals.dropped
     assert result["parity"]["exact"]
     assert result["parity"]["max_abs_logit_difference"] < 2e-5
     assert result["parity"]["tokens"] == PARITY_WINDOWS * LENGTH
@@ -132,7 +132,7 @@ def test_trained_student_round_trip(inputs, tmp_path):
     student = make_trained(0.4)
     save_trained(tmp_path / "trained", student.model, method=student.method, modules=student.modules)
     again = load_trained(student=inputs["student"], trained=tmp_path / "trained")
-    assert [item.dense for item in again.modules.values()] == [item.dense for item in student.modules.values()]
+    assert [item.retention for item in again.modules.values()] == [item.retention for item in student.modules.values()]
     assert logit_difference(student, again.model) == 0.0
     record = json.loads((tmp_path / "trained" / "adapter.json").read_text())
     assert (record["method"], record["rank"], record["alpha"]) == ("budgeted_lora", RANK, 8.0)

@@ -20,10 +20,9 @@ from fixtures.training_world import LENGTH, World, make_recipe, make_world
 from safetensors import safe_open
 
 from budgeted_lora.config.sections import Pretraining, Teacher
-from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.files import canonical_json, sha256_file
 from budgeted_lora.method import loop
-from budgeted_lora.models.load import load_model
+from budgeted_lora.stages import cache_teacher as cache_stage
 from budgeted_lora.stages import pretrain_teacher as teacher_stage
 from budgeted_lora.stages import train_cell as stage
 from budgeted_lora.stages.pretrain_teacher import make_teacher
@@ -362,9 +361,9 @@ def test_a_caches_state(
 ) -> None:
     def make(teacher: Path = world.teacher, tokens: Path = world.tokens, **values: object) -> None:
         common = {"windows": 12, "sequence_length": LENGTH, "rows": "packed", "batch_windows": 2}
-        caching.cache_hidden(
-            load_model(teacher), TokenFile.open(tokens), **(common | values), teacher=teacher, out=tmp_path / "cache",
-            state=tmp_path / "state", device=torch.device("cpu"),
+        cache_stage.cache_teacher(
+            teacher=teacher, tokens=tokens, **(common | values), precision="float32", scale="tiny",
+            out=tmp_path / "cache", state=tmp_path / "state", device="cpu", threads=1,
         )  # fmt: skip
 
     cut(monkeypatch, caching, "final_hidden", make, after=4)
@@ -373,7 +372,7 @@ def test_a_caches_state(
         "tokens": {"tokens": other_world.tokens},
         "teacher": {"teacher": world.student},
     }.get(change, {})
-    changed_code(monkeypatch, change, caching)
+    changed_code(monkeypatch, change, cache_stage)
     if change == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     passes = calls_of(monkeypatch, caching, "final_hidden", lambda: make(**changes))

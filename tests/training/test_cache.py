@@ -9,7 +9,7 @@ import torch
 from fixtures.training_world import LENGTH, make_recipe, make_world
 from safetensors.torch import load_file
 
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file, write_record
 from budgeted_lora.models.load import load_model, save_model
@@ -19,7 +19,6 @@ from budgeted_lora.training import cache as cache_module
 from budgeted_lora.training.cache import (
     HiddenCache,
     OnlineTeacher,
-    cache_hidden,
     read_head,
 )
 
@@ -35,27 +34,28 @@ def world(tmp_path_factory):
 
 def make_cache(world, root, *, teacher=None, packing="packed", windows=WINDOWS, dtype=torch.float32):
     teacher = teacher or world.teacher
-    return cache_hidden(
-        load_model(teacher, dtype=dtype),
-        TokenFile.open(world.tokens),
+    cache_teacher(
+        teacher=teacher,
+        tokens=world.tokens,
         windows=windows,
         sequence_length=LENGTH,
-        packing=packing,
+        rows=packing,
         batch_windows=BATCH,
-        teacher=teacher,
+        precision=str(dtype).removeprefix("torch."),
+        scale="test",
         out=root / "cache",
         state=root / "state",
-        device=CPU,
+        device="cpu",
+        threads=1,
     )
+    return json.loads((root / "cache" / "cache.json").read_text())
 
 
-def open_cache(world, root, **changed):
+def open_cache(world, root, *, packing="packed", **changed):
     arguments = {
         "teacher": world.teacher,
-        "tokens": TokenFile.open(world.tokens),
-        "windows": WINDOWS,
-        "sequence_length": LENGTH,
-        "packing": "packed",
+        "windows": Windows(TokenFile.open(world.tokens), changed.pop("sequence_length", LENGTH), packing),
+        "count": WINDOWS,
         "device": CPU,
     }
     return HiddenCache.open(root / "cache", **(arguments | changed))
@@ -147,7 +147,7 @@ def test_a_cache_that_does_not_belong_is_refused(world, tmp_path):
     with pytest.raises(BadInput, match="made from teacher"):
         open_cache(world, tmp_path, teacher=world.student)
     with pytest.raises(BadInput, match="holds 22 windows, expected at least 23"):
-        open_cache(world, tmp_path, windows=WINDOWS + 1)
+        open_cache(world, tmp_path, count=WINDOWS + 1)
     with pytest.raises(BadInput, match="made for packed windows of 16 tokens, expected packed windows of 8"):
         open_cache(world, tmp_path, sequence_length=8)
     record = tmp_path / "cache" / "cache.json"

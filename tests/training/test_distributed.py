@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.states import running
 from fixtures.training_world import LENGTH, World, make_recipe, make_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,14 +25,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.data.tokens import TokenFile
-from budgeted_lora.errors import BadInput, RankFailed, TrainingDiverged
+from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
+from budgeted_lora.method.loop import Processes
 from budgeted_lora.models.load import load_model
 from budgeted_lora.stages import launch as launching
 from budgeted_lora.stages import train_cell as stage
-from budgeted_lora.training.cache import cache_hidden
-from budgeted_lora.training.distributed import Ranks, draw_dropout
-from budgeted_lora.training.state import running
+from budgeted_lora.stages.cache_teacher import cache_teacher
+from budgeted_lora.training.distributed import ProcessGroup
 from budgeted_lora.workflow import slots
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -52,10 +52,10 @@ CACHED = {"kd_lora"}
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
     made = make_world(tmp_path_factory.mktemp("world"))
-    tokens = TokenFile.open(made.tokens)
-    cache_hidden(
-        load_model(made.teacher), tokens, windows=10**6, sequence_length=LENGTH, packing="packed", batch_windows=8,
-        teacher=made.teacher, out=made.root / "cache", state=made.root / "state", device=torch.device("cpu"),
+    cache_teacher(
+        teacher=made.teacher, tokens=made.tokens, windows=10**6, sequence_length=LENGTH, rows="packed",
+        batch_windows=8, precision="float32", scale="tiny", out=made.root / "cache", state=made.root / "state",
+        device="cpu", threads=1,
     )  # fmt: skip
     return made
 
@@ -143,18 +143,22 @@ def test_dropout_of_others_is_drawn(world: World) -> None:
     model.train()(torch.zeros(2, LENGTH, dtype=torch.int64))
     after = torch.get_rng_state()
     torch.set_rng_state(before)
-    draw_dropout(model, windows=2, length=LENGTH, device=torch.device("cpu"))
+    ProcessGroup(count=2).skip(model, windows=2, length=LENGTH, device=torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), after)
     assert not torch.equal(before, after)
 
 
+def processes_of(number: int, count: int) -> Processes:
+    return ProcessGroup(number=number, count=count) if count > 1 else Processes()
+
+
 @settings(deadline=None)
 @given(count=st.integers(1, 8), share=st.integers(1, 24), micro=st.integers(1, 32))
-def test_every_window_of_a_step_is_one_ranks(count: int, share: int, micro: int) -> None:
+def test_every_window_of_a_step_is_one_processs(count: int, share: int, micro: int) -> None:
     windows = count * share
     seen: list[int] = []
     for rank in range(count):
-        parts = list(Ranks(rank=rank, count=count).micro_batches(windows, micro_batch_windows=micro))
+        parts = list(processes_of(rank, count).micro_batches(windows, micro_batch_windows=micro))
         mine = [number for part, own in parts if own for number in range(windows)[part]]
         assert len(mine) == share
         assert all(len(range(windows)[part]) <= micro for part, _ in parts)
@@ -167,7 +171,7 @@ def test_every_window_of_a_step_is_one_ranks(count: int, share: int, micro: int)
 
 def test_windows_that_ranks_cannot_share_are_refused() -> None:
     with pytest.raises(BadInput, match="3 GPUs cannot share the 4 windows of a step"):
-        list(Ranks(count=3).micro_batches(4, micro_batch_windows=2))
+        list(ProcessGroup(count=3).micro_batches(4, micro_batch_windows=2))
 
 
 # --- killed
@@ -249,7 +253,9 @@ def test_a_run_killed_twice_leaves_nothing_behind_and_ends_with_the_same_bytes(
     assert job.returncode == 1
     said = [line for line in re.split(r"[\r\n]+", errors) if line and not line.startswith(("train:", "waiting"))]
     assert len(said) == 1, errors
-    assert said[0].startswith(f"budgeted-lora: rank 1 of 2 (process {found[1]}) was killed by SIGKILL; the others were")
+    assert said[0].startswith(
+        f"budgeted-lora: training process 1 of 2 (process id {found[1]}) was killed by SIGKILL; the others were"
+    )
     assert not any(map(alive, found))
     assert free(tmp_path)
     assert reached < saved(tmp_path) < STEPS
@@ -281,15 +287,23 @@ TERMINATED, KILLED = -signal.SIGTERM, -signal.SIGKILL
 @pytest.mark.parametrize(
     ("errors", "statuses", "expected"),
     [
-        ({0: GONE}, {0: 1, 1: KILLED}, RankFailed("rank 1 of 2 (process 11) was killed by SIGKILL")),
-        ({}, {1: -signal.SIGABRT, 0: TERMINATED}, RankFailed("rank 1 of 2 (process 11) was killed by SIGABRT")),
-        ({0: GONE}, {0: 1, 1: TERMINATED}, RankFailed("rank 1 of 2 (process 11) was killed by SIGTERM")),
-        ({}, {0: 3, 1: TERMINATED}, RankFailed("rank 0 of 2 (process 10) ended with status 3")),
+        ({0: GONE}, {0: 1, 1: KILLED}, ProcessFailed("training process 1 of 2 (process id 11) was killed by SIGKILL")),
+        (
+            {},
+            {1: -signal.SIGABRT, 0: TERMINATED},
+            ProcessFailed("training process 1 of 2 (process id 11) was killed by SIGABRT"),
+        ),
+        (
+            {0: GONE},
+            {0: 1, 1: TERMINATED},
+            ProcessFailed("training process 1 of 2 (process id 11) was killed by SIGTERM"),
+        ),
+        ({}, {0: 3, 1: TERMINATED}, ProcessFailed("training process 0 of 2 (process id 10) ended with status 3")),
         ({1: BadInput("x: expected y")}, {1: 1, 0: TERMINATED}, BadInput("x: expected y")),
         ({0: GONE, 1: BadInput("x: expected y")}, {0: 1, 1: 1}, BadInput("x: expected y")),
         ({0: TrainingDiverged("loss nan")}, {0: 1, 1: TERMINATED}, TrainingDiverged("loss nan")),
         ({0: OSError(28, "No space left on device", "f")}, {0: 1}, OSError(28, "No space left on device", "f")),
-        ({0: GONE, 1: KeyError("a")}, {0: 1, 1: 1}, RankFailed("rank 1 of 2: KeyError: 'a'")),
+        ({0: GONE, 1: KeyError("a")}, {0: 1, 1: 1}, ProcessFailed("training process 1 of 2: KeyError: 'a'")),
     ],
     ids=["killed", "aborted", "terminated", "status", "input", "input of another", "diverged", "disk", "bug"],
 )

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.states import running
 from fixtures.training_world import LENGTH, VOCABULARY, make_recipe, make_world
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput, TrainingDiverged
 from budgeted_lora.method import loop
-from budgeted_lora.method.projections import set_dense
+from budgeted_lora.method.projections import set_retentions
 from budgeted_lora.models.load import load_model
 from budgeted_lora.models.trained import load_trained
 from budgeted_lora.stages import train_cell as stage
 from budgeted_lora.training.cache import OnlineTeacher
-from budgeted_lora.training.state import TrainingState, locked_folder, running
+from budgeted_lora.training.state import TrainingState, locked_folder
 
 CPU = torch.device("cpu")
 METHODS = ("kd_full", "kd_lora", "budgeted_lora")
@@ -76,7 +77,7 @@ def gradients(world, recipe, *, windows=4, seed=7):
     losses = loop.accumulate_gradients(
         model,
         OnlineTeacher(load_model(world.teacher)),
-        TokenFile.open(world.tokens),
+        Windows(TokenFile.open(world.tokens), LENGTH, recipe.rows),
         np.arange(windows),
         recipe,
         device=CPU,
@@ -184,16 +185,19 @@ def test_executed_macs_are_what_the_kernels_ran(world):
     recipe = make_recipe("budgeted_lora", dropout=0.0, micro_batch_windows=4)
     model = load_model(world.student)
     modules, _ = stage.install_method(model, recipe)
-    teacher, tokens = OnlineTeacher(load_model(world.teacher)), TokenFile.open(world.tokens)
+    teacher = OnlineTeacher(load_model(world.teacher))
+    windows = Windows(TokenFile.open(world.tokens), LENGTH, recipe.rows)
 
     def flops():
         with FlopCounterMode(display=False) as counter:
-            loop.accumulate_gradients(model, teacher, tokens, np.arange(4), recipe, device=CPU, precision=torch.float32)
+            loop.accumulate_gradients(
+                model, teacher, windows, np.arange(4), recipe, device=CPU, precision=torch.float32
+            )
         return counter.get_total_flops()
 
     everything = flops()
     off = [name for name in modules if ".layers.1." in name]  # inputs of layer 0 need no gradient, so take the other
-    set_dense(modules, [0.0 if name in off else 1.0 for name in modules])
+    set_retentions(modules, [0.0 if name in off else 1.0 for name in modules])
     saved = sum(modules[name].macs for name in off)
     assert everything - flops() == 2 * 2 * saved * 4 * LENGTH
 
@@ -299,7 +303,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from fixtures.training_world import make_recipe, World
-from budgeted_lora.training import loop, stage
+from budgeted_lora.method import loop
+from budgeted_lora.stages import train_cell as stage
 real = loop.accumulate_gradients
 def slow(*arguments, **keywords):
     time.sleep(float(sys.argv[4]))

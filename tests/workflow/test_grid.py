@@ -14,6 +14,7 @@ from budgeted_lora.config.scale import Config, load_config
 from budgeted_lora.config.sections import Pretraining
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
 from budgeted_lora.workflow.cells import Cell, cells
 from budgeted_lora.workflow.graph import Graph
@@ -210,7 +211,7 @@ def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
         assume(False)
     full = student_shape(scale)
     control = replace(full, layers=layers, ffn=ffn)
-    left_over = planned(scale, default_budgeted(scale, budget)).macs - dense_macs(control)
+    left_over = planned(scale, default_budgeted(scale, budget)).totals.macs - dense_macs(control)
     assert left_over >= 0
     assert control == full or left_over < layers * (3 * full.hidden + 1)
 
@@ -231,7 +232,7 @@ def test_controls_and_sweeps_are_named_by_what_differs() -> None:
     assert full.variants == {"default": ("table2",), "macsF0.4": ("t",)}
     assert list(budgeted.variants) == ["default", "gate0.3_rmax2", "gate0.3", "rmax2"]
     assert full.tables == ("table2", "t")
-    assert json.loads(graph.compression("macsF0.4"))["macs"] == graph.planned[budgeted.id].macs
+    assert json.loads(graph.compression("macsF0.4"))["macs"] == graph.planned[budgeted.id].totals.macs
 
 
 def test_a_longer_row_reads_a_cache_of_its_own() -> None:
@@ -307,9 +308,8 @@ def test_largest_rank_is_allowed() -> None:
 
 
 def test_too_short_a_run_is_refused_with_what_it_needs() -> None:
-    controller = {"smoothing": 0.9, "drop_threshold": 0.05, "controller": "greedy"}
     shape = ModelShape(layers=2, hidden=32, kv=8, ffn=64)
-    needed = steps_needed(shape, budget=0.0, start=0.1, end=0.3, **controller)
+    needed = steps_needed(shape, BudgetRule(budget=0.0, start=0.1, end=0.3))
     row = {"method": "budgeted_lora", "budget": 0.0}
     assert one(row | {"tokens": needed * 256}).recipe.steps == needed
     numbers = f"{needed - 1} steps are too few .* needs {needed} steps, tokens {needed * 256}: a step takes 256"
@@ -339,9 +339,9 @@ def test_what_only_scores_a_student_or_is_not_read_changes_no_id() -> None:
 def test_steps_are_counted_with_the_configured_svd_threshold() -> None:
     row = {"method": "budgeted_lora", "budget": 0.7, "controller": "uniform"}
     shape = ModelShape(layers=2, hidden=32, kv=8, ffn=64)
-    rule = {"budget": 0.7, "start": 0.1, "end": 0.3, "smoothing": 0.9, "drop_threshold": 0.05, "controller": "uniform"}
-    needed = steps_needed(shape, svd_threshold=0.71, **rule)
-    assert needed > steps_needed(shape, svd_threshold=0.5, **rule)
+    rule = BudgetRule(budget=0.7, start=0.1, end=0.3, controller="uniform")
+    needed = steps_needed(shape, rule, svd_threshold=0.71)
+    assert needed > steps_needed(shape, rule, svd_threshold=0.5)
     few = {"tables": {"t": [row]}, "training__tokens": (needed - 1) * 4 * 64, "compression__svd_threshold": 0.71}
     with pytest.raises(BadInput, match=f"it needs {needed} "):
         cells(config(**few))

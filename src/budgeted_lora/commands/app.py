@@ -10,7 +10,7 @@ import typer
 
 from budgeted_lora import __version__
 from budgeted_lora.config.scale import load_config
-from budgeted_lora.errors import BadInput, RankFailed, TrainingDiverged
+from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.stages import dispatch as stages
 from budgeted_lora.workflow.slots import gpu_slots
 
@@ -152,7 +152,16 @@ def refuse_ignored(given: set[str], *, of_scale: bool) -> None:
 
 
 def planned_by_flags(
-    *, layers: int, hidden: int, kv: int, ffn: int, budgets: list[float], schedule: str, rank: int, **thresholds: Any
+    *,
+    layers: int,
+    hidden: int,
+    kv: int,
+    ffn: int,
+    budgets: list[float],
+    schedule: str,
+    rank: int,
+    drop_threshold: float,
+    **thresholds: Any,
 ) -> "list[Structure]":
     """The structures of a shape that belongs to no scale.
 
@@ -160,6 +169,7 @@ def planned_by_flags(
         BadInput: an unknown schedule, or a rank above a projection's dimension.
     """
     from budgeted_lora.method.cost import ModelShape
+    from budgeted_lora.method.schedule import BudgetRule
     from budgeted_lora.method.structure import structure
 
     schedules = {"none": (0.0, 0.0), "short": (0.1, 0.3), "long": (0.1, 0.9)}
@@ -169,8 +179,8 @@ def planned_by_flags(
         raise BadInput(f"--rank {rank} exceeds {min(hidden, kv, ffn)}, the smallest dimension of a projection")
     start, end = schedules[schedule]
     shape = ModelShape(layers=layers, hidden=hidden, kv=kv, ffn=ffn)
-    given = {"rank": rank, "start": start, "end": end, "schedule": schedule, **thresholds}
-    return [structure(shape, budget=fraction, **given) for fraction in budgets]
+    rules = [BudgetRule(budget=budget, start=start, end=end, drop_threshold=drop_threshold) for budget in budgets]
+    return [structure(shape, rule, rank=rank, schedule=schedule, **thresholds) for rule in rules]
 
 
 def costs_of(graph: "Graph", *, device: str | None, utilisation: float | None, calibrate: bool) -> "ScaleCosts":
@@ -391,7 +401,7 @@ def main() -> None:
     except BadInput as error:
         print(f"budgeted-lora: {error}", file=sys.stderr)
         sys.exit(2)
-    except (TrainingDiverged, RankFailed) as error:
+    except (TrainingDiverged, ProcessFailed) as error:
         print(f"budgeted-lora: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:

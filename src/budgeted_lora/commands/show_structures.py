@@ -27,7 +27,7 @@ def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None 
     lines = [
         f"Student of {shape.layers} layers, hidden {shape.hidden}, kv {shape.kv}, ffn {shape.ffn}; "
         f"LoRA rank {', '.join(map(str, ranks))}.",
-        f"{len(first.modules)} modules, {first.dense_macs:,} dense MACs a token.",
+        f"{len(first.modules)} modules, {first.totals.dense_macs:,} dense MACs a token.",
         "Speedups are ratios of MACs, not timings; `fewer` is of parameters; train compute is KD Full = 1.",
         *dict.fromkeys(f"Schedule{_schedule(item)} of the steps." for item in structures),
         "",
@@ -35,7 +35,11 @@ def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None 
     ]
     for index, item in enumerate(structures):
         rank = f", rank {item.rank}" if len(ranks) > 1 else ""
-        lines += ["", f"F = {item.budget:g}{rank}{f', {notes[index]}' if notes else ''}", *describe_structure(item)]
+        lines += [
+            "",
+            f"F = {item.rule.budget:g}{rank}{f', {notes[index]}' if notes else ''}",
+            *describe_structure(item),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -43,9 +47,9 @@ def describe_structure(item: Structure, *, sums: bool = False) -> list[str]:
     """Which modules are kept, approximated and dropped, an indented line each; `sums`: the totals above them."""
     lines = []
     if sums:
-        cuts = f"{item.param_reduction_pct:.1f} % fewer than dense+LoRA"
-        speedups = f"{item.speedup_vs_dense:.2f}x on dense, {item.speedup_vs_lora:.2f}x on LoRA, {cuts}"
-        lines.append(f"F = {item.budget:g}: {item.macs:,} MACs a token, {speedups}")
+        cuts = f"{item.totals.param_reduction_pct:.1f} % fewer than dense+LoRA"
+        speedups = f"{item.totals.speedup_vs_dense:.2f}x on dense, {item.totals.speedup_vs_lora:.2f}x on LoRA, {cuts}"
+        lines.append(f"F = {item.rule.budget:g}: {item.totals.macs:,} MACs a token, {speedups}")
     lines += [f"{name}: {describe_modules(item.modules, decision=name)}" for name in ("keep", "svd", "drop")]
     return [part for line in lines for part in wrap(line, WIDTH, initial_indent="  ", subsequent_indent=" " * 8)]
 
@@ -88,20 +92,20 @@ def _coefficient(module: PlannedModule) -> str:
 
 def _schedule(item: Structure) -> str:
     name = f" {item.schedule}:" if item.schedule else ""
-    return f"{name} from {item.start:g} to {item.end:g}"
+    return f"{name} from {item.rule.start:g} to {item.rule.end:g}"
 
 
 def _row(item: Structure) -> tuple[str, ...]:
     return (
-        f"{item.budget:g}",
-        item.schedule or f"{item.start:g}-{item.end:g}",
-        str(item.kept),
-        str(item.svd),
-        str(item.dropped),
-        f"{item.macs:,}",
-        f"{item.speedup_vs_dense:.2f}x",
-        f"{item.speedup_vs_lora:.2f}x",
-        f"{item.param_reduction_pct:.1f} %",
-        f"{item.param_reduction_vs_dense_pct:.1f} %",
+        f"{item.rule.budget:g}",
+        item.schedule or f"{item.rule.start:g}-{item.rule.end:g}",
+        str(item.totals.kept),
+        str(item.totals.svd),
+        str(item.totals.dropped),
+        f"{item.totals.macs:,}",
+        f"{item.totals.speedup_vs_dense:.2f}x",
+        f"{item.totals.speedup_vs_lora:.2f}x",
+        f"{item.totals.param_reduction_pct:.1f} %",
+        f"{item.totals.param_reduction_vs_dense_pct:.1f} %",
         f"{item.train_compute:.4f}",
     )

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from budgeted_lora.config.types import (
-    Controller,
+    ControllerKind,
     Fraction,
     Init,
     Method,
@@ -38,7 +38,7 @@ class Recipe(Strict):
     schedule: str | None = None
     schedule_start: Fraction | None = None
     schedule_end: Fraction | None = None
-    controller: Controller | None = None
+    controller: ControllerKind | None = None
     smoothing: float | None = None
     drop_threshold: float | None = None
     gate_logit: float | None = None

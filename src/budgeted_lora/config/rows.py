@@ -9,7 +9,7 @@ from budgeted_lora.config.types import (
     Above0,
     BelowOne,
     Between0And1,
-    Controller,
+    ControllerKind,
     Fraction,
     GateHardening,
     Init,
@@ -53,7 +53,7 @@ class Row(Strict):
     schedule: str | list[str] | None = Field(
         None, description="Name in `budget.schedules`; replaces `budget.schedule`. [S]"
     )
-    controller: Controller | None = Field(None, description="Replaces `budget.controller`. [S]")
+    controller: ControllerKind | None = Field(None, description="Replaces `budget.controller`. [S]")
     temperature: Above0 | None = Field(None, description="Replaces `training.temperature`. [S]")
     kd_weight: Fraction | None = Field(None, description="Replaces `training.kd_weight`. [S]")
     rank: Positive | list[Positive] | None = Field(None, description="Replaces `lora.rank`. [S]")

@@ -8,7 +8,7 @@ from budgeted_lora.config.types import (
     Above0,
     BelowOne,
     Between0And1,
-    Controller,
+    ControllerKind,
     Fraction,
     GateHardening,
     Init,
@@ -172,7 +172,7 @@ class Budget(Strict):
         description="Start and end of the decay as fractions of training. [S]",
     )
     schedule: str = Field("short", description="Schedule of rows that name no other. [S]")
-    controller: Controller = Field(
+    controller: ControllerKind = Field(
         "greedy", description="greedy: one dense path after another; uniform: one d for all. [S]"
     )
     order: RemovalOrder = Field(

@@ -8,7 +8,7 @@ Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "scratch"]
 Packing = Literal["packed", "document"]  # how documents become windows; the key is `rows`
 Precision = Literal["float32", "bfloat16"]
-Controller = Literal["greedy", "uniform"]
+ControllerKind = Literal["greedy", "uniform"]
 GateHardening = Literal["soft", "one"]
 
 # Choices of which the first is the paper's; a recipe leaves that one out, and holds one of ours.

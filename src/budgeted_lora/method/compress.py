@@ -1,4 +1,4 @@
-"""From a trained student to plain linear layers: drop, approximate or keep each dense path (paper, section 3.4)."""
+"""From a trained projection to plain linear layers: drop, approximate or keep its dense path (paper, section 3.4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,37 +6,54 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from budgeted_lora.config.sections import Compression
-from budgeted_lora.errors import BadInput
-from budgeted_lora.method.cost import dense_macs, projections
-from budgeted_lora.method.projections import model_shape
-from budgeted_lora.method.structure import (
-    Decision,
-    decide,
-    svd_rank,
-)
-from budgeted_lora.models.compressed import _plain_model
-from budgeted_lora.models.trained import TrainedStudent
-
-MODULE_SETTINGS = ("rank_threshold", "svd_threshold", "r_max", "gate_hardening")
+from budgeted_lora.method.projections import BudgetedLinear
+from budgeted_lora.method.structure import Decision, decide, svd_rank
 
 
 @dataclass(frozen=True)
-class Compressed:
+class CompressedModule:
     """One projection after compression: `dense` [d_out, d_in] if kept, else `down` [r, d_in] and `up` [d_out, r].
 
-    `record` holds d, decision, lora_rank, svd_rank, dense_macs, macs, reconstruction_error (Frobenius norm of the
-    difference to the trained map), relative_error (over the norm of that map), and exact: whether the compressed map
-    is the trained one but for rounding.
+    Attributes:
+        d: final retention.
+        lora_rank, svd_rank: how many of the r ranks come from the low-rank path and from an SVD of W.
+        reconstruction_error: Frobenius norm of the difference to the trained map.
+        relative_error: the same over the norm of the trained map.
+        exact: whether the compressed map is the trained one but for rounding.
     """
 
+    d: float
     decision: Decision
     dense: Tensor | None
     down: Tensor | None
     up: Tensor | None
-    record: dict[str, Any]
+    lora_rank: int
+    svd_rank: int
+    reconstruction_error: float
+    relative_error: float
+    exact: bool
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The module's entry in compression.json, without its name."""
+        d_out, d_in = (len(self.up), self.down.shape[1]) if self.dense is None else self.dense.shape
+        return {
+            "d": self.d,
+            "decision": self.decision,
+            "lora_rank": self.lora_rank,
+            "svd_rank": self.svd_rank,
+            "dense_macs": d_in * d_out,
+            "macs": d_in * d_out if self.dense is not None else len(self.down) * (d_in + d_out),
+            "reconstruction_error": self.reconstruction_error,
+            "relative_error": self.relative_error,
+            "exact": self.exact,
+        }
+
+
+def untouched(weight: Tensor) -> CompressedModule:
+    """A projection of KD Full, which has no low-rank path: W as it is."""
+    return CompressedModule(1.0, "keep", weight, None, None, 0, 0, 0.0, 0.0, exact=True)
 
 
 @torch.no_grad()
@@ -53,16 +70,16 @@ def compress_module(
     svd_threshold: float,
     r_max: int,
     gate_hardening: Literal["soft", "one"],
-) -> Compressed:
+) -> CompressedModule:
     """Compresses d W + scale B diag(g) A, in float32 or the weights' own higher precision.
 
     Args:
         weight, a, b: W [d_out, d_in], A [r, d_in], B [d_out, r].
         gates: gate values g in (0, 1), [r]; None for plain LoRA, whose ranks all stay.
-        d: final dense coefficient.
+        d: final retention.
         scale: alpha / r.
         rank_threshold: ranks with g at or below it are cut; the one with the largest gate always stays.
-        r_max: SVD rank of a coefficient of 1.
+        r_max: SVD rank of a retention of 1.
         gate_hardening: whether surviving gates keep their value ("soft") or become 1 ("one").
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -85,21 +102,19 @@ def compress_module(
 
     error = torch.linalg.matrix_norm((up @ down if dense is None else dense) - trained).item()
     norm = torch.linalg.matrix_norm(trained).item()
-    exact = (
-        len(kept) == len(a) and torch.equal(hard, soft) and (decision == "keep" or d == 0.0 or k == min(d_in, d_out))
+    nothing_cut = len(kept) == len(a) and torch.equal(hard, soft)
+    return CompressedModule(
+        d=d,
+        decision=decision,
+        dense=dense,
+        down=down if dense is None else None,
+        up=up if dense is None else None,
+        lora_rank=len(kept),
+        svd_rank=k,
+        reconstruction_error=error,
+        relative_error=error / norm if norm else 0.0,
+        exact=nothing_cut and (decision == "keep" or d == 0.0 or k == min(d_in, d_out)),
     )
-    record = {
-        "d": d,
-        "decision": decision,
-        "lora_rank": len(kept),
-        "svd_rank": k,
-        "dense_macs": d_in * d_out,
-        "macs": d_in * d_out if dense is not None else (len(kept) + k) * (d_in + d_out),
-        "reconstruction_error": error,
-        "relative_error": error / norm if norm else 0.0,
-        "exact": exact,
-    }
-    return Compressed(decision, dense, None if dense is not None else down, None if dense is not None else up, record)
 
 
 def _surviving(gates: Tensor | None, *, ranks: int, threshold: float) -> Tensor:
@@ -110,77 +125,17 @@ def _surviving(gates: Tensor | None, *, ranks: int, threshold: float) -> Tensor:
     return kept if len(kept) else gates.argmax().reshape(1)
 
 
-@torch.no_grad()
-def compress_student(
-    student: TrainedStudent,
-    *,
-    settings: Compression,
-    drop_threshold: float,
-    macs: int | None = None,
-    moments: Mapping[str, Tensor] | None = None,
-) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """A model of plain linear layers in float32, and the record of every projection, in `named_modules()` order.
-
-    A student without anything factorised (KD Full, KD LoRA, F = 1) stays of transformers' own class.
-
-    Args:
-        macs: with settings.macs_of_budget, the MACs a KD Full student is truncated to, in equal shares.
-        moments: with settings.truncation "outputs", the second moment of each projection's inputs.
-
-    Raises:
-        BadInput: macs_of_budget on a student with low-rank paths, or outputs to be kept and no moments.
-    """
-    if settings.macs_of_budget is not None and student.modules:
-        raise BadInput(f"compression.macs_of_budget on a {student.method} student; only KD Full is truncated")
-    if settings.truncation == "outputs" and moments is None:
-        raise BadInput("compression.truncation: outputs needs input statistics, which only an undistilled student has")
-    shape = model_shape(student.model)
-    share = None if settings.macs_of_budget is None else macs / dense_macs(shape)
-    state = {name: tensor.detach().float() for name, tensor in student.model.state_dict().items()}
-    factorized, records = {}, []
-    for projection in projections(shape):
-        module = student.modules.get(projection.name)
-        if module is None and share is None:
-            records.append({"name": projection.name, **_untouched(projection.macs)})
-            continue
-        if module is None:
-            moment = moments[projection.name] if settings.truncation == "outputs" else None
-            from budgeted_lora.beyond.truncate import truncate_module
-
-            done = truncate_module(state[f"{projection.name}.weight"], share=share, moment=moment)
-        else:
-            done = compress_module(
-                module.weight,
-                module.lora_a,
-                module.lora_b,
-                module.gates(),
-                d=module.dense,
-                scale=module.scale,
-                drop_threshold=drop_threshold,
-                **settings.model_dump(include=set(MODULE_SETTINGS)),
-            )
-        records.append({"name": projection.name, **done.record})
-        for leaf in ("weight", "lora_a", "lora_b", "gate_logits"):
-            state.pop(f"{projection.name}.{leaf}", None)
-        if done.dense is not None:
-            state[f"{projection.name}.weight"] = done.dense
-        else:
-            factorized[projection.name] = len(done.down)
-            state[f"{projection.name}.down.weight"], state[f"{projection.name}.up.weight"] = done.down, done.up
-    model = _plain_model(student.model, factorized)
-    model.load_state_dict(state, strict=True)
-    return model.eval(), records
-
-
-def _untouched(macs: int) -> dict[str, Any]:
-    """Record of a projection of KD Full, which has no low-rank path."""
-    nothing_lost = {"reconstruction_error": 0.0, "relative_error": 0.0, "exact": True}
+def compress_modules(modules: Mapping[str, BudgetedLinear], **thresholds: Any) -> dict[str, CompressedModule]:
+    """Every projection of a trained student, by name; `thresholds` as in `compress_module`."""
     return {
-        "d": 1.0,
-        "decision": "keep",
-        "lora_rank": 0,
-        "svd_rank": 0,
-        "dense_macs": macs,
-        "macs": macs,
-        **nothing_lost,
+        name: compress_module(
+            module.weight,
+            module.lora_a,
+            module.lora_b,
+            module.gates(),
+            d=module.retention,
+            scale=module.scale,
+            **thresholds,
+        )
+        for name, module in modules.items()
     }

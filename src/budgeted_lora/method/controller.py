@@ -1,34 +1,35 @@
-"""The controller: which dense path runs at what strength, at every step of training (paper, section 3)."""
+"""The controller: how much of each dense path a training step retains (paper, section 3)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
+from budgeted_lora.config.recipe import ControllerKind
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.schedule import check_schedule, target_fraction
+from budgeted_lora.method.schedule import BudgetRule
 
-ControllerKind = Literal["greedy", "uniform"]
 DIGITS = 12
 
 
-def greedy_targets(costs: Sequence[int], fraction: float, order: Sequence[int] | None = None) -> list[float]:
-    """Target coefficients that keep exactly `fraction` of the total cost, taken from one module after the other.
+def greedy_targets(costs: Sequence[int], fraction: float, removal_order: Sequence[int] | None = None) -> list[float]:
+    """Target retentions that keep exactly `fraction` of the total cost, taken from one module after the other.
 
-    The walk starts from 1 everywhere. The paper's order is by ascending cost; ties keep the order of `costs`, which is
-    the order of `named_modules()`.
-    Coefficients are rounded to 12 digits, so that one which equals a threshold on paper (0.05 at F = 0.6) does so here.
+    The walk starts from 1 everywhere. The paper walks by ascending cost; ties keep the order of `costs`, which is the
+    order of `named_modules()`. Targets are rounded to 12 digits, so that one that equals a threshold on paper (0.05 at
+    F = 0.6) equals it here.
 
     Args:
         costs: MACs of each module.
         fraction: share of the total to keep, in [0, 1].
-        order: indices of the modules in the order of removal; the paper's when None.
+        removal_order: indices of the modules in the order in which their dense paths go; the paper's when None.
 
     Returns:
-        One coefficient in [0, 1] a module; at most one lies strictly between 0 and 1.
+        One retention in [0, 1] per module; at most one lies strictly between 0 and 1.
     """
     total = sum(costs)
     excess = total - fraction * total
     targets = [1.0] * len(costs)
-    for index in sorted(range(len(costs)), key=costs.__getitem__) if order is None else order:
+    if removal_order is None:
+        removal_order = sorted(range(len(costs)), key=costs.__getitem__)
+    for index in removal_order:
         if excess <= 0.0:
             break
         cut = min(excess, float(costs[index]))
@@ -38,18 +39,18 @@ def greedy_targets(costs: Sequence[int], fraction: float, order: Sequence[int] |
 
 
 def module_targets(
-    costs: Sequence[int], fraction: float, *, kind: ControllerKind, order: Sequence[int] | None = None
+    costs: Sequence[int], fraction: float, *, kind: ControllerKind, removal_order: Sequence[int] | None = None
 ) -> list[float]:
-    """Target coefficients of either controller; the uniform one gives every module the fraction itself."""
+    """Target retentions of either controller; the uniform one gives every module the fraction itself."""
     if kind == "greedy":
-        return greedy_targets(costs, fraction, order)
+        return greedy_targets(costs, fraction, removal_order)
     return [fraction] * len(costs)
 
 
 def smooth(value: float, target: float, *, smoothing: float, drop_threshold: float) -> float:
-    """One step of the moving average of a coefficient; below the threshold it becomes exactly 0.
+    """One step of the moving average of a retention; below the threshold it becomes exactly 0.
 
-    Targets never rise during training, so the average lies at or above its target; `max` keeps rounding from
+    Targets never rise during training, so the average lies at or above its target; `max` stops rounding from
     carrying it below.
     """
     value = max(target, smoothing * value + (1.0 - smoothing) * target)
@@ -57,83 +58,57 @@ def smooth(value: float, target: float, *, smoothing: float, drop_threshold: flo
 
 
 class Controller:
-    """Dense coefficients of all modules during one training run.
+    """Retentions of all modules during one training run.
 
     Args:
         costs: MACs of each module, in `named_modules()` order.
-        budget: F, fraction of dense MACs kept at the end.
-        start, end: share of training at which the schedule starts and ends.
-        smoothing: beta of the moving average, in [0, 1).
-        drop_threshold: tau_drop; a smoothed coefficient below it becomes exactly 0 and its matmul is skipped.
-        kind: greedy (one module after the other) or uniform (one coefficient for all).
-        order: for greedy, the modules' indices in the order of removal; by ascending cost, as in the paper, when None.
+        removal_order: for the greedy controller, the modules' indices in the order in which their dense paths go; by
+            ascending cost, as in the paper, when None.
+
+    Attributes:
+        retentions: d of every module, in the order of `costs`; 1 before the first step.
+        target: F(t) of the last step.
 
     Raises:
-        BadInput: a value is out of range.
+        BadInput: no module, a cost that is not positive, or an order that is not a permutation.
     """
 
-    def __init__(
-        self,
-        costs: Sequence[int],
-        *,
-        budget: float,
-        start: float,
-        end: float,
-        smoothing: float,
-        drop_threshold: float,
-        kind: ControllerKind = "greedy",
-        order: Sequence[int] | None = None,
-    ) -> None:
-        check_schedule(budget=budget, start=start, end=end)
+    def __init__(self, costs: Sequence[int], rule: BudgetRule, *, removal_order: Sequence[int] | None = None) -> None:
         if not costs or min(costs) < 1:
             raise BadInput("controller: expected at least one module, each with a positive cost")
-        if not 0.0 <= smoothing < 1.0:
-            raise BadInput(f"controller: smoothing is {smoothing}; expected 0 <= smoothing < 1")
-        if not 0.0 <= drop_threshold < 1.0:
-            raise BadInput(f"controller: drop_threshold is {drop_threshold}; expected 0 <= drop_threshold < 1")
-        if kind not in ("greedy", "uniform"):
-            raise BadInput(f"controller: kind is {kind!r}; expected greedy or uniform")
-        if order is not None and sorted(order) != list(range(len(costs))):
+        if removal_order is not None and sorted(removal_order) != list(range(len(costs))):
             raise BadInput(
-                f"controller: order has {len(order)} indices; expected each of the {len(costs)} modules once"
+                f"controller: removal_order has {len(removal_order)} indices; expected each of the {len(costs)} "
+                "modules once"
             )
-        self.costs = list(costs)
-        self.budget, self.start, self.end = budget, start, end
-        self.smoothing, self.drop_threshold, self.kind, self.order = smoothing, drop_threshold, kind, order
-        self.coefficients = [1.0] * len(self.costs)
+        self.costs, self.rule, self.removal_order = list(costs), rule, removal_order
+        self.retentions = [1.0] * len(self.costs)
         self.target = 1.0
 
     def step(self, n: int, *, steps: int) -> list[float]:
-        """Moves the coefficients to step `n` of `steps` (n = 0 .. steps - 1); call it before the forward pass.
-
-        Returns:
-            The coefficient d of every module, in the order of `costs`.
-        """
-        self.target = target_fraction(n / steps, budget=self.budget, start=self.start, end=self.end)
-        targets = module_targets(self.costs, self.target, kind=self.kind, order=self.order)
-        self.coefficients = [
-            smooth(value, target, smoothing=self.smoothing, drop_threshold=self.drop_threshold)
-            for value, target in zip(self.coefficients, targets, strict=True)
+        """Moves the retentions to step `n` of `steps` (n = 0 .. steps - 1); call it before the forward pass."""
+        rule = self.rule
+        self.target = rule.target_fraction(n / steps)
+        targets = module_targets(self.costs, self.target, kind=rule.controller, removal_order=self.removal_order)
+        self.retentions = [
+            smooth(value, target, smoothing=rule.smoothing, drop_threshold=rule.drop_threshold)
+            for value, target in zip(self.retentions, targets, strict=True)
         ]
-        return list(self.coefficients)
+        return list(self.retentions)
 
     @property
     def retained_fraction(self) -> float:
-        """Share of the dense MACs weighted by the coefficients: what the schedule steers."""
-        return sum(c * d for c, d in zip(self.costs, self.coefficients, strict=True)) / sum(self.costs)
+        """Share of the dense MACs weighted by the retentions: what the schedule steers."""
+        return sum(c * d for c, d in zip(self.costs, self.retentions, strict=True)) / sum(self.costs)
 
-    def state(self) -> list[float]:
-        """The coefficients, for a checkpoint; JSON carries them exactly."""
-        return list(self.coefficients)
-
-    def load(self, state: Sequence[float]) -> None:
-        """Takes back what `state` returned.
+    def load(self, retentions: Sequence[float]) -> None:
+        """Continues from the retentions of an earlier run; JSON carries them exactly.
 
         Raises:
-            BadInput: the number of modules differs, or a coefficient lies outside [0, 1].
+            BadInput: the number of modules differs, or a retention lies outside [0, 1].
         """
-        if len(state) != len(self.costs):
-            raise BadInput(f"controller state has {len(state)} coefficients; expected {len(self.costs)}")
-        if not all(0.0 <= value <= 1.0 for value in state):
-            raise BadInput("controller state holds a coefficient outside [0, 1]")
-        self.coefficients = [float(value) for value in state]
+        if len(retentions) != len(self.costs):
+            raise BadInput(f"controller state has {len(retentions)} retentions; expected {len(self.costs)}")
+        if not all(0.0 <= value <= 1.0 for value in retentions):
+            raise BadInput("controller state has a retention outside [0, 1]")
+        self.retentions = [float(value) for value in retentions]

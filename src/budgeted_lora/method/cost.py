@@ -4,11 +4,10 @@ All counts are exact integers per token unless a docstring says otherwise (paper
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
+from budgeted_lora.config.recipe import Method
 from budgeted_lora.errors import BadInput
 
-Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 # Logits that the loss computes at a time: as many as a core's cache, or a part of a GPU's memory, holds.
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}

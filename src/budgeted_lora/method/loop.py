@@ -1,11 +1,11 @@
-"""The training loop, one for KD Full, KD LoRA and Budgeted LoRA (paper, section on training; method.md, section 4)."""
+"""The training loop of KD Full, KD LoRA and Budgeted LoRA (paper, section on training; method.md, section 4).
 
-from __future__ import annotations
+The loop knows no files. Teacher, windows, log and processes are handed to it; the protocols below say what it needs.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,183 +13,251 @@ import torch
 from torch import Tensor, nn
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.controller import Controller
-from budgeted_lora.method.loss import Losses, linear_distillation_loss
-from budgeted_lora.method.projections import BudgetedLinear, set_dense
-from budgeted_lora.training.distributed import Ranks, draw_dropout
-from budgeted_lora.training.state import TrainingState
+from budgeted_lora.method.loss import Losses, distillation_loss
+from budgeted_lora.method.projections import BudgetedLinear, set_retentions
+from budgeted_lora.method.schedule import BudgetRule
+
+
+class TeacherStates(Protocol):
+    """Gives the teacher's final hidden states, computed on the spot or read from a cache."""
+
+    head: Tensor  # [V, H'], output weights
+
+    def hidden(self, windows: np.ndarray, ids: Tensor) -> Tensor:
+        """Final hidden states of windows, [B, L, H'], in the head's dtype; `ids` are their tokens, [B, L]."""
+
+
+class TrainingWindows(Protocol):
+    """The training tokens, cut into windows."""
+
+    count: int
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids [B, L] of windows by number, and which of them are valid, of the same shape."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a resumed run needs besides tensors, and sums over all steps."""
+
+    step: int = 0  # steps done
+    retentions: list[float] | None = None  # of the controller
+    dense_macs: int = 0  # sum over steps of the dense MACs per token in the forward pass
+    retained: float = 0.0  # sum over steps of the retained fraction
+    seconds: float = 0.0
+    history: int = 0  # bytes of history.csv
+    retention: int = 0  # bytes of retention.csv
+    losses: tuple[float, ...] = ()  # loss, KL, CE and gradient norm of the last row
+
+
+class RunLog(Protocol):
+    """Records a run and saves its state. The loop reports every step; the log chooses what it writes, and when."""
+
+    def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """Puts a saved state into student, optimizer and random generators, and returns how far it was."""
+
+    def __enter__(self) -> "RunLog": ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def step(self, values: Tensor, *, rate: float, controller: Controller | None) -> None:
+        """Takes loss, KL, CE and gradient norm of the step that `Progress` counted last, [4] on the device.
+
+        Raises:
+            TrainingDiverged: one of them is not finite.
+        """
+
+
+class Processes:
+    """The processes that train one student, as one of them sees them. This is one process alone."""
+
+    first = True  # whether this process writes files
+    count = 1
+
+    def attach(self, student: nn.Module, *, step: int) -> None:
+        """Prepares to sum gradients of a student that has been restored at `step`, the same in every process."""
+
+    def micro_batches(self, windows: int, *, micro_batch_windows: int) -> Iterator[tuple[slice, bool]]:
+        """The micro-batches of a step of `windows` windows in order, and whether this process computes them."""
+        for start in range(0, windows, micro_batch_windows):
+            yield slice(start, start + micro_batch_windows), True
+
+    def skip(self, student: nn.Module, *, windows: int, length: int, device: torch.device) -> None:
+        """Draws the random numbers of a micro-batch that another process computes."""
+
+    def forward(self, function: Callable[..., Any], student: nn.Module, *arguments: Any, last: bool) -> Any:
+        """function(student, *arguments); `last` marks the last micro-batch that this process computes in a step."""
+        return function(student, *arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this process's share of a loss."""
+        loss.backward()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in their order; small and JSON-like."""
+        return [value]
 
 
 def train(
     student: Any,
     modules: Mapping[str, BudgetedLinear],
-    teacher: TeacherSource,
-    tokens: TokenFile,
+    teacher: TeacherStates,
+    windows: TrainingWindows,
     recipe: Recipe,
     *,
-    order: Sequence[int] | None = None,
-    state: TrainingState,
+    log: RunLog,
+    removal_order: Sequence[int] | None = None,
+    processes: Processes | None = None,
     device: torch.device,
     precision: torch.dtype,
-    log_every: int,
-    checkpoint_every: int,
-    ranks: Ranks | None = None,
 ) -> Progress:
-    """Trains `student` in place, going on from `state` if a run was cut short.
+    """Trains `student` in place, continuing from the state in `log` if a run was cut short.
 
-    Same recipe, files, machine and thread count give the same bytes, whether or not the run was killed on the way.
-    The state is saved at logged steps only, so checkpoint_every is rounded up to the next of them. Seeds torch's
-    global generators, which dropout draws from.
+    The same recipe, files, machine and thread count give the same bytes, whether or not the run was killed on the way.
+    Seeds torch's global generators, from which dropout draws.
 
     Args:
-        student: the causal language model; what requires a gradient is trained.
+        student: the causal language model; every parameter that requires a gradient is trained.
         modules: its budgeted projections by name; empty for KD Full.
-        order: indices of the projections in the order of removal; the paper's when None.
+        removal_order: indices of the projections in the order in which their dense paths go; the paper's when None.
+        processes: the processes that train together; this one alone when None. All end with the same weights.
         precision: bfloat16 for autocast, or float32.
-        log_every: steps between rows of history.csv and retention.csv, which lie in the state's folder. A row holds
-            the means of loss, KL, CE and gradient norm since the last one, and the values of its own step else.
-        ranks: the processes that train together; this one alone when None. The first one writes state and history, the
-            others end with the same weights.
 
     Raises:
-        BadInput: the token file holds no window, or the ranks cannot share a step's windows equally.
-        TrainingDiverged: the loss or gradient is not finite; names the first such step. The history is on disk.
+        BadInput: there is no window, or the processes cannot share a step's windows equally.
+        TrainingDiverged: the loss or gradient is not finite; names the first such step.
     """
-    from budgeted_lora.training.progress import Log
-
-    ranks = ranks or Ranks()
-    available = tokens.len_windows(recipe.sequence_length, recipe.rows)
-    if not available:
-        raise BadInput(f"{tokens.path}: holds no window of {recipe.sequence_length} tokens; expected at least one")
-    numbers = window_order(recipe, available=available)
-    controller = new_controller(recipe, modules, order)
+    processes = processes or Processes()
+    if not windows.count:
+        raise BadInput(f"the training tokens hold no window of {recipe.sequence_length} tokens; expected at least one")
+    numbers = window_order(recipe, available=windows.count)
+    controller = new_controller(recipe, modules, removal_order)
     optimizer = new_optimizer(student, recipe)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.manual_seed(recipe.seed)
-    progress = Progress(**(state.restore(student, optimizer) or {}))
-    if len(steps := set(ranks.gather(progress.step))) > 1:
-        raise BadInput(f"{state.file}: the ranks read states of steps {sorted(steps)}; expected one, run again")
-    if controller is not None and progress.coefficients is not None:
-        controller.load(progress.coefficients)
-        set_dense(modules, controller.coefficients)  # a run killed after its last step takes no other
+    progress = log.restore(student, optimizer)
+    if controller is not None and progress.retentions is not None:
+        controller.load(progress.retentions)
+        set_retentions(modules, controller.retentions)  # a run killed after its last step takes no other
     student.train()
-    ranks.attach(student)
-    saved_at, recent = progress.step, []
+    processes.attach(student, step=progress.step)
 
-    with Log(state.folder, modules, recipe, progress) if ranks.first else nullcontext() as log:
+    with log:
         for n in range(progress.step, recipe.steps):
             if controller is not None:
-                set_dense(modules, controller.step(n, steps=recipe.steps))
+                set_retentions(modules, controller.step(n, steps=recipe.steps))
             rate = learning_rate(n, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_multiplier"]
 
-            windows = numbers[n * recipe.batch_windows : (n + 1) * recipe.batch_windows]
+            chosen = numbers[n * recipe.batch_windows : (n + 1) * recipe.batch_windows]
             losses = accumulate_gradients(
-                student, teacher, tokens, windows, recipe, device=device, precision=precision, ranks=ranks
+                student, teacher, windows, chosen, recipe, device=device, precision=precision, processes=processes
             )
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
             optimizer.step()
             optimizer.zero_grad()
 
             progress.step = n + 1
-            if not ranks.first:
-                continue
-            recent.append(torch.cat([losses, norm.detach().reshape(1)]))
-            progress.dense_macs += sum(module.macs for module in modules.values() if module.dense != 0.0)
-            progress.retained += 1.0 if controller is None else controller.retained_fraction
-            if progress.step % log_every == 0 or progress.step == recipe.steps:
-                log.row(recent, rate=rate, controller=controller)
-                recent = []
-                if progress.step - saved_at >= checkpoint_every or progress.step == recipe.steps:
-                    progress.coefficients = controller and controller.state()
-                    state.save(student, optimizer, values=asdict(progress))
-                    saved_at = progress.step
+            progress.dense_macs += sum(module.macs for module in modules.values() if module.retention != 0.0)
+            if controller is None:
+                progress.retained += 1.0
+            else:
+                progress.retained += controller.retained_fraction
+                progress.retentions = list(controller.retentions)
+            log.step(torch.cat([losses, norm.detach().reshape(1)]), rate=rate, controller=controller)
     return progress
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of one step.
+
+    Attributes:
+        ids: tokens, [B, L].
+        scored: the N positions of the flattened batch that are scored.
+        labels: the token that follows each of them, [N].
+        teacher_hidden: the teacher's final hidden states there, [N, H'].
+        count: scored positions of the whole step, by which the loss is divided.
+    """
+
+    ids: Tensor
+    scored: Tensor
+    labels: Tensor
+    teacher_hidden: Tensor
+    count: int
 
 
 def accumulate_gradients(
     student: Any,
-    teacher: TeacherSource,
-    tokens: TokenFile,
-    windows: np.ndarray,
+    teacher: TeacherStates,
+    windows: TrainingWindows,
+    chosen: np.ndarray,
     recipe: Recipe,
     *,
     device: torch.device,
     precision: torch.dtype,
-    ranks: Ranks | None = None,
+    processes: Processes | None = None,
 ) -> Tensor:
-    """Adds the gradient of one step's windows, a micro-batch at a time.
+    """Adds the gradient of the `chosen` windows of one step, micro-batch by micro-batch.
 
-    Every part is divided by the valid positions of the whole step, so the sum does not depend on how it is cut.
+    Every part is divided by the scored positions of the whole step, so the sum does not depend on how it is cut.
 
     Returns:
         loss, KL and CE of the whole step, [3], on the device.
     """
-    ranks = ranks or Ranks()
-    ids, mask = tokens.windows(windows, sequence_length=recipe.sequence_length, packing=recipe.rows)
-    scored = np.zeros_like(mask)  # position i predicts token i + 1, so the last one of a row predicts nothing
+    processes = processes or Processes()
+    ids, mask = windows.read(chosen)
+    scored = np.zeros_like(mask)  # position i predicts token i + 1, so the last one of a window predicts nothing
     scored[:, :-1] = mask[:, :-1] & mask[:, 1:]
+    count = int(scored.sum())
     total = torch.zeros(3, device=device)
-    parts = list(ranks.micro_batches(len(windows), micro_batch_windows=recipe.micro_batch_windows))
+    parts = list(processes.micro_batches(len(chosen), micro_batch_windows=recipe.micro_batch_windows))
     last = max(number for number, (_, mine) in enumerate(parts) if mine)
     for number, (part, mine) in enumerate(parts):
         if not mine:
-            draw_dropout(student, windows=len(windows[part]), length=recipe.sequence_length, device=device)
+            processes.skip(student, windows=len(chosen[part]), length=recipe.sequence_length, device=device)
             continue
         positions = np.flatnonzero(scored[part])
         labels = torch.from_numpy(ids[part].ravel()[positions + 1]).to(device)
         index, batch = torch.from_numpy(positions).to(device), torch.from_numpy(ids[part]).to(device)
-        target = teacher.hidden(windows[part], batch).flatten(0, 1).index_select(0, index)
-        count = int(scored.sum())
-        inputs = batch, index, labels, target, teacher.head, recipe, count, precision
-        losses = ranks.forward(student_loss, student, *inputs, last=number == last)
-        ranks.backward(losses.loss)
+        hidden = teacher.hidden(chosen[part], batch).flatten(0, 1).index_select(0, index)
+        micro = MicroBatch(batch, index, labels, hidden, count)
+        losses = processes.forward(student_loss, student, micro, teacher.head, recipe, precision, last=number == last)
+        processes.backward(losses.loss)
         total += torch.stack([losses.loss.detach(), losses.kl, losses.ce])
-    return ranks.sum(total)
+    return processes.sum(total)
 
 
 def student_loss(
-    student: Any,
-    batch: Tensor,
-    index: Tensor,
-    labels: Tensor,
-    target: Tensor,
-    teacher_head: Tensor,
-    recipe: Recipe,
-    count: int,
-    precision: torch.dtype,
+    student: Any, micro: MicroBatch, teacher_head: Tensor, recipe: Recipe, precision: torch.dtype
 ) -> Losses:
-    """Forward pass and loss of one micro-batch.
-
-    Args:
-        batch: token ids, [B, L].
-        index: the N positions of the flattened batch that are scored.
-        labels: the token that follows each, [N].
-        target: the teacher's final hidden states there, [N, H'].
-        count: scored positions of the whole step.
-    """
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-        hidden = student.model(input_ids=batch, use_cache=False).last_hidden_state
-        return linear_distillation_loss(
-            hidden.flatten(0, 1).index_select(0, index),
+    """Forward pass and loss of one micro-batch; `teacher_head` is [V, H']."""
+    with torch.autocast(micro.ids.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        hidden = student.model(input_ids=micro.ids, use_cache=False).last_hidden_state
+        return distillation_loss(
+            hidden.flatten(0, 1).index_select(0, micro.scored),
             student.lm_head.weight,
-            target,
+            micro.teacher_hidden,
             teacher_head,
-            labels,
+            micro.labels,
             temperature=recipe.temperature,
             kd_weight=recipe.kd_weight,
-            count=count,
+            count=micro.count,
         )
 
 
 def window_order(recipe: Recipe, *, available: int) -> np.ndarray:
     """Window numbers in the order of training, [steps * batch].
 
-    The first N windows of the file, where N is what the run needs (or all there are, several times over), permuted
-    anew by seed and epoch: so every cell reads the front of one and the same teacher cache.
+    A run uses the first N windows of the file, where N is what it needs (or all there are, several times over),
+    permuted again for each epoch by the seed. So every cell reads the front of the same teacher cache.
     """
     needed = recipe.steps * recipe.batch_windows
     used = min(needed, available)
@@ -208,59 +276,23 @@ def learning_rate(n: int, recipe: Recipe) -> float:
 
 
 def new_controller(
-    recipe: Recipe, modules: Mapping[str, BudgetedLinear], order: Sequence[int] | None = None
+    recipe: Recipe, modules: Mapping[str, BudgetedLinear], removal_order: Sequence[int] | None = None
 ) -> Controller | None:
     """The controller of a budgeted run; None for the methods whose dense paths stay."""
     if recipe.method != "budgeted_lora":
         return None
-    return Controller(
-        [module.macs for module in modules.values()],
-        budget=recipe.budget,
-        start=recipe.schedule_start,
-        end=recipe.schedule_end,
-        smoothing=recipe.smoothing,
-        drop_threshold=recipe.drop_threshold,
-        kind=recipe.controller,
-        order=order,
-    )
+    costs = [module.macs for module in modules.values()]
+    return Controller(costs, BudgetRule.of(recipe), removal_order=removal_order)
 
 
 def new_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over what trains, and nothing else: frozen weights have no moments. Gates are a group of their own."""
+    """AdamW over the parameters that train: frozen weights have no moments. Gates are a group of their own."""
     named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
     gates = [parameter for name, parameter in named if name.endswith(".gate_logits")]
-    groups = [
-        {
-            "params": [parameter for name, parameter in named if not name.endswith(".gate_logits")],
-            "lr_multiplier": 1.0,
-        }
-    ]
+    others = [parameter for name, parameter in named if not name.endswith(".gate_logits")]
+    groups = [{"params": others, "lr_multiplier": 1.0}]
     if gates:
         groups.append({"params": gates, "lr_multiplier": recipe.gate_lr_multiplier})
     return torch.optim.AdamW(
         groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
-
-
-class TeacherSource(Protocol):
-    """What the training loop asks of a teacher."""
-
-    head: Tensor  # [V, H'], in the teacher's dtype
-
-    def hidden(self, windows: np.ndarray, ids: Tensor) -> Tensor:
-        """Final hidden states [B, L, H'] of windows given by number and by their tokens [B, L]."""
-        ...
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a resumed one needs besides tensors, and what is summed over all steps."""
-
-    step: int = 0  # steps done
-    coefficients: list[float] | None = None  # of the controller
-    dense_macs: int = 0  # sum over steps of the dense MACs a token cost in the forward pass
-    retained: float = 0.0  # sum over steps of the retained fraction
-    seconds: float = 0.0
-    history: int = 0  # bytes of history.csv
-    retention: int = 0  # bytes of retention.csv
-    losses: tuple[float, ...] = ()  # loss, KL, CE and gradient norm of the last row

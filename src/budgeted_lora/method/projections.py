@@ -13,7 +13,7 @@ from budgeted_lora.method.cost import ModelShape, projections
 
 
 class BudgetedLinear(nn.Module):
-    """y = d W x + (alpha / r) B (g * (A x)), with W frozen and d a plain number that the controller sets.
+    """y = d W x + (alpha / r) B (g * (A x)), with W frozen. The controller sets the retention d, a plain number.
 
     At d = 0 the dense matmul does not run, neither forward nor backward. Without gates this is plain LoRA.
 
@@ -46,7 +46,7 @@ class BudgetedLinear(nn.Module):
         self.d_in, self.d_out, self.rank = d_in, d_out, rank
         self.scale = alpha / rank
         self.dropout = dropout
-        self.dense = 1.0
+        self.retention = 1.0
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         # Kaiming-uniform with a = sqrt(5), as LoRA implementations have it: uniform within 1 / sqrt(d_in).
         a = torch.empty(rank, d_in).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=generator)
@@ -64,9 +64,9 @@ class BudgetedLinear(nn.Module):
         else:
             hidden = hidden * (self.scale * torch.sigmoid(self.gate_logits)).to(hidden.dtype)
         low_rank = F.linear(hidden, self.lora_b)
-        if self.dense == 0.0:
+        if self.retention == 0.0:
             return low_rank
-        return torch.add(low_rank, F.linear(x, self.weight), alpha=self.dense)
+        return torch.add(low_rank, F.linear(x, self.weight), alpha=self.retention)
 
     @property
     def macs(self) -> int:
@@ -83,10 +83,8 @@ class BudgetedLinear(nn.Module):
         return self.rank if gates is None else int((gates > threshold).sum())
 
     def extra_repr(self) -> str:
-        gated = self.gate_logits is not None
-        return (
-            f"{self.d_in} -> {self.d_out}, rank={self.rank}, scale={self.scale:g}, dense={self.dense:g}, gated={gated}"
-        )
+        sizes = f"{self.d_in} -> {self.d_out}, rank={self.rank}, gated={self.gate_logits is not None}"
+        return f"{sizes}, scale={self.scale:g}, retention={self.retention:g}"
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
@@ -158,12 +156,12 @@ def install(
     Raises:
         BadInput: the model is no Mistral-style decoder without biases, or rank exceeds a dimension.
     """
-    found = list(named_projections(model))
+    linears = list(named_projections(model))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.requires_grad_(train_embeddings_head_norms)
     installed = {}
-    for name, parent, attribute, linear in found:
+    for name, parent, attribute, linear in linears:
         own = rank if ranks is None else ranks[name]
         module = BudgetedLinear(
             linear.weight,
@@ -178,7 +176,7 @@ def install(
     return installed
 
 
-def set_dense(modules: Mapping[str, BudgetedLinear], coefficients: Sequence[float]) -> None:
-    """Gives each module its coefficient d, in the order of the mapping."""
-    for module, d in zip(modules.values(), coefficients, strict=True):
-        module.dense = float(d)
+def set_retentions(modules: Mapping[str, BudgetedLinear], retentions: Sequence[float]) -> None:
+    """Gives each module its retention d, in the order of the mapping."""
+    for module, d in zip(modules.values(), retentions, strict=True):
+        module.retention = float(d)

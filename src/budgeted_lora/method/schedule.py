@@ -1,44 +1,67 @@
-"""The dense fraction over the course of training: 1, then a cosine down to the budget (paper, section 3)."""
+"""The budget F and its schedule: F(t) falls from 1 along a cosine to F (paper, section 3)."""
 
 import math
+from dataclasses import dataclass
 
+from budgeted_lora.config.recipe import ControllerKind, Recipe
 from budgeted_lora.errors import BadInput
 
 
-def target_fraction(t: float, *, budget: float, start: float, end: float) -> float:
-    """F(t): fraction of dense MACs to keep when the share `t` of training is done.
+@dataclass(frozen=True, kw_only=True)
+class BudgetRule:
+    """How a run reaches its budget.
 
-    With start = end there is no cosine: the fraction falls to the budget at `start` (schedule "none" has both at 0).
-
-    Raises:
-        BadInput: budget, start or end lies outside [0, 1], or start is after end.
-    """
-    check_schedule(budget=budget, start=start, end=end)
-    if t < start:
-        return 1.0
-    if t >= end:
-        return budget
-    cosine = (1.0 + math.cos(math.pi * (t - start) / (end - start))) / 2.0
-    return budget + (1.0 - budget) * cosine
-
-
-def mean_fraction(*, budget: float, start: float, end: float) -> float:
-    """rho: the mean of F(t) over training, exact (the cosine's mean is half of its span).
+    Attributes:
+        budget: F, fraction of the dense MACs kept at the end, in [0, 1].
+        start, end: share of training at which the cosine starts and ends; equal for a fall without a cosine.
+        smoothing: beta of the moving average of retentions, in [0, 1).
+        drop_threshold: tau_drop in [0, 1); a smoothed retention below it becomes exactly 0.
+        controller: greedy (one module after the other) or uniform (one retention for all modules).
 
     Raises:
-        BadInput: as `target_fraction`.
+        BadInput: a value is out of range.
     """
-    check_schedule(budget=budget, start=start, end=end)
-    return start + (end - start) * (1.0 + budget) / 2.0 + (1.0 - end) * budget
 
+    budget: float
+    start: float
+    end: float
+    smoothing: float = 0.9
+    drop_threshold: float = 0.05
+    controller: ControllerKind = "greedy"
 
-def check_schedule(*, budget: float, start: float, end: float) -> None:
-    """Refuses a schedule that is none.
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.budget <= 1.0:
+            raise BadInput(f"budget is {self.budget}; expected a fraction between 0 and 1")
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise BadInput(f"schedule runs from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
+        for name in ("smoothing", "drop_threshold"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise BadInput(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
+        if self.controller not in ("greedy", "uniform"):
+            raise BadInput(f"controller is {self.controller!r}; expected greedy or uniform")
 
-    Raises:
-        BadInput: see `target_fraction`.
-    """
-    if not 0.0 <= budget <= 1.0:
-        raise BadInput(f"budget is {budget}; expected a fraction between 0 and 1")
-    if not 0.0 <= start <= end <= 1.0:
-        raise BadInput(f"schedule runs from {start} to {end}; expected 0 <= start <= end <= 1")
+    @classmethod
+    def of(cls, recipe: Recipe) -> "BudgetRule":
+        """The rule in the recipe of a budgeted student."""
+        return cls(
+            budget=recipe.budget,
+            start=recipe.schedule_start,
+            end=recipe.schedule_end,
+            smoothing=recipe.smoothing,
+            drop_threshold=recipe.drop_threshold,
+            controller=recipe.controller,
+        )
+
+    def target_fraction(self, t: float) -> float:
+        """F(t): fraction of dense MACs to keep when the share `t` of training is done."""
+        if t < self.start:
+            return 1.0
+        if t >= self.end:
+            return self.budget
+        cosine = (1.0 + math.cos(math.pi * (t - self.start) / (self.end - self.start))) / 2.0
+        return self.budget + (1.0 - self.budget) * cosine
+
+    @property
+    def mean_fraction(self) -> float:
+        """rho: the mean of F(t) over training, exact (the cosine's mean is the middle of its span)."""
+        return self.start + (self.end - self.start) * (1.0 + self.budget) / 2.0 + (1.0 - self.end) * self.budget

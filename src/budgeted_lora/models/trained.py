@@ -39,7 +39,7 @@ def adapter_record(method: str, modules: Mapping[str, BudgetedLinear]) -> dict[s
         "alpha": None if first is None else first.scale * first.rank,
         "modules": {
             name: {
-                "d": module.dense,
+                "d": module.retention,
                 "rank": module.rank,
                 "gates": None if module.gates() is None else module.gates().tolist(),
             }
@@ -80,7 +80,7 @@ def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
                 model, rank=record["rank"], alpha=record["alpha"], dropout=0.0, gates=gated, seed=0, ranks=ranks
             )
         for name, module in modules.items():
-            module.dense = float(record["modules"][name]["d"])
+            module.retention = float(record["modules"][name]["d"])
         model.load_state_dict(load_file(trained / WEIGHTS), strict=True)
     except FileNotFoundError:
         raise BadInput(f"{trained / WEIGHTS}: no such file; expected the weights of a trained student") from None

@@ -22,7 +22,7 @@ from budgeted_lora.method.cost import (
     projections,
     step_flops,
 )
-from budgeted_lora.method.schedule import mean_fraction
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
 from budgeted_lora.planning.memory import (
     PROCESS,
@@ -378,4 +378,4 @@ def dense_fraction(recipe: Recipe) -> float:
     """
     if recipe.method != "budgeted_lora":
         return 1.0
-    return mean_fraction(budget=recipe.budget, start=recipe.schedule_start, end=recipe.schedule_end)
+    return BudgetRule.of(recipe).mean_fraction

@@ -1,6 +1,6 @@
 """A short measurement that replaces an assumed utilisation: a few training steps of each kind, with random weights.
 
-The step is the pipeline's own (`training.loop.accumulate_gradients` and the optimiser), at the scale's shapes and
+The step is the pipeline's own (`method.loop.accumulate_gradients` and the optimiser), at the scale's shapes and
 micro-batch; only the corpus and the checkpoints are made up. A budgeted student is timed with its dense paths whole
 and without them; the time of a run lies between the two by its mean dense fraction. With several GPUs per student
 (`gpus_per_run`) the part of one GPU is timed, without the sum of gradients over all.
@@ -16,7 +16,7 @@ import torch
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.loop import accumulate_gradients, new_optimizer
-from budgeted_lora.method.projections import set_dense
+from budgeted_lora.method.projections import set_retentions
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
@@ -29,13 +29,15 @@ MOST_SECONDS = 30.0  # a micro-batch that would take longer at the assumed rate 
 
 
 @dataclass(frozen=True)
-class RandomTokens:
+class RandomWindows:
     """Windows of random tokens in place of a token file."""
 
     vocab_size: int
+    sequence_length: int
+    count: int
 
-    def windows(self, indices: np.ndarray, *, sequence_length: int, packing: str) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.random.default_rng(0).integers(0, self.vocab_size, (len(indices), sequence_length))
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.random.default_rng(0).integers(0, self.vocab_size, (len(indices), self.sequence_length))
         return ids, np.ones_like(ids, dtype=bool)
 
 
@@ -112,9 +114,9 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
         torch.cuda.reset_peak_memory_stats()
     times = []
     for coefficient in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
-        set_dense(modules, [coefficient] * len(modules))
-        file = RandomTokens(costs.vocab_size)
-        times.append(_seconds_per_token(student, teacher, optimizer, file, recipe, place=place, precision=precision))
+        set_retentions(modules, [coefficient] * len(modules))
+        source = RandomWindows(costs.vocab_size, recipe.sequence_length, recipe.batch_windows)
+        times.append(_seconds_per_token(student, teacher, optimizer, source, recipe, place=place, precision=precision))
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
     return Measured(whole=times[0], without=times[-1], peak_bytes=peak)
 
@@ -123,7 +125,7 @@ def _seconds_per_token(
     student: Any,
     teacher: Any,
     optimizer: torch.optim.Optimizer,
-    tokens: RandomTokens,
+    source: RandomWindows,
     recipe: Recipe,
     *,
     place: torch.device,
@@ -133,7 +135,7 @@ def _seconds_per_token(
     windows, micro, update = np.arange(recipe.micro_batch_windows), [], []
     for _ in range(WARM_UP + STEPS):
         start = _now(place)
-        accumulate_gradients(student, teacher, tokens, windows, recipe, device=place, precision=precision)
+        accumulate_gradients(student, teacher, source, windows, recipe, device=place, precision=precision)
         middle = _now(place)
         optimizer.step()
         optimizer.zero_grad()

@@ -12,6 +12,7 @@ from typing import Any
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
 from budgeted_lora.method.cost import projections, train_compute
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import PlannedModule, Structure, totals
 from budgeted_lora.planning.costs import dense_fraction
 from budgeted_lora.workflow.graph import OWN_STRUCTURE, Graph
@@ -42,7 +43,7 @@ def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
             planned.append((structure, [controller]))
         elif controller not in same:
             same.append(controller)
-    return sorted(planned, key=lambda item: (item[0].budget, item[0].rank))
+    return sorted(planned, key=lambda item: (item[0].rule.budget, item[0].rank))
 
 
 def _alike(one: Structure, other: Structure) -> bool:
@@ -76,9 +77,7 @@ def _read(graph: Graph, cell: str, record: Path) -> Structure:
     return Structure(
         shape=shape,
         rank=recipe.rank,
-        budget=recipe.budget,
-        start=recipe.schedule_start,
-        end=recipe.schedule_end,
+        rule=BudgetRule.of(recipe),
         schedule=recipe.schedule,
         modules=modules,
         totals=totals(shape, rank=recipe.rank, decisions=decisions, macs=macs),

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
-from budgeted_lora.data.tokens import TokenFile
+import torch
+
+from budgeted_lora.data.tokens import TokenFile, Windows
+from budgeted_lora.files import short_hash
 from budgeted_lora.models.device import compute_dtype, prepare
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.provenance import Clock, write_result
-from budgeted_lora.training.cache import cache_hidden
+from budgeted_lora.training.cache import cache_hidden, describe_cache
+from budgeted_lora.training.state import locked_folder
+from budgeted_lora.workflow.code import code_digest
+from budgeted_lora.workflow.runs import discard
 
 
 def cache_teacher(
@@ -36,18 +42,12 @@ def cache_teacher(
     file = TokenFile.open(tokens)
     check_vocabulary(teacher, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the teacher)")
     model = load_model(teacher, dtype=compute_dtype(precision, place))
-    about = cache_hidden(
-        model,
-        file,
-        windows=windows,
-        sequence_length=sequence_length,
-        packing=rows,
-        batch_windows=batch_windows,
-        teacher=teacher,
-        out=out,
-        state=state,
-        device=place,
-    )
+    cut = Windows(file, sequence_length, rows)
+    about = describe_cache(model, cut, count=windows, batch_windows=batch_windows, teacher=teacher)
+    computed_by = [code_digest("cache"), torch.__version__, str(place), torch.get_num_threads()]
+    with locked_folder(state / f"cache-{short_hash([about, computed_by], digits=12)}") as folder:
+        about = cache_hidden(model, cut, about, folder=folder, out=out, device=place)
+        discard(folder)
     inputs = [teacher, tokens.with_suffix(".json")]
     values = {**about, "threads": threads, "precision": precision}
     write_result(out / "provenance.json", {}, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)

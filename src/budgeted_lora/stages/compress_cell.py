@@ -11,23 +11,64 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from budgeted_lora.beyond.low_rank import InputStatistics
+from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, write_text
-from budgeted_lora.method.compress import compress_student
+from budgeted_lora.method.compress import compress_modules, untouched
+from budgeted_lora.method.cost import dense_macs, projections
 from budgeted_lora.method.projections import model_shape
 from budgeted_lora.method.structure import totals
 from budgeted_lora.models.card import copy_tokenizer, model_card
+from budgeted_lora.models.compressed import compressed_model
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.trained import TrainedStudent, load_trained
 from budgeted_lora.provenance import Clock, write_result
 
 PARITY_WINDOWS = 4
-
-
 PARITY_TOLERANCE = 1e-3  # of the largest logit, float32; rounding alone stays far below
+MODULE_OPTIONS = {"rank_threshold", "svd_threshold", "r_max", "gate_hardening"}
+
+
+def compress_student(
+    student: TrainedStudent,
+    *,
+    variant: Compression,
+    drop_threshold: float,
+    macs: int | None = None,
+    moments: Mapping[str, Tensor] | None = None,
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """A model of plain linear layers in float32, and the record of every projection, in `named_modules()` order.
+
+    Args:
+        macs: with variant.macs_of_budget, the MACs a KD Full student is truncated to, in equal shares.
+        moments: with variant.truncation "outputs", the second moment of each projection's inputs.
+
+    Raises:
+        BadInput: macs_of_budget on a student with low-rank paths, or truncation by outputs without moments.
+    """
+    if variant.macs_of_budget is not None and student.modules:
+        raise BadInput(f"compression.macs_of_budget on a {student.method} student; only KD Full is truncated")
+    if variant.truncation == "outputs" and moments is None:
+        raise BadInput("compression.truncation: outputs needs input statistics, which only an undistilled student has")
+    weights = {
+        projection.name: student.model.get_submodule(projection.name).weight.detach().float()
+        for projection in projections(model_shape(student.model))
+    }
+    if variant.macs_of_budget is None:
+        thresholds = variant.model_dump(include=MODULE_OPTIONS)
+        compressed = compress_modules(student.modules, drop_threshold=drop_threshold, **thresholds)
+    else:
+        share = macs / dense_macs(model_shape(student.model))
+        chosen = moments if variant.truncation == "outputs" else {}
+        compressed = {
+            name: truncate_module(weight, share=share, moment=chosen.get(name)) for name, weight in weights.items()
+        }
+    modules = {name: untouched(weight) for name, weight in weights.items()} | compressed
+    records = [{"name": name, **module.record} for name, module in modules.items()]
+    return compressed_model(student.model, compressed), records
 
 
 def summarize(
@@ -61,8 +102,8 @@ def parity(
     Raises:
         RuntimeError: the compressed map should be the trained one, and the logits say otherwise.
     """
-    expected, found = before(input_ids=ids).logits[mask], after(input_ids=ids).logits[mask]
-    difference, largest = (expected - found).abs().max().item(), expected.abs().max().item()
+    expected, actual = before(input_ids=ids).logits[mask], after(input_ids=ids).logits[mask]
+    difference, largest = (expected - actual).abs().max().item(), expected.abs().max().item()
     if exact and not difference <= PARITY_TOLERANCE * max(1.0, largest):
         raise RuntimeError(
             f"compression approximated nothing, yet logits differ by {difference:.3g} (largest logit {largest:.3g})"
@@ -123,7 +164,7 @@ def compress_cell(
         ids, mask = _parity_batch(tokens, recipe)
         model, records = compress_student(
             before,
-            settings=chosen,
+            variant=chosen,
             drop_threshold=recipe.drop_threshold or 0.0,
             macs=macs,
             moments=InputStatistics.open(statistics).moments if statistics and chosen.undistilled else None,

@@ -293,9 +293,9 @@ def train(
     }  # fmt: skip
     with gpu_slots(gpus, device=device):
         if gpus > 1:
-            from budgeted_lora.stages.launch import train_on_ranks
+            from budgeted_lora.stages.launch import train_in_processes
 
-            train_on_ranks(gpus, job)
+            train_in_processes(gpus, job)
         else:
             from budgeted_lora.stages.train_cell import train_cell
 

@@ -18,34 +18,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.errors import BadInput, RankFailed, TrainingDiverged
+from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.files import read_json, write_json
 from budgeted_lora.workflow.runs import join_run
 from budgeted_lora.workflow.slots import VISIBLE, share_slots
 
 JOB = "job.json"
-PARENT = "BUDGETED_LORA_JOB"  # environment variable: process id of the job that started a rank
+PARENT = "BUDGETED_LORA_JOB"  # environment variable: process id of the job that started this process
 REPORTED: dict[str, type[Exception]] = {"BadInput": BadInput, "TrainingDiverged": TrainingDiverged, "OSError": OSError}
 PATHS = ("student", "teacher", "tokens", "cache", "statistics", "out", "state")
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-LOST = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")  # said by who outlives a peer
+LOST = (
+    "Connection closed",
+    "Connection reset",
+    "Broken pipe",
+    "Connection refused",
+)  # in the messages of a process that outlives a peer
 
 
-def train_on_ranks(count: int, job: Mapping[str, Any]) -> None:
+def train_in_processes(count: int, job: Mapping[str, Any]) -> None:
     """Trains one student in `count` processes.
 
     Args:
         job: the arguments of `train_cell`.
 
     Raises:
-        BadInput, TrainingDiverged, OSError: as a rank raised it.
-        RankFailed: a rank was killed or failed in another way; the others have been ended.
+        BadInput, TrainingDiverged, OSError: as a process raised it.
+        ProcessFailed: a process was killed or failed in another way; the others have been ended.
     """
     job = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
     state = Path(job["state"])
     state.mkdir(parents=True, exist_ok=True)
     # What a killed job leaves of it goes with the other temporary files when the next run of the workflow begins.
-    with tempfile.TemporaryDirectory(dir=state, prefix=".ranks.", suffix=".tmp") as name:
+    with tempfile.TemporaryDirectory(dir=state, prefix=".processes.", suffix=".tmp") as name:
         folder = Path(name)
         write_json(folder / JOB, job | {"recipe": job["recipe"].model_dump(mode="json")})
         statuses = _run(count, folder)
@@ -54,13 +59,13 @@ def train_on_ranks(count: int, job: Mapping[str, Any]) -> None:
 
 
 def _run(count: int, folder: Path) -> dict[int, tuple[int, int]]:
-    """Runs all ranks to their end.
+    """Runs all processes to their end.
 
     Returns:
-        Exit status (negative for a signal) and process id of each rank that failed, the first to be seen first.
+        Exit status (negative for a signal) and process id of each process that failed, the first to be seen first.
 
     Raises:
-        SystemExit: a signal asked this process to end; the ranks have been ended.
+        SystemExit: a signal asked this process to end; the others have been ended.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -81,7 +86,7 @@ def _run(count: int, folder: Path) -> dict[int, tuple[int, int]]:
         try:
             elastic_launch(config, sys.executable)("-m", __name__, str(folder))
         except ChildFailedError as error:
-            return {rank: (found.exitcode, found.pid) for rank, found in error.failures.items()}
+            return {number: (failed.exitcode, failed.pid) for number, failed in error.failures.items()}
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from None
     return {}
@@ -89,7 +94,7 @@ def _run(count: int, folder: Path) -> dict[int, tuple[int, int]]:
 
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
-    """A failure is to be one line: the agent logs it at length, and so does whoever outlives a peer."""
+    """Silences torchrun and surviving processes so that a failure prints one line."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ[PARENT] = str(os.getpid())
     logging.disable(logging.CRITICAL)
@@ -101,31 +106,32 @@ def _quiet_agent() -> Iterator[None]:
 
 
 def _failure(count: int, folder: Path, statuses: Mapping[int, tuple[int, int]]) -> Exception:
-    """What went wrong first: others fail because a peer is gone, or are ended by us with SIGTERM."""
-    said = {rank: read_json(file) for rank in statuses if (file := folder / f"{rank}.json").exists()}
+    """The first cause: other processes fail because a peer is gone, or are ended by us with SIGTERM."""
+    reports = {number: read_json(file) for number in statuses if (file := folder / f"{number}.json").exists()}
 
-    def later(rank: int) -> int:
-        if rank in said:
-            return 3 if said[rank]["lost"] else 1
-        return 2 if statuses[rank][0] == -signal.SIGTERM else 0
+    def lateness(number: int) -> int:
+        if number in reports:
+            return 3 if reports[number]["lost"] else 1
+        return 2 if statuses[number][0] == -signal.SIGTERM else 0
 
-    rank = min(statuses, key=later)
-    status, pid = statuses[rank]
-    if rank not in said:
+    number = min(statuses, key=lateness)
+    status, pid = statuses[number]
+    if number not in reports:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return RankFailed(
-            f"rank {rank} of {count} (process {pid}) {how}; the others were ended, the same command goes on from the "
-            "saved state"
+        return ProcessFailed(
+            f"training process {number} of {count} (process id {pid}) {how}; the others were ended, the same command "
+            "continues from the saved state"
         )
-    if said[rank]["kind"] in REPORTED:
-        return REPORTED[said[rank]["kind"]](*said[rank]["arguments"])
-    print(said[rank]["trace"], end="", file=sys.stderr)
-    return RankFailed(f"rank {rank} of {count}: {said[rank]['trace'].splitlines()[-1]}")
+    report = reports[number]
+    if report["kind"] in REPORTED:
+        return REPORTED[report["kind"]](*report["arguments"])
+    print(report["trace"], end="", file=sys.stderr)
+    return ProcessFailed(f"training process {number} of {count}: {report['trace'].splitlines()[-1]}")
 
 
 def main(folder: Path) -> None:
-    """One rank, as torchrun starts it: its own GPU alone is visible to it, as cuda:0."""
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    """One process, as torchrun starts it: it sees its own GPU alone, as cuda:0."""
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         _die_with(int(os.environ[PARENT]))
         share_slots()
@@ -133,29 +139,29 @@ def main(folder: Path) -> None:
         if devices:
             os.environ[VISIBLE] = devices[int(os.environ["LOCAL_RANK"])]
         job = read_json(folder / JOB)
-        join_run(f"train {job['out']} (rank {rank})")
-        _train(rank, count, job)
+        join_run(f"train {job['out']} (process {number})")
+        _train(number, count, job)
     except Exception as error:
-        _report(folder / f"{rank}.json", error)
+        _report(folder / f"{number}.json", error)
         os._exit(1)  # at once: an ordinary end may wait for peers
 
 
-def _train(rank: int, count: int, job: dict[str, Any]) -> None:
+def _train(number: int, count: int, job: dict[str, Any]) -> None:
     from budgeted_lora.config.recipe import Recipe
     from budgeted_lora.models.device import choose_device
     from budgeted_lora.stages.train_cell import train_cell
     from budgeted_lora.training.distributed import join, leave
 
     paths = {name: None if job.get(name) is None else Path(job[name]) for name in PATHS}
-    ranks = join(rank, count, device=choose_device(job["device"]))
-    train_cell(**(job | paths | {"recipe": Recipe.model_validate(job["recipe"]), "ranks": ranks}))
+    processes = join(number, count, device=choose_device(job["device"]))
+    train_cell(**(job | paths | {"recipe": Recipe.model_validate(job["recipe"]), "processes": processes}))
     leave()
 
 
 def _die_with(parent: int) -> None:
-    """Asks the kernel (Linux) to kill this process when the job's dies, however it does; ends it where it has.
+    """Asks the kernel (Linux) to kill this process when the job dies; ends it if the job is already gone.
 
-    What ends a rank from outside ends it at once, in whatever it waits.
+    An interrupt ends the process at once, even while it waits for a peer.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform.startswith("linux"):

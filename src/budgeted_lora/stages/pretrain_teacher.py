@@ -28,6 +28,7 @@ from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.training.pretrain import PretrainPlan, pretrain, write_losses
 from budgeted_lora.training.state import TrainingState, locked_folder
 from budgeted_lora.workflow.code import code_digest
+from budgeted_lora.workflow.runs import discard
 
 
 def make_teacher(
@@ -76,8 +77,8 @@ def make_teacher(
     files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
     determined_by = [values, sequence_length, rows, files, code_digest("pretrain"), torch.__version__, str(place)]
     with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
-        run = TrainingState(folder)
-        losses = pretrain(model.to(place), train, plan, state=run, device=place.type, title=f"pretrain {name}")
+        state_file = TrainingState(folder)
+        losses = pretrain(model.to(place), train, plan, state=state_file, device=place.type, title=f"pretrain {name}")
         _write_checkpoint(model.cpu(), out, tokenizer=tokenizer)
         check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))
         load_model(out)
@@ -97,7 +98,7 @@ def make_teacher(
         }
         write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)
         write_digest(out)
-        run.discard()
+        discard(folder)
 
 
 def _write_checkpoint(model: PreTrainedModel, out: Path, *, tokenizer: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from budgeted_lora.beyond.low_rank import InputStatistics
 from budgeted_lora.config.recipe import Recipe, compute_values
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.files import (
     sha256_file,
     short_hash,
@@ -18,18 +18,19 @@ from budgeted_lora.files import (
     write_with,
 )
 from budgeted_lora.method.cost import train_compute
-from budgeted_lora.method.loop import Progress, TeacherSource, train
+from budgeted_lora.method.loop import Processes, Progress, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
-from budgeted_lora.method.schedule import mean_fraction
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher
-from budgeted_lora.training.distributed import Ranks
 from budgeted_lora.training.install import install_method
-from budgeted_lora.training.state import TrainingState, locked_folder
+from budgeted_lora.training.progress import StateLog
+from budgeted_lora.training.state import locked_folder
 from budgeted_lora.workflow.code import code_digest
+from budgeted_lora.workflow.runs import discard
 
 
 def train_cell(
@@ -48,7 +49,7 @@ def train_cell(
     threads: int,
     log_every: int,
     checkpoint_every: int,
-    ranks: Ranks | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """Trains one student.
 
@@ -62,99 +63,96 @@ def train_cell(
             train.json and, last, trained.sha256.
         state: folder under which the training state lies while the run is not done, named by cell and inputs.
         device: auto, cpu or cuda.
-        threads: CPU threads of each process; part of what makes bytes repeat.
-        ranks: the processes that train together; this one alone when None. All call this with the same arguments, and
-            the first one alone writes files.
+        threads: CPU threads of each process; they affect the result bits.
+        processes: the processes that train together; this one alone when None. All call this with the same arguments,
+            and only the first one writes files.
 
     Raises:
         BadInput: inputs do not fit each other, or another process trains this cell.
         TrainingDiverged: see `loop.train`.
     """
     clock = Clock()
-    ranks = ranks or Ranks()
+    processes = processes or Processes()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
-    file = TokenFile.open(tokens, verify=ranks.first)
+    file = TokenFile.open(tokens, verify=processes.first)
     for folder, what in ((student, "student"), (teacher, "teacher")):
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
-    source = teacher_source(teacher, cache, file, recipe, device=place, dtype=precision, verify=ranks.first)
-    model = load_model(student, dtype=torch.float32, verify=ranks.first).to(place)
-    found = None if statistics is None else InputStatistics.open(statistics)
-    modules, low_rank = install_method(model, recipe, found)
+    windows = Windows(file, recipe.sequence_length, recipe.rows)
+    states = teacher_states(teacher, cache, windows, recipe, device=place, dtype=precision, verify=processes.first)
+    model = load_model(student, dtype=torch.float32, verify=processes.first).to(place)
+    modules, low_rank = install_method(model, recipe, InputStatistics.open(statistics) if statistics else None)
 
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
     inputs += [statistics] if statistics else []
-    own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, ranks=ranks)}"
-    with locked_folder(own_state) if ranks.first else nullcontext(own_state) as folder:
-        run = TrainingState(folder)
+    own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, processes=processes)}"
+    with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
+        log = StateLog(
+            folder,
+            modules,
+            recipe,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            writes=processes.first,
+        )
         progress = train(
             model,
             modules,
-            source,
-            file,
+            states,
+            windows,
             recipe,
-            order=low_rank.order,
-            state=run,
+            log=log,
+            removal_order=low_rank.order,
+            processes=processes,
             device=place,
             precision=precision,
-            log_every=log_every,
-            checkpoint_every=checkpoint_every,
-            ranks=ranks,
         )
-        devices = ranks.gather(device_in_use())
-        if not ranks.first:
+        devices = processes.gather(device_in_use())
+        if not processes.first:
             return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
         for name in ("history.csv", "retention.csv"):
             write_with(out / name, lambda path, name=name: shutil.copyfile(folder / name, path))
-        results = summary(model, recipe, progress, device=place, precision=precision) | {
-            "ranks": ranks.count,
-            "devices": devices,
-            "low_rank": vars(low_rank),
-        }
-        about = {
-            "scale": scale,
-            "cell": cell,
-            "values": recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=ranks.count),
-            "inputs": inputs,
-            "clock": clock,
-        }
-        write_result(out / "train.json", results, files=[out / "history.csv", out / "retention.csv"], **about)
+        results = summary(model, recipe, progress, device=place, precision=precision)
+        results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
+        write_result(
+            out / "train.json",
+            results,
+            files=[out / "history.csv", out / "retention.csv"],
+            scale=scale,
+            cell=cell,
+            values=recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count),
+            inputs=inputs,
+            clock=clock,
+        )
         write_digest(out / "trained")
-        run.discard()
+        discard(folder)
 
 
-def state_key(recipe: Recipe, inputs: Sequence[Path], device: torch.device, *, threads: int, ranks: Ranks) -> str:
-    """Digest of all that determines the bytes of a run: a state under another key is not gone on from."""
+def state_key(
+    recipe: Recipe, inputs: Sequence[Path], device: torch.device, *, threads: int, processes: Processes
+) -> str:
+    """Digest of all that determines the bytes of a run; a saved state is resumed only if its key matches."""
     digests = [sha256_file(path) for path in inputs]
     values = [recipe.model_dump(mode="json"), digests, code_digest("train"), torch.__version__, str(device)]
-    return short_hash([*values, threads, ranks.count], digits=12)
+    return short_hash([*values, threads, processes.count], digits=12)
 
 
-def teacher_source(
+def teacher_states(
     teacher: Path,
     cache: Path | None,
-    tokens: TokenFile,
+    windows: Windows,
     recipe: Recipe,
     *,
     device: torch.device,
     dtype: torch.dtype,
     verify: bool,
-) -> TeacherSource:
-    """The teacher as the loop sees it, cached or online."""
+) -> TeacherStates:
+    """The teacher's hidden states, from its cache or computed beside the student."""
     if cache is None:
         return OnlineTeacher(load_model(teacher, dtype=dtype, verify=verify).to(device))
-    available = tokens.len_windows(recipe.sequence_length, recipe.rows)
-    return HiddenCache.open(
-        cache,
-        teacher=teacher,
-        tokens=tokens,
-        windows=min(recipe.steps * recipe.batch_windows, available),
-        sequence_length=recipe.sequence_length,
-        packing=recipe.rows,
-        device=device,
-        verify=verify,
-    )
+    count = min(recipe.steps * recipe.batch_windows, windows.count)
+    return HiddenCache.open(cache, teacher=teacher, windows=windows, count=count, device=device, verify=verify)
 
 
 def summary(
@@ -165,7 +163,7 @@ def summary(
     costs = {"method": recipe.method, "rank": recipe.rank}
     scheduled = executed = 1.0
     if recipe.method == "budgeted_lora":
-        scheduled = mean_fraction(budget=recipe.budget, start=recipe.schedule_start, end=recipe.schedule_end)
+        scheduled = BudgetRule.of(recipe).mean_fraction
     loss, kl, ce, norm = progress.losses
     dense = sum(module.macs for module in model.modules() if isinstance(module, BudgetedLinear))
     if dense:

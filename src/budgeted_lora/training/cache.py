@@ -7,6 +7,7 @@ exactly, at hidden/vocabulary of their size. A cache is indexed by window number
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import (
     atomic_folder,
@@ -28,9 +29,6 @@ from budgeted_lora.files import (
     short_hash,
     write_record,
 )
-from budgeted_lora.training.state import locked_folder
-from budgeted_lora.workflow.code import code_digest
-from budgeted_lora.workflow.runs import discard
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
 HEAD = "lm_head.weight"
@@ -58,22 +56,13 @@ class HiddenCache:
 
     @classmethod
     def open(
-        cls,
-        folder: Path,
-        *,
-        teacher: Path,
-        tokens: TokenFile,
-        windows: int,
-        sequence_length: int,
-        packing: str,
-        device: torch.device,
-        verify: bool = True,
+        cls, folder: Path, *, teacher: Path, windows: Windows, count: int, device: torch.device, verify: bool = True
     ) -> "HiddenCache":
-        """Opens a cache for training from `teacher` on the first `windows` windows of `tokens`.
+        """Opens a cache for training from `teacher` on the first `count` windows.
 
         Args:
-            verify: whether to compare digests, which reads the whole file: 1 to 2 s a GB once it is in memory, else at
-                the disk's speed; batches find it in the page cache then. For one process of several.
+            verify: whether to compare digests, which reads the whole file: 1 to 2 s per GB once it is in memory, else
+                at the disk's speed; batches find it in the page cache then. One process of several is enough.
 
         Raises:
             BadInput: the cache was made from another teacher or token file, is too short, or is damaged.
@@ -81,23 +70,27 @@ class HiddenCache:
         if verify:
             check_digest(teacher)
         about = read_json(folder / "cache.json", expected="the record of a teacher cache")
-        for key, found in {"teacher": weights_digest(teacher), "tokens": tokens.sha256}.items():
-            if about[key] != found:
+        for key, expected in {"teacher": weights_digest(teacher), "tokens": windows.file.sha256}.items():
+            if about[key] != expected:
                 raise BadInput(
-                    f"{folder}: made from {key} {about[key][:12]}, but this run has {found[:12]}; make it anew"
+                    f"{folder}: made from {key} {about[key][:12]}, but this run has {expected[:12]}; "
+                    "delete it and rerun"
                 )
-        if (about["shape"][1], about["rows"]) != (sequence_length, packing):
+        if (about["shape"][1], about["rows"]) != (windows.sequence_length, windows.packing):
             made = f"{about['rows']} windows of {about['shape'][1]} tokens"
-            raise BadInput(f"{folder}: made for {made}, expected {packing} windows of {sequence_length}; make it anew")
-        if about["shape"][0] < windows:
-            raise BadInput(f"{folder}: holds {about['shape'][0]} windows, expected at least {windows}; make it anew")
+            wanted = f"{windows.packing} windows of {windows.sequence_length}"
+            raise BadInput(f"{folder}: made for {made}, expected {wanted}; delete it and rerun")
+        if about["shape"][0] < count:
+            raise BadInput(
+                f"{folder}: holds {about['shape'][0]} windows, expected at least {count}; delete it and rerun"
+            )
         dtype = getattr(torch, about["dtype"])
         file, expected = folder / "hidden.bin", int(np.prod(about["shape"])) * dtype.itemsize
         size = file.stat().st_size if file.exists() else 0
         if size != expected:
-            raise BadInput(f"{file}: {size} bytes, expected {expected}; truncated or damaged, make it anew")
+            raise BadInput(f"{file}: {size} bytes, expected {expected}; truncated or damaged; delete it and rerun")
         if verify and sha256_file(file) != about["sha256"]:
-            raise BadInput(f"{file}: its SHA-256 differs from the one in cache.json; damaged, remove {folder}")
+            raise BadInput(f"{file}: its SHA-256 differs from the one in cache.json; delete {folder} and rerun")
         stored = np.memmap(file, dtype=STORED[dtype], mode="r", shape=tuple(about["shape"]))
         return cls(folder, read_head(teacher).to(device, dtype), dtype, stored)
 
@@ -114,72 +107,69 @@ def final_hidden(model: Any, ids: Tensor) -> Tensor:
         return model.model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def cache_hidden(
-    model: Any,
-    tokens: TokenFile,
-    *,
-    windows: int,
-    sequence_length: int,
-    packing: str,
-    batch_windows: int,
-    teacher: Path,
-    out: Path,
-    state: Path,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Writes `out/hidden.bin` and `out/cache.json`, whole or not at all.
-
-    A run that was killed goes on after the last whole batch: the unfinished file waits in a folder under `state`,
-    keyed by all that determines its bytes, code and thread count too, with a digest of every batch beside it.
+def describe_cache(model: Any, windows: Windows, *, count: int, batch_windows: int, teacher: Path) -> dict[str, Any]:
+    """What cache.json says of the hidden states before they are computed: shape, dtype, and digests of their origin.
 
     Args:
-        windows: how many of the first windows of `tokens`; cut to those it has.
+        count: how many of the first windows; cut to those there are.
         batch_windows: windows in one forward pass.
-        teacher: the folder `model` was loaded from, for its digest.
-
-    Returns:
-        what cache.json holds: shape, dtype, sha256, and the digests of teacher and tokens.
+        teacher: the folder `model` was loaded from.
 
     Raises:
         BadInput: the token file holds no window.
     """
-    windows = min(windows, tokens.len_windows(sequence_length, packing))
-    if not windows:
-        raise BadInput(f"{tokens.path}: holds no window of {sequence_length} tokens; expected at least one")
-    dtype, hidden = model.lm_head.weight.dtype, model.config.hidden_size
-    about = {
-        "shape": [windows, sequence_length, hidden],
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": packing,
+    count = min(count, windows.count)
+    if not count:
+        raise BadInput(
+            f"{windows.file.path}: holds no window of {windows.sequence_length} tokens; expected at least one"
+        )
+    return {
+        "shape": [count, windows.sequence_length, model.config.hidden_size],
+        "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+        "rows": windows.packing,
         "batch_windows": batch_windows,
         "teacher": weights_digest(teacher),
-        "tokens": tokens.sha256,
+        "tokens": windows.file.sha256,
     }
-    window_bytes = sequence_length * hidden * dtype.itemsize
+
+
+def cache_hidden(
+    model: Any, windows: Windows, about: Mapping[str, Any], *, folder: Path, out: Path, device: torch.device
+) -> dict[str, Any]:
+    """Writes `out/hidden.bin` and `out/cache.json`, whole or not at all.
+
+    A killed run continues after its last whole batch: the unfinished file waits in `folder`, beside a digest of every
+    batch. Lock the folder, and name it by all that determines the bytes.
+
+    Args:
+        about: what `describe_cache` returned.
+
+    Returns:
+        what cache.json holds: `about` and the file's sha256.
+    """
+    (count, length, hidden), batch_windows = about["shape"], about["batch_windows"]
+    dtype = getattr(torch, about["dtype"])
+    integers = torch.int32 if dtype.itemsize == 4 else torch.int16  # numpy has no bfloat16
+    window_bytes = length * hidden * dtype.itemsize
     model = model.eval().to(device)
-    computed_by = [code_digest("cache"), torch.__version__, str(device), torch.get_num_threads()]
-    with locked_folder(state / f"cache-{short_hash([about, computed_by], digits=12)}") as folder:
-        partial = folder / "hidden.bin"
-        lines = folder / "batches.sha256"
-        with naming(partial), partial.open("a+b", buffering=0) as stream, lines.open("a+b", buffering=0) as digests:
-            done, all_of_it = verified(stream, digests, size=batch_windows * window_bytes, total=windows * window_bytes)
-            done //= window_bytes
-            for start in tqdm(range(done, windows, batch_windows), desc="teacher cache", unit="batch", mininterval=10):
-                indices = np.arange(start, min(start + batch_windows, windows))
-                ids, _ = tokens.windows(indices, sequence_length=sequence_length, packing=packing)
-                states = final_hidden(model, torch.from_numpy(ids).to(device))
-                integers = torch.int32 if dtype.itemsize == 4 else torch.int16  # numpy has no bfloat16
-                batch = states.cpu().contiguous().view(integers).numpy().astype(STORED[dtype]).tobytes()
-                all_of_it.update(batch)
-                write_all(digests, f"{hashlib.sha256(batch).hexdigest()}\n".encode())
-                write_all(stream, batch)
-            os.fsync(stream.fileno())
-        about["sha256"] = all_of_it.hexdigest()  # of what was computed, so that what the disk made of it is noticed
-        with atomic_folder(out) as temporary:
-            _link(partial, temporary / "hidden.bin")
-            write_record(temporary / "cache.json", about)
-        discard(folder)
-    return about
+    partial, lines = folder / "hidden.bin", folder / "batches.sha256"
+    with naming(partial), partial.open("a+b", buffering=0) as stream, lines.open("a+b", buffering=0) as digests:
+        done, all_batches = verified(stream, digests, size=batch_windows * window_bytes, total=count * window_bytes)
+        done //= window_bytes
+        for start in tqdm(range(done, count, batch_windows), desc="teacher cache", unit="batch", mininterval=10):
+            ids, _ = windows.read(np.arange(start, min(start + batch_windows, count)))
+            states = final_hidden(model, torch.from_numpy(ids).to(device))
+            batch = states.cpu().contiguous().view(integers).numpy().astype(STORED[dtype]).tobytes()
+            all_batches.update(batch)
+            write_all(digests, f"{hashlib.sha256(batch).hexdigest()}\n".encode())
+            write_all(stream, batch)
+        os.fsync(stream.fileno())
+    # The digest is of what was computed, not of what the disk returns, so a bad disk is noticed.
+    record = {**about, "sha256": all_batches.hexdigest()}
+    with atomic_folder(out) as temporary:
+        _link(partial, temporary / "hidden.bin")
+        write_record(temporary / "cache.json", record)
+    return record
 
 
 def verified(stream: BinaryIO, digests: BinaryIO, *, size: int, total: int) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""How far a run is, and what it prints and writes on the way: history.csv, retention.csv, a progress bar."""
+"""The record of a run: history.csv, retention.csv, a progress bar, and the saved state from which it continues."""
 
 import csv
 import math
@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from budgeted_lora.config.recipe import Recipe
@@ -20,6 +21,7 @@ from budgeted_lora.files import naming
 from budgeted_lora.method.controller import Controller
 from budgeted_lora.method.loop import Progress
 from budgeted_lora.method.projections import BudgetedLinear
+from budgeted_lora.training.state import TrainingState
 
 HISTORY = (
     "step",
@@ -36,14 +38,41 @@ HISTORY = (
 ACTIVE_GATE = 0.5  # a rank counts as active in the history above this gate; compression has its own threshold
 
 
-class Log:
-    """history.csv, retention.csv and the progress bar of one run. Reads device values at logged steps only."""
+class StateLog:
+    """The log of one run in the folder of its state (`method.loop.RunLog`). Reads device values at logged steps only.
 
-    def __init__(self, folder: Path, modules: Mapping[str, BudgetedLinear], recipe: Recipe, progress: Progress) -> None:
-        self.folder, self.modules, self.recipe, self.progress = folder, modules, recipe, progress
+    Args:
+        folder: holds the state, history.csv and retention.csv.
+        log_every: steps between rows of the two files. A row holds the means of loss, KL, CE and gradient norm since
+            the last row, and the values of its own step otherwise.
+        checkpoint_every: steps between saved states, rounded up to the next logged step.
+        writes: False for a process that trains along and leaves the files to the first one.
+    """
 
-    def __enter__(self) -> "Log":
+    def __init__(
+        self,
+        folder: Path,
+        modules: Mapping[str, BudgetedLinear],
+        recipe: Recipe,
+        *,
+        log_every: int,
+        checkpoint_every: int,
+        writes: bool = True,
+    ) -> None:
+        self.folder, self.modules, self.recipe, self.writes = folder, modules, recipe, writes
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.state = TrainingState(folder)
+        self._recent: list[Tensor] = []
         self._files = ExitStack()
+
+    def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        self.progress = Progress(**(self.state.restore(student, optimizer) or {}))
+        self._trained, self._saved_at = (student, optimizer), self.progress.step
+        return self.progress
+
+    def __enter__(self) -> "StateLog":
+        if not self.writes:
+            return self
         self.history = CsvLog(self.folder / "history.csv", HISTORY, position=self.progress.history)
         self._files.callback(self.history.close)
         columns = ["step", *self.modules]
@@ -60,38 +89,51 @@ class Log:
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def row(self, recent: list[Tensor], *, rate: float, controller: Controller | None) -> None:
-        """Writes the row of the current step from the values of the steps since the last one.
+    def step(self, values: Tensor, *, rate: float, controller: Controller | None) -> None:
+        if not self.writes:
+            return
+        self._recent.append(values)
+        ended = self.progress.step == self.recipe.steps
+        if not ended and self.progress.step % self.log_every:
+            return
+        self._write_row(rate=rate, controller=controller)
+        if ended or self.progress.step - self._saved_at >= self.checkpoint_every:
+            self.state.save(*self._trained, values=asdict(self.progress))
+            self._saved_at = self.progress.step
 
-        Raises:
-            TrainingDiverged: one of them is not finite; the row is written first.
-        """
+    def _write_row(self, *, rate: float, controller: Controller | None) -> None:
+        """Writes the rows of the current step from the values of the steps since the last row."""
         progress, modules = self.progress, self.modules
-        values = torch.stack(recent).tolist()  # the one point where the host waits for the device
+        values = torch.stack(self._recent).tolist()  # the one point where the host waits for the device
+        self._recent = []
         now = time.perf_counter()
         seconds, self._tick = now - self._tick, now
-        speed = len(recent) * self.recipe.batch_windows * self.recipe.sequence_length / seconds
+        speed = len(values) * self.recipe.batch_windows * self.recipe.sequence_length / seconds
         loss, kl, ce, norm = (sum(column) / len(column) for column in zip(*values, strict=True))
         ranks = [module.active_ranks(threshold=ACTIVE_GATE) for module in modules.values()]
         target, retained = (controller.target, controller.retained_fraction) if controller else (1.0, 1.0)
         active = sum(ranks) / len(ranks) if ranks else ""
         self.history.row([progress.step, loss, kl, ce, rate, target, retained, active, norm, round(speed)])
-        self.retention.row([progress.step, *(module.dense for module in modules.values())])
+        self.retention.row([progress.step, *(module.retention for module in modules.values())])
         self.bar.set_postfix(loss=f"{loss:.4f}", tokens_per_s=f"{speed:.0f}", refresh=False)
-        self.bar.update(len(recent))
-        for step, step_values in enumerate(values, start=progress.step - len(values) + 1):
+        self.bar.update(len(values))
+        self._refuse_divergence(values)
+        progress.seconds += seconds
+        progress.losses = (loss, kl, ce, norm)
+        progress.history, progress.retention = self.history.position, self.retention.position
+
+    def _refuse_divergence(self, values: list[list[float]]) -> None:
+        """Raises TrainingDiverged if a value of the last steps is not finite; their row has been written."""
+        for step, step_values in enumerate(values, start=self.progress.step - len(values) + 1):
             if not all(map(math.isfinite, step_values)):
                 raise TrainingDiverged(
                     f"loss {step_values[0]}, gradient norm {step_values[3]} at step {step} of {self.recipe.steps} with "
                     f"learning rate {self.recipe.learning_rate:g}; lower it (history: {self.folder / 'history.csv'})"
                 )
-        progress.seconds += seconds
-        progress.losses = (loss, kl, ce, norm)
-        progress.history, progress.retention = self.history.position, self.retention.position
 
 
 class CsvLog:
-    """A CSV file that rows are appended to, and that can be cut back to an earlier length."""
+    """A CSV file to which rows are appended, and which can be cut back to an earlier length."""
 
     def __init__(self, file: Path, columns: Sequence[str], *, position: int) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Training state that survives a kill: one file, replaced whole, in a folder that only one process may hold.
+"""Training state that survives a kill: one file, replaced whole, in a folder that one process at a time may lock.
 
 The folder is no output of the workflow, which deletes outputs when a job starts or fails. It holds `state.safetensors`
 (weights that train, optimiser moments, generator states; counters as JSON in its header, so that both change together)
@@ -6,7 +6,6 @@ and the growing history.csv and retention.csv, which a resumed run cuts back to 
 also holds a digest of all of it: a state that is damaged is set aside, and its run starts over.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,12 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    naming,
-    sha256_file,
-    write_with,
-)
-from budgeted_lora.workflow.runs import discard
+from budgeted_lora.files import lock, naming, sha256_file, write_with
 
 LOCK = "lock"
 STATE = "state.safetensors"
@@ -41,17 +35,15 @@ def locked_folder(folder: Path) -> Iterator[Path]:
     """Makes the folder and holds its lock; the kernel releases it when the process dies.
 
     Raises:
-        BadInput: another process is at work in it.
+        BadInput: another process holds it.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("a+b", buffering=0) as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(handle.fileno()):
                 handle.seek(0)
                 holder = handle.read().decode().strip() or "unknown"
-                raise BadInput(f"{folder}: process {holder} is at work here; wait for it, or end it") from None
+                raise BadInput(f"{folder}: process {holder} is at work here; wait for it, or end it")
             if not _same_file(handle.fileno(), folder / LOCK):
                 continue  # a run that ended removed the folder between our open and our lock
             handle.truncate(0)
@@ -68,18 +60,6 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def running(root: Path) -> list[Path]:
-    """Folders under `root` whose lock is held at this moment."""
-    held = []
-    for lock in sorted(root.glob(f"*/{LOCK}")):
-        with lock.open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.append(lock.parent)
-    return held
-
-
 class TrainingState:
     """The state of one run in its (locked) folder."""
 
@@ -88,7 +68,7 @@ class TrainingState:
         self.file = folder / STATE
 
     def save(self, model: nn.Module, *optimizers: torch.optim.Optimizer, values: dict[str, Any]) -> None:
-        """Replaces the state. `values` is what else the loop must know to go on, as JSON."""
+        """Replaces the state. `values` is what else a resumed run must know, as JSON."""
         tensors = {f"rng.{name}": state for name, state in _generator_states().items()}
         for name, parameter in _trained(model):
             tensors[f"weight.{name}"] = parameter.detach()
@@ -107,17 +87,17 @@ class TrainingState:
     def restore(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Puts a saved state into model, optimiser and generators.
 
-        A damaged one, which nothing can be gone on from, becomes `state.safetensors.damaged`, and stderr says so.
+        A damaged state is renamed to `state.safetensors.damaged`, and stderr says so.
 
         Returns:
-            the `values` it was saved with, or None where nothing has been saved or it is damaged.
+            the `values` it was saved with, or None if nothing has been saved or the state is damaged.
         """
         try:
             values, tensors = self._read()
         except FileNotFoundError:
             return None
         except BadInput as error:
-            with suppress(FileNotFoundError):  # another rank of the job has seen it too
+            with suppress(FileNotFoundError):  # another process of the job has seen it too
                 self.file.replace(self.folder / DAMAGED)
             print(f"budgeted-lora: {error}; set aside as {DAMAGED}, this run starts over", file=sys.stderr, flush=True)
             return None
@@ -154,10 +134,6 @@ class TrainingState:
             if _digest_of_start(self.folder / name, size) != digest:
                 raise BadInput(f"{self.folder / name}: not as it was when {STATE} was saved")
         return json.loads(header["values"]), tensors
-
-    def discard(self) -> None:
-        """As `discard`."""
-        discard(self.folder)
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

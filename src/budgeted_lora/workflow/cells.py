@@ -17,6 +17,7 @@ from budgeted_lora.config.scale import Config
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
 from budgeted_lora.workflow.recipes import recipe, step_text, student_shape, tokens_per_step
 
@@ -197,14 +198,7 @@ def check(config: Config, values: Recipe) -> None:
         raise BadInput(f"rank {values.rank} exceeds {narrowest}, the smallest dimension of a projection")
     if values.method == "budgeted_lora":
         needed = steps_needed(
-            student_shape(config),
-            budget=values.budget,
-            start=values.schedule_start,
-            end=values.schedule_end,
-            smoothing=values.smoothing,
-            drop_threshold=values.drop_threshold,
-            controller=values.controller,
-            svd_threshold=config.compression.svd_threshold,
+            student_shape(config), BudgetRule.of(values), svd_threshold=config.compression.svd_threshold
         )
         if values.steps < needed:
             raise BadInput(

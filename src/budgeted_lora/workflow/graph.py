@@ -140,7 +140,7 @@ class Graph:
         chosen = self.settings[settings]
         values = chosen.model_dump(mode="json")
         if chosen.macs_of_budget is not None:
-            values["macs"] = planned(self.config, default_budgeted(self.config, chosen.macs_of_budget)).macs
+            values["macs"] = planned(self.config, default_budgeted(self.config, chosen.macs_of_budget)).totals.macs
         return canonical_json(values)
 
     def student(self, name: str) -> str:

@@ -8,6 +8,7 @@ from budgeted_lora.config.scale import Config
 from budgeted_lora.config.types import Method
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
+from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import Structure, structure
 
 # Keys of a row that only some methods use.
@@ -139,7 +140,7 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
         BadInput: the budget leaves no MACs for feed-forwards.
     """
     full = student_shape(config)
-    macs = planned(config, default_budgeted(config, budget)).macs
+    macs = planned(config, default_budgeted(config, budget)).totals.macs
     layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
     ffn = min(full.ffn, (macs // layers - 2 * full.hidden * (full.hidden + full.kv)) // (3 * full.hidden))
     if ffn < 1:
@@ -190,13 +191,8 @@ def planned(config: Config, values: Recipe) -> Structure:
     """The structure that a budgeted recipe leaves of its student, compressed as the scale says."""
     return structure(
         student_shape(config),
+        BudgetRule.of(values),
         rank=values.rank,
-        budget=values.budget,
-        start=values.schedule_start,
-        end=values.schedule_end,
-        smoothing=values.smoothing,
-        drop_threshold=values.drop_threshold,
-        controller=values.controller,
         r_max=config.compression.r_max,
         svd_threshold=config.compression.svd_threshold,
         schedule=values.schedule,
