@@ -22,7 +22,8 @@ def reference(student, teacher, labels, mask, *, temperature, kd_weight):
 def loss_of_logits(student, teacher, labels, mask, **arguments):
     """The loss of given logits [..., V]: hidden states of width V before a head that is the identity."""
     same = torch.eye(student.shape[-1], dtype=student.dtype)
-    return distillation_loss(student[mask], same, teacher[mask], same.to(teacher.dtype), labels[mask], **arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=student.dtype == torch.bfloat16):
+        return distillation_loss(student[mask], same, teacher[mask], same.to(teacher.dtype), labels[mask], **arguments)
 
 
 def batch(*, seed=0, shape=(3, 7), vocabulary=11, spread=3.0, dtype=torch.float64):

@@ -19,8 +19,11 @@ from budgeted_lora.training import cache as cache_module
 from budgeted_lora.training.cache import (
     HiddenCache,
     OnlineTeacher,
+    cache_hidden,
+    describe_cache,
     read_head,
 )
+from budgeted_lora.training.state import locked_folder
 
 CPU = torch.device("cpu")
 WINDOWS, BATCH = 22, 4
@@ -34,21 +37,13 @@ def world(tmp_path_factory):
 
 def make_cache(world, root, *, teacher=None, packing="packed", windows=WINDOWS, dtype=torch.float32):
     teacher = teacher or world.teacher
-    cache_teacher(
-        teacher=teacher,
-        tokens=world.tokens,
-        windows=windows,
-        sequence_length=LENGTH,
-        rows=packing,
-        batch_windows=BATCH,
-        precision=str(dtype).removeprefix("torch."),
-        scale="test",
-        out=root / "cache",
-        state=root / "state",
-        device="cpu",
-        threads=1,
-    )
-    return json.loads((root / "cache" / "cache.json").read_text())
+    model = load_model(teacher, dtype=dtype)
+    cut = Windows(TokenFile.open(world.tokens), LENGTH, packing)
+    about = describe_cache(model, cut, count=windows, batch_windows=BATCH, teacher=teacher)
+    with locked_folder(root / "state" / "cache") as folder:
+        about = cache_hidden(model, cut, about, folder=folder, out=root / "cache", device=CPU)
+        shutil.rmtree(folder)
+    return about
 
 
 def open_cache(world, root, *, packing="packed", **changed):

@@ -48,7 +48,7 @@ def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
 
 def _alike(one: Structure, other: Structure) -> bool:
     """Whether two structures are printed alike."""
-    return vars(one) == vars(other)
+    return one.as_json() == other.as_json()
 
 
 def own_structures(graph: Graph) -> Iterator[OwnStructure]:
