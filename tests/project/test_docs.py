@@ -72,3 +72,17 @@ def test_tests_exist(page: str) -> None:
         if file not in files or (name and f"def {name}" not in files[file]):
             missing.append(f"{file}::{name}")
     assert missing == []
+
+
+def test_tree_of_the_readme_is_the_packages() -> None:
+    """Every package stands in the tree, with all files of `method/`, and what the tree names exists."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"^```\n(Snakefile.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    named, folders = set(), [ROOT]
+    for line in tree.splitlines():
+        names, depth = re.split(r"\s{3,}", line.strip())[0].split(), (len(line) - len(line.lstrip())) // 2
+        named |= {folders[depth] / name for name in names}
+        folders[depth + 1 :] = [folders[depth] / names[-1]]
+    assert {path for path in named if not path.exists()} == set()
+    assert {path.parent for path in PACKAGE.glob("*/__init__.py")} <= named
+    assert set((PACKAGE / "method").glob("[a-z]*.py")) <= named

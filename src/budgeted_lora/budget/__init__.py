@@ -1,1 +1,0 @@
-"""The compute budget: cost model, schedule, controller, planned structure. Numbers only, no torch."""

@@ -1,1 +1,0 @@
-"""Compression: what a trained student is turned into for use."""
