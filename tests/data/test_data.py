@@ -198,7 +198,11 @@ def test_interleaving_keeps_the_share_all_the_way(share: float, prose_length: in
     counts = {"prose": 0, "functions": 0}
     total, longest = 3000, max(prose_length, shown_length)
     stream = interleave(
-        documents_of_length(prose_length), documents_of_length(shown_length), share=share, token_limit=total, counts=counts
+        documents_of_length(prose_length),
+        documents_of_length(shown_length),
+        share=share,
+        token_limit=total,
+        counts=counts,
     )
     for _ in stream:
         assert abs(counts["functions"] - share * sum(counts.values())) <= longest + 1

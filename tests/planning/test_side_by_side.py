@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.commands.show_costs import as_json, totals
+from budgeted_lora.method.loop import Processes
 from budgeted_lora.planning.devices import EFFICIENCY, Slots, of_one_process
 from budgeted_lora.planning.memory import COLLECTIVES, PROCESS
 from budgeted_lora.planning.storage import disk
@@ -46,9 +47,8 @@ def test_processes_on_a_cpu_each_take_memory() -> None:
 def test_a_process_s_part_is_what_training_gives_it(processes: int, windows: int, micro: int) -> None:
     recipe = RECIPE.model_copy(update={"batch_windows": processes * windows, "micro_batch_windows": micro})
     part = of_one_process(recipe, processes=processes)
-    cut = ProcessGroup(number=processes - 1, count=processes).micro_batches(
-        processes * windows, micro_batch_windows=micro
-    )
+    last = ProcessGroup(number=processes - 1, count=processes) if processes > 1 else Processes()
+    cut = last.micro_batches(processes * windows, micro_batch_windows=micro)
     mine = [len(range(*piece.indices(processes * windows))) for piece, here in cut if here]
     assert (sum(mine), max(mine)) == (part.batch_windows, min(part.micro_batch_windows, processes * windows))
 
