@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.data.documents import (
+    Counts,
     in_slice,
     text_md5,
     texts_of,
@@ -64,24 +65,24 @@ def collected(folder: Path, documents: list[str], **values: object) -> tuple[Pat
 @COMMON
 @given(texts)
 def test_exact_duplicates_go_and_the_order_stays(documents: list[str]) -> None:
-    counts = {"read": 0, "short": 0, "duplicates": 0}
+    counts = Counts()
     kept = [text for text, _ in unique_documents(documents, Corpus(min_characters=3), counts)]
     assert kept == list(dict.fromkeys(text for text in documents if len(text) >= 3))
-    assert counts["read"] == len(documents) == len(kept) + counts["short"] + counts["duplicates"]
+    assert counts.read == len(documents) == len(kept) + counts.short + counts.duplicates
 
 
 @pytest.mark.parametrize(
     ("limit", "expected"), [({"documents": 2}, 2), ({"characters": 5}, 2), ({"characters": 6}, 2), ({}, 4)]
 )
 def test_limits_count_what_is_kept(limit: dict[str, int], expected: int) -> None:
-    counts = {"read": 0, "short": 0, "duplicates": 0}
+    counts = Counts()
     source = iter(["aaa", "aaa", "bbb", "ccc", "ddd"])
     assert len(list(unique_documents(source, Corpus(min_characters=1, **limit), counts))) == expected
-    assert counts["duplicates"] == 1
+    assert counts.duplicates == 1
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
-    counts = {"read": 0, "short": 0, "duplicates": 0}
+    counts = Counts()
     [(text, digest)] = unique_documents(["odd \ud800 text"], Corpus(min_characters=1), counts)
     assert text == "odd ? text"
     assert digest == hashlib.md5(b"odd ? text").digest()

@@ -16,19 +16,14 @@ from tokenizers import Tokenizer
 
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.scale import Config, load_config
-from budgeted_lora.data.documents import in_slice, text_md5
+from budgeted_lora.data.documents import Counts, distinct_documents, in_slice, text_md5
 from budgeted_lora.data.readers import BATCH_ROWS, read_file
 from budgeted_lora.data.tokens import TokenFile, write_tokens
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file
 from budgeted_lora.stages.join_shards import join_shards, runs
 from budgeted_lora.stages.tokenize_corpus import list_digest
-from budgeted_lora.stages.tokenize_shard import (
-    Counts,
-    documents_of,
-    shard_file,
-    tokenize_shard,
-)
+from budgeted_lora.stages.tokenize_shard import shard_file, tokenize_shard
 from budgeted_lora.workflow.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,8 +194,8 @@ def test_documents_are_read_as_they_are_asked_for() -> None:
             taken.append(number)
             yield f"document {number}"
 
-    found = documents_of(endless(), Counts(), training=True, min_characters=1, slice_per_mille=2)
-    [next(found) for _ in range(5)]
+    documents = distinct_documents(endless(), Counts(), min_characters=1)
+    [next(documents) for _ in range(5)]
     assert len(taken) <= 6
 
 

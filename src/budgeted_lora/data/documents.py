@@ -1,7 +1,8 @@
 """Distinct documents, their split by MD5, and the Parquet file that holds both."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -33,51 +34,65 @@ def encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def unique_documents(texts: Iterable[str], corpus: Corpus, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
-    """(text, md5) of distinct documents that are long enough, until the limits of the corpus are reached.
+@dataclass
+class Counts:
+    """Numbers of documents by what became of them, and the characters of those taken."""
 
-    Memory holds 16 bytes per document.
+    read: int = 0
+    short: int = 0
+    duplicates: int = 0
+    left: int = 0  # not needed
+    train: int = 0
+    held_out: int = 0
+    characters: int = 0
 
-    Args:
-        counts: gets the number of texts under read, short and duplicates.
-    """
+
+def distinct_documents(
+    texts: Iterable[str], counts: Counts, *, min_characters: int, needed: Callable[[bytes], bool] = lambda digest: True
+) -> Iterator[tuple[str, bytes]]:
+    """(text, md5) of each distinct document that is long enough and needed; memory holds 16 bytes per document."""
     seen: set[bytes] = set()
-    characters = 0
     for text in texts:
-        counts["read"] += 1
+        counts.read += 1
+        if len(text) < min_characters:
+            counts.short += 1
+            continue
         text = encodable(text)
-        if len(text) < corpus.min_characters:
-            counts["short"] += 1
-            continue
         digest = text_md5(text)
-        if digest in seen:
-            counts["duplicates"] += 1
-            continue
-        seen.add(digest)
-        characters += len(text)
-        yield text, digest
-        if corpus.documents and len(seen) >= corpus.documents:
+        if not needed(digest):
+            counts.left += 1
+        elif digest in seen:
+            counts.duplicates += 1
+        else:
+            seen.add(digest)
+            counts.characters += len(text)
+            yield text, digest
+
+
+def unique_documents(texts: Iterable[str], corpus: Corpus, counts: Counts) -> Iterator[tuple[str, bytes]]:
+    """(text, md5) of distinct documents up to the limits of the corpus."""
+    documents = distinct_documents(texts, counts, min_characters=corpus.min_characters)
+    for number, document in enumerate(documents, start=1):
+        yield document
+        if corpus.documents and number >= corpus.documents:
             return
-        if corpus.characters and characters >= corpus.characters:
+        if corpus.characters and counts.characters >= corpus.characters:
             return
 
 
 def split_documents(
-    documents: Iterator[tuple[str, bytes]], training: Path, *, slice_per_mille: int, counts: dict[str, int]
+    documents: Iterator[tuple[str, bytes]], training: Path, *, slice_per_mille: int, counts: Counts
 ) -> list[tuple[str, bytes]]:
-    """Writes the training documents to a Parquet file, one batch at a time; returns the held-out ones.
-
-    Args:
-        counts: gets the number of training documents under train.
-    """
+    """Writes the training documents to a Parquet file, one batch at a time; returns the held-out ones."""
     held_out: list[tuple[str, bytes]] = []
     with pq.ParquetWriter(training, SCHEMA, compression="zstd") as writer:
         while batch := list(islice(documents, BATCH)):
             sides: dict[bool, list[tuple[str, bytes]]] = {True: held_out, False: []}
             for text, digest in batch:
                 sides[in_slice(digest, slice_per_mille=slice_per_mille)].append((text, digest))
-            counts["train"] += len(sides[False])
+            counts.train += len(sides[False])
             writer.write_table(document_table([(*document, "train") for document in sides[False]]))
+    counts.held_out = len(held_out)
     return held_out
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.data.documents import BATCH, SCHEMA, document_table, split_documents, train_texts, unique_documents
+from budgeted_lora.data.documents import (
+    BATCH,
+    SCHEMA,
+    Counts,
+    document_table,
+    split_documents,
+    train_texts,
+    unique_documents,
+)
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import package_versions, read_documents
 from budgeted_lora.errors import BadInput
@@ -24,14 +32,14 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
         BadInput: nothing to read, or no document falls into the slice.
     """
     clock = Clock()
-    counts = {"read": 0, "short": 0, "duplicates": 0, "train": 0}
+    counts = Counts()
     documents = unique_documents(read_documents(corpus, processes=processes), corpus, counts)
     with atomic_path(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".collect.") as folder:
         training = Path(folder) / "train.parquet"
         held_out = split_documents(documents, training, slice_per_mille=corpus.slice_per_mille, counts=counts)
-        if not held_out or not counts["train"]:
+        if not held_out or not counts.train:
             raise BadInput(
-                f"corpus: {counts['read']} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per "
+                f"corpus: {counts.read} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per "
                 "mille; expected at least one document on each side (widen corpus.slice_per_mille or read more)"
             )
         shares = shared_fractions([text for text, _ in held_out], train_texts(training), n=corpus.overlap_ngram)
@@ -51,8 +59,7 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
         "hub": corpus.hub.model_dump() if corpus.source == "hub" else None,
         "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {corpus.slice_per_mille}",
         "documents": {
-            **counts,
-            "held_out": len(held_out),
+            **{name: getattr(counts, name) for name in ("read", "short", "duplicates", "train", "held_out")},
             "validation": len(held_out) - overlapping,
             "overlap": overlapping,
         },

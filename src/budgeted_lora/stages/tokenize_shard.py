@@ -1,13 +1,11 @@
 """Stage tokenize_shard: read, split and tokenise one shard of a large corpus in one pass and bounded memory."""
 
 import glob
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgeted_lora.data.digests import digest_records
-from budgeted_lora.data.documents import encodable, in_slice, text_md5
+from budgeted_lora.data.documents import Counts, distinct_documents, in_slice
 from budgeted_lora.data.readers import read_file
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import SIDES, token_writer
@@ -18,47 +16,6 @@ from budgeted_lora.models.device import peak_resident_bytes
 from budgeted_lora.provenance import Clock, write_result
 
 FILES = (*(f"{side}.{ending}" for side in SIDES for ending in ("bin", "idx")), "digests.bin")
-
-
-@dataclass
-class Counts:
-    """Numbers of documents; `train` and `held_out` were written, `left` are training documents that are not needed."""
-
-    read: int = 0
-    short: int = 0
-    duplicates: int = 0
-    left: int = 0
-    train: int = 0
-    held_out: int = 0
-    characters: int = 0
-
-
-def documents_of(
-    texts: Iterable[str], counts: Counts, *, training: bool, min_characters: int, slice_per_mille: int
-) -> Iterator[tuple[str, tuple[bytes, bool]]]:
-    """(text, (md5, whether it is held out)) of each distinct document of the shard that is needed.
-
-    Args:
-        training: whether to take training documents too, or only held-out ones.
-        min_characters: shorter documents are left out.
-    """
-    seen: set[bytes] = set()
-    for text in texts:
-        counts.read += 1
-        if len(text) < min_characters:
-            counts.short += 1
-            continue
-        text = encodable(text)
-        digest = text_md5(text)
-        held_out = in_slice(digest, slice_per_mille=slice_per_mille)
-        if not (held_out or training):
-            counts.left += 1
-        elif digest in seen:
-            counts.duplicates += 1
-        else:
-            seen.add(digest)
-            counts.characters += len(text)
-            yield text, (digest, held_out)
 
 
 def shard_file(source: str) -> Path:
@@ -97,7 +54,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
 
     Args:
         source: the shard's file, or a pattern that only it matches.
-        values: text_field, min_characters, slice_per_mille, training (see `documents_of`), number.
+        values: text_field, min_characters, slice_per_mille, training (whether training documents are needed), number.
 
     Raises:
         BadInput: no such file, or it is damaged; names the file and the row or line.
@@ -107,17 +64,26 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
     source_about = source_record(path)
     opened, end_id = open_tokenizer(tokenizer)
     encoder = WordEncoder(opened)
-    rule = {name: values[name] for name in ("training", "min_characters", "slice_per_mille")}
-    documents = documents_of(read_file(path, text_field=values["text_field"]), counts, **rule)
+
+    def is_held_out(digest: bytes) -> bool:
+        return in_slice(digest, slice_per_mille=values["slice_per_mille"])
+
+    documents = distinct_documents(
+        read_file(path, text_field=values["text_field"]),
+        counts,
+        min_characters=values["min_characters"],
+        needed=lambda digest: values["training"] or is_held_out(digest),
+    )
     about = {"vocab_size": opened.get_vocab_size(), "eos_id": end_id}
     digests = {False: bytearray(), True: bytearray()}
     with token_writer(out / "train.bin", **about) as train, token_writer(out / "held_out.bin", **about) as held_out:
         writers = {False: train, True: held_out}
         for group in batches(documents):
             encoded = encoder.encode(text for text, _ in group)
-            for ids, (_, (digest, is_held_out)) in zip(encoded, group, strict=True):
-                writers[is_held_out].add(ids)
-                digests[is_held_out] += digest
+            for ids, (_, digest) in zip(encoded, group, strict=True):
+                side = is_held_out(digest)
+                writers[side].add(ids)
+                digests[side] += digest
     counts.train, counts.held_out = train.document_count, held_out.document_count
     with atomic_path(out / "digests.bin") as temporary:
         digest_records(bytes(digests[False]), bytes(digests[True])).tofile(temporary)
