@@ -54,30 +54,33 @@ BAD_SCALES = {
     ),
     "outputs of distilled students": (
         {"sweeps": {"cut": {"macs_of_budget": [0.4], "truncation": ["weights", "outputs"]}}, "tables": CUT},
-        "sweeps.cut: truncation: outputs without undistilled: true; expected both macs_of_budget and ",
+        "sweeps.cut: truncation: outputs needs undistilled: true; expected both macs_of_budget and ",
     ),
     "outputs of whole students": (
         {"sweeps": {"cut": {"truncation": ["outputs"], "undistilled": [True]}}, "tables": CUT},
-        "sweeps.cut: truncation: outputs without macs_of_budget; expected both",
+        "sweeps.cut: truncation: outputs needs macs_of_budget; expected both",
     ),
-    "outputs by default": ({"compression": {"truncation": "outputs"}}, "truncation: outputs without macs_of_budget"),
-    "undistilled by default": ({"compression": {"undistilled": True}}, "compression.undistilled is true: no student"),
+    "outputs by default": ({"compression": {"truncation": "outputs"}}, "truncation: outputs needs macs_of_budget"),
+    "undistilled by default": (
+        {"compression": {"undistilled": True}},
+        "compression.undistilled is true: no trained",
+    ),
     "truncated LoRA": (
         {"sweeps": {"cut": {"macs_of_budget": [0.4]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
-        "sweeps.cut.macs_of_budget on a kd_lora row; expected kd_full, the only method it compresses",
+        "kd_lora does not use sweeps.cut.macs_of_budget; remove it, or use kd_full",
     ),
     "truncated LoRA by default": (
         {"compression": {"macs_of_budget": 0.4}},
-        "compression.macs_of_budget on a budgeted_lora row; expected kd_full",
+        "budgeted_lora does not use compression.macs_of_budget; remove it",
     ),
     "undistilled LoRA": (
         {"sweeps": {"cut": {"undistilled": [True]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
-        "sweeps.cut.undistilled on a kd_lora row; expected kd_full",
+        "kd_lora does not use sweeps.cut.undistilled",
     ),
     "a row of a wrong type": (
         {"tables": {"t": [{"method": "kd_lora", "rank": True, "alpha": [1, 2]}]}},
         "tiny.yaml: tables.t, row 1 {alpha: [1, 2], method: kd_lora, rank: true}: alpha is [1, 2], which takes one "
-        "value a row; write one row for each",
+        "value per row; write one row for each",
     ),
     "not YAML": ("a: [1", "tiny.yaml, line 1: not YAML"),
     "two mistakes": ({"rows": "loose", "devise": "cpu"}, "unknown key devise"),

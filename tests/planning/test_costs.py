@@ -359,7 +359,7 @@ def test_values_laid_on_top_change_the_plan(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--scale", "paper", "--rank", 64), "--rank beside --scale, whose file says that"),
+        (("--scale", "paper", "--rank", 64), "--rank beside --scale, whose file defines the shape"),
         (("--scale", "paper", "--layers", 6, "--budget", 0.1), "--layers, --budget beside --scale"),
         (("--scale", "paper", "--json", "--device", "h100"), "--device with --json: a list of structures has no costs"),
         (("--scale", "paper", "--calibrate", "--device", "h100"), "--device with --calibrate"),

@@ -11,6 +11,7 @@ import torch
 from budgeted_lora.beyond.low_rank import InputStatistics
 from budgeted_lora.config.recipe import Recipe, compute_values
 from budgeted_lora.data.tokens import TokenFile, Windows
+from budgeted_lora.errors import BadInput
 from budgeted_lora.files import (
     sha256_file,
     short_hash,
@@ -79,6 +80,8 @@ def train_cell(
     for folder, what in ((student, "student"), (teacher, "teacher")):
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
     windows = Windows(file, recipe.sequence_length, recipe.rows)
+    if not windows.count:
+        raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
     states = teacher_states(teacher, cache, windows, recipe, device=place, dtype=precision, verify=processes.first)
     model = load_model(student, dtype=torch.float32, verify=processes.first).to(place)
     modules, low_rank = install_method(model, recipe, InputStatistics.open(statistics) if statistics else None)
