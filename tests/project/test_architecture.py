@@ -46,18 +46,8 @@ MEASURING = {"planning.measure", "planning.memory"}  # these two run a model
 
 # What is not yet so. A line that is no longer needed fails the test.
 EXCEPTIONS: set[str] = {
-    "beyond.truncate and method.compress import each other",
     "commands.prune imports training.state",
-    "method.compress imports beyond.truncate",
-    "method.compress imports config.sections",
-    "method.compress imports models.compressed",
-    "method.compress imports models.trained",
-    "method.loop and training.progress import each other",
-    "method.loop imports data.tokens",
-    "method.loop imports training.distributed",
-    "method.loop imports training.progress",
-    "method.loop imports training.state",
-    "method/loop.py: train is over 70 lines",
+    "commands/app.py is over 400 lines",
     "reporting.contents loads pandas",
     "reporting.contents_tables loads pandas",
     "stages/compress_cell.py: compress_cell is over 70 lines",
@@ -65,9 +55,6 @@ EXCEPTIONS: set[str] = {
     "stages/measure_statistics.py: measure_statistics is over 70 lines",
     "stages/train_cell.py: train_cell is over 70 lines",
     "the package is over 18000 lines",
-    "training.cache imports workflow.code",
-    "training.cache imports workflow.runs",
-    "training.state imports workflow.runs",
     "workflow may import reporting.contents and does not",
     "workflow/graph.py is over 400 lines",
 }
