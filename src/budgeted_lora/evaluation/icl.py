@@ -4,13 +4,13 @@ A prompt is tokenised as one string that ends at the query's `A:`; the answer fo
 this module builds the prompts and scores the answers.
 """
 
-import hashlib
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Pro
     """
     probes = []
     for name, pairs in rules.read_original(folder).items():
-        inputs = sorted({pair.input for pair in pairs}, key=_md5)
+        inputs = sorted(
+            {pair.input for pair in pairs}, key=lambda text: md5(text.encode(), usedforsecurity=False).digest()
+        )
         train_end = len(inputs) * TRAIN_PERCENT // 100
         test_end = len(inputs) * (TRAIN_PERCENT + TEST_PERCENT) // 100
         place = {text: number for number, text in enumerate(inputs)}
@@ -93,10 +95,6 @@ def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Pro
 
         probes.append(Probe(name, test[:queries], draw, _answers(pairs)))
     return probes
-
-
-def _md5(text: str) -> bytes:
-    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
 
 
 def _answers(pairs: Sequence[Pair]) -> dict[str, frozenset[str]]:
@@ -195,8 +193,7 @@ def stop_tokens(tokenizer: Tokenizer, *, end_id: int, vocab_size: int) -> torch.
 
 def read_answer(tokenizer: Tokenizer, tokens: list[int]) -> str:
     """Decoded text up to the first newline, without surrounding white space."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return text.split("\n", 1)[0].strip()
+    return tokenizer.decode(tokens, skip_special_tokens=True).split("\n", 1)[0].strip()
 
 
 def answer_examples(
@@ -231,7 +228,7 @@ def example_rows(examples: Sequence[Example], answers: Sequence[str], encoded: E
             "predicted": answer,
             "correct": answer == example.expected,
             "prompt_tokens": len(prompt),
-            "prompt_sha256": hashlib.sha256(example.prompt.encode()).hexdigest(),
+            "prompt_sha256": sha256(example.prompt.encode()).hexdigest(),
         }
         for example, answer, prompt in zip(examples, answers, encoded.prompts, strict=True)
     ]

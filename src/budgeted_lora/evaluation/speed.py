@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import MistralConfig, MistralForCausalLM
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, projections
 from budgeted_lora.method.projections import install
-from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM
+from budgeted_lora.models.compressed import untrained
+from budgeted_lora.models.load import mistral_config, new_model
 
 WARM_UP = 2  # discarded passes per arm
 SAMPLE_SECONDS = 0.01  # shortest sample; shorter calls are repeated within one sample
@@ -66,24 +66,11 @@ def factor_ranks(shape: ModelShape, modules: Sequence[Mapping[str, Any]]) -> dic
 def build(student: SpeedShape, ranks: Mapping[str, int], *, length: int, device: torch.device) -> dict[str, nn.Module]:
     """Random models by arm: dense student, compressed student, dense student with unmerged LoRA."""
     shape = student.shape
-    common = {
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_attention_heads": student.heads,
-        "num_key_value_heads": student.kv_heads,
-        "head_dim": shape.hidden // student.heads,
-        "vocab_size": student.vocab_size,
-        "max_position_embeddings": length,
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-        "attn_implementation": "sdpa",
-    }
-    models = {
-        "dense": MistralForCausalLM(MistralConfig(**common)),
-        "compressed": CompressedMistralForCausalLM(CompressedMistralConfig(**common, factorized=dict(ranks))),
-        "lora_unmerged": MistralForCausalLM(MistralConfig(**common)),
-    }
+    sizes = {"layers": shape.layers, "hidden": shape.hidden, "ffn": shape.ffn}
+    sizes |= {"heads": student.heads, "kv_heads": student.kv_heads, "vocab_size": student.vocab_size}
+    config = mistral_config(**sizes, context=length, end_id=0)
+    dense = new_model(config, seed=0)
+    models = {"dense": dense, "compressed": untrained(dense, ranks), "lora_unmerged": new_model(config, seed=0)}
     install(models["lora_unmerged"], rank=student.rank, alpha=2.0 * student.rank, dropout=0.0, gates=False, seed=0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {name: model.to(device=device, dtype=dtype).eval() for name, model in models.items()}
@@ -126,25 +113,21 @@ def take_turns(
 
 
 def describe(samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Median and quartiles (seconds) of every arm, and speedups.
+    """Median and quartiles (seconds) per arm, and speedups.
 
     A speedup is a ratio of medians; its quartiles are those of the ratios within a round, where both arms ran under the
     same load.
     """
     result: dict[str, Any] = {}
-    for name, values in samples.items():
-        q1, median, q3 = (float(value) for value in np.percentile(values, [25, 50, 75]))
-        result[name] = {"median_s": median, "q1_s": q1, "q3_s": q3, "samples_s": [float(value) for value in values]}
-    dense, compressed = np.asarray(samples["dense"]), np.asarray(samples["compressed"])
-    result |= _ratio("speedup", dense, compressed)
-    if "lora_unmerged" in samples:
-        result |= _ratio("speedup_vs_lora", np.asarray(samples["lora_unmerged"]), compressed)
+    for name, seconds in samples.items():
+        q1, median, q3 = (float(value) for value in np.percentile(seconds, [25, 50, 75]))
+        result[name] = {"median_s": median, "q1_s": q1, "q3_s": q3, "samples_s": [float(value) for value in seconds]}
+    for name, slow in {"speedup": "dense", "speedup_vs_lora": "lora_unmerged"}.items():
+        if slow in samples:
+            ratio = np.asarray(samples[slow]) / np.asarray(samples["compressed"])
+            result[name] = float(np.median(samples[slow]) / np.median(samples["compressed"]))
+            result[f"{name}_q1"], result[f"{name}_q3"] = (float(value) for value in np.percentile(ratio, [25, 75]))
     return result
-
-
-def _ratio(name: str, slow: np.ndarray, fast: np.ndarray) -> dict[str, float]:
-    q1, q3 = np.percentile(slow / fast, [25, 75])
-    return {name: float(np.median(slow) / np.median(fast)), f"{name}_q1": float(q1), f"{name}_q3": float(q3)}
 
 
 def time_modules(
@@ -199,7 +182,7 @@ def time_prefill(
     Args:
         keep: last positions whose logits are computed; 0 computes all.
     """
-    ids = _tokens(models["dense"], batch, length, device)
+    ids = _tokens(models["dense"], batch=batch, length=length, device=device)
     arms = {
         arm: clocked(lambda model=model: model(input_ids=ids, use_cache=True, logits_to_keep=keep), device=device)
         for arm, model in models.items()
@@ -210,8 +193,8 @@ def time_prefill(
 def time_decode(
     models: Models, *, batch: int, prompt: int, tokens: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """Times decoding: seconds per step of the whole batch after a cached prompt, whose prefill is not timed."""
-    ids = _tokens(models["dense"], batch, prompt, device)
+    """Times decoding: seconds per step of the whole batch, without the prefill of the prompt."""
+    ids = _tokens(models["dense"], batch=batch, length=prompt, device=device)
 
     def decode(model: nn.Module) -> float:
         output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -227,6 +210,6 @@ def time_decode(
     return {"batch": batch, "prompt": prompt, "tokens": tokens, **describe(take_turns(arms, repeats=repeats))}
 
 
-def _tokens(model: nn.Module, batch: int, length: int, device: torch.device) -> torch.Tensor:
+def _tokens(model: nn.Module, *, batch: int, length: int, device: torch.device) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(device)

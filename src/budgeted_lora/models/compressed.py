@@ -88,13 +88,13 @@ def compressed_model(model: PreTrainedModel, compressed: Mapping[str, Compressed
         else:
             ranks[name] = len(module.down)
             state[f"{name}.down.weight"], state[f"{name}.up.weight"] = module.down, module.up
-    plain = _untrained(model, ranks)
+    plain = untrained(model, ranks)
     plain.load_state_dict(state, strict=True)
     return plain.eval()
 
 
-def _untrained(model: PreTrainedModel, factorized: Mapping[str, int]) -> PreTrainedModel:
-    """An untrained float32 model of the same sizes, its named projections factorised."""
+def untrained(model: PreTrainedModel, factorized: Mapping[str, int]) -> PreTrainedModel:
+    """An untrained float32 model of the same sizes with the named projections factorised at the given ranks."""
     values = model.config.to_dict()
     if factorized:
         fields = MistralConfig.__dataclass_fields__.keys() - {"architectures", "transformers_version", "dtype"}
