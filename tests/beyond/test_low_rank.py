@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from budgeted_lora.beyond.low_rank import (
-    STATISTICS,
-    InputStatistics,
     allocate_ranks,
     low_rank_factors,
     removal_scores,
@@ -26,6 +24,7 @@ from budgeted_lora.beyond.low_rank import (
     start_from,
 )
 from budgeted_lora.beyond.removals import cross_entropy, removal_losses
+from budgeted_lora.beyond.statistics import STATISTICS, InputStatistics
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_digest
@@ -255,7 +254,7 @@ NAME = "model.layers.0.self_attn.q_proj"
     [
         (lambda t: t[f"{NAME}.moment"].fill_(float("nan")), f"{NAME}.moment has values that are not finite"),
         (lambda t: t.update({"mean": torch.ones(2)}), "tensor mean; expected names that end in .moment or .gradient"),
-        (lambda t: t.pop(f"{NAME}.gradient"), f"gradient of {NAME} is none; expected"),
+        (lambda t: t.pop(f"{NAME}.gradient"), f"gradient of {NAME} is missing; expected"),
         (lambda t: t.update({f"{NAME}.moment": torch.eye(3)}), f"moment of {NAME} is \\[3, 3\\]; expected"),
     ],
     ids=["not finite", "unknown", "missing", "another shape"],

@@ -8,76 +8,14 @@ measured by the weights (SVD) or by the outputs, with the second moment M = E[x 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from budgeted_lora.errors import BadInput
-from budgeted_lora.files import check_digest
+from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.method.projections import BudgetedLinear
 
-STATISTICS = "statistics.safetensors"
-FLOOR = 1e-6  # of the largest eigenvalue of a second moment: directions that statistics never saw
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """What a few training windows say of each projection, by name.
-
-    Attributes:
-        moments: E[x x^T] of the inputs, [d_in, d_in], float32.
-        gradients: dL/dW of the cross-entropy on them, [d_out, d_in], float32.
-    """
-
-    moments: Mapping[str, Tensor]
-    gradients: Mapping[str, Tensor]
-
-    @classmethod
-    def open(cls, folder: Path | str) -> "InputStatistics":
-        """Reads the folder that `measure_statistics` wrote.
-
-        Raises:
-            BadInput: the file is missing or damaged, holds something else, or a value that is not finite.
-        """
-        path = Path(folder) / STATISTICS
-        check_digest(folder)
-        try:
-            tensors = load_file(path)
-        except FileNotFoundError:
-            raise BadInput(f"{path}: no such file; expected the input statistics of an untrained student") from None
-        except SafetensorError as error:
-            raise BadInput(f"{path}: not a whole safetensors file ({' '.join(str(error).split())[:200]})") from None
-        kinds = {"moment": {}, "gradient": {}}
-        for name, tensor in tensors.items():
-            module, _, kind = name.rpartition(".")
-            if kind not in kinds:
-                raise BadInput(f"{path}: tensor {name}; expected names that end in .moment or .gradient")
-            if not tensor.isfinite().all():
-                raise BadInput(f"{path}: {name} has values that are not finite; measure the statistics anew")
-            kinds[kind][module] = tensor
-        return cls(kinds["moment"], kinds["gradient"])
-
-    def check(self, weights: Mapping[str, Tensor]) -> None:
-        """Whether these are statistics of a student with these weights W [d_out, d_in], by name.
-
-        Raises:
-            BadInput: a projection is missing or has another shape.
-        """
-        for name, weight in weights.items():
-            out, inner = weight.shape
-            for kind, found, shape in (
-                ("moment", self.moments.get(name), (inner, inner)),
-                ("gradient", self.gradients.get(name), (out, inner)),
-            ):
-                if found is None or found.shape != shape:
-                    has = "none" if found is None else list(found.shape)
-                    raise BadInput(
-                        f"input statistics: {kind} of {name} is {has}; expected {list(shape)}: another student's?"
-                    )
+FLOOR = 1e-6  # of a second moment's largest eigenvalue; directions below it were never seen
 
 
 def square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +56,7 @@ def start_from(module: BudgetedLinear, *, moment: Tensor | None = None) -> None:
 
     B is divided by the scale and the gates' first values, so that the module's output at d = 1 does not change.
     """
-    weight = module.weight.detach().cpu()  # where moments lie, and where a resumed run finds the same bytes again
+    weight = module.weight.detach().cpu()  # moments are on the CPU, and a resumed run gets the same bytes there
     up, down = low_rank_factors(weight, rank=module.rank, moment=moment)
     gates = module.gates()
     strength = module.scale * (torch.ones(module.rank) if gates is None else gates.cpu()).double()

@@ -24,11 +24,11 @@ def removal_losses(
         rank: r of the path.
 
     Returns:
-        one entry a projection: `name`, and the increase in nats for each start: `zero` (B = 0, the paper's), `svd`,
+        one entry per projection: `name`, and the increase in nats for each start: `zero` (B = 0, the paper's), `svd`,
         `activation_svd`.
     """
     whole = cross_entropy(model, batches)
-    found = []
+    losses = []
     for name, linear in linears.items():
         weight = linear.weight.detach().clone()
         entry: dict[str, Any] = {"name": name}
@@ -39,8 +39,8 @@ def removal_losses(
                 linear.weight.copy_(up @ down)
             entry[start] = cross_entropy(model, batches) - whole
         linear.weight.copy_(weight)
-        found.append(entry)
-    return found
+        losses.append(entry)
+    return losses
 
 
 def cross_entropy(model: Any, batches: Sequence[tuple[Tensor, Tensor]]) -> float:

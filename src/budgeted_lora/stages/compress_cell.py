@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from budgeted_lora.beyond.low_rank import InputStatistics
+from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.sections import Compression
@@ -149,7 +149,7 @@ def compress_cell(
         BadInput: an input is missing, damaged or of another method, or the token file holds no window.
         RuntimeError: nothing was approximated, yet the logits differ.
     """
-    clock, out = Clock(), Path(out)
+    clock = Clock()
     values = dict(settings)
     macs = values.pop("macs", None)
     chosen = Compression.model_validate(values)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from budgeted_lora.beyond.low_rank import InputStatistics
+from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe, compute_values
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
@@ -60,9 +60,8 @@ def train_cell(
         tokens: train.bin, its .idx and .json beside it.
         cache: folder of the teacher's hidden states, or None to run the teacher beside the student.
         statistics: folder of the untrained student's statistics, where the recipe needs one.
-        out: the cell's folder; gets trained/ (model.safetensors, adapter.json), history.csv, retention.csv,
-            train.json and, last, trained.sha256.
-        state: folder under which the training state lies while the run is not done, named by cell and inputs.
+        out: the cell's folder; gets trained/, history.csv, retention.csv, train.json and, last, trained.sha256.
+        state: folder of training states; this run's own is named by cell and inputs.
         device: auto, cpu or cuda.
         threads: CPU threads of each process; they affect the result bits.
         processes: the processes that train together; this one alone when None. All call this with the same arguments,
@@ -91,43 +90,26 @@ def train_cell(
     own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, processes=processes)}"
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         log = StateLog(
-            folder,
-            modules,
-            recipe,
-            log_every=log_every,
-            checkpoint_every=checkpoint_every,
-            writes=processes.first,
+            folder, modules, recipe, log_every=log_every, checkpoint_every=checkpoint_every, writes=processes.first
         )
         progress = train(
-            model,
-            modules,
-            states,
-            windows,
-            recipe,
-            log=log,
-            removal_order=low_rank.order,
-            processes=processes,
-            device=place,
-            precision=precision,
-        )
+            model, modules, states, windows, recipe, log=log, removal_order=low_rank.order, processes=processes,
+            device=place, precision=precision,
+        )  # fmt: skip
         devices = processes.gather(device_in_use())
         if not processes.first:
             return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
-        for name in ("history.csv", "retention.csv"):
-            write_with(out / name, lambda path, name=name: shutil.copyfile(folder / name, path))
+        histories = [out / "history.csv", out / "retention.csv"]
+        for history in histories:
+            write_with(history, lambda path, name=history.name: shutil.copyfile(folder / name, path))
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
+        values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
         write_result(
-            out / "train.json",
-            results,
-            files=[out / "history.csv", out / "retention.csv"],
-            scale=scale,
-            cell=cell,
-            values=recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count),
-            inputs=inputs,
+            out / "train.json", results, files=histories, scale=scale, cell=cell, values=values, inputs=inputs,
             clock=clock,
-        )
+        )  # fmt: skip
         write_digest(out / "trained")
         discard(folder)
 

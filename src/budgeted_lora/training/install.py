@@ -6,13 +6,8 @@ from typing import Any
 
 import torch
 
-from budgeted_lora.beyond.low_rank import (
-    InputStatistics,
-    allocate_ranks,
-    removal_scores,
-    spectrum,
-    start_from,
-)
+from budgeted_lora.beyond.low_rank import allocate_ranks, removal_scores, spectrum, start_from
+from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.projections import BudgetedLinear, install, named_projections
