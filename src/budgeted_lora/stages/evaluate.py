@@ -1,4 +1,4 @@
-"""Stage: perplexity and, if asked for, in-context learning of one model in one job."""
+"""Stage evaluate: measure the perplexity and, optionally, the in-context learning of one model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from budgeted_lora.config.jobs import EvaluationOptions, read_options
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
-from budgeted_lora.evaluation import icl as probes
+from budgeted_lora.evaluation import icl as in_context
 from budgeted_lora.evaluation.perplexity import PerplexityResult, perplexity
 from budgeted_lora.files import read_json, write_with
 from budgeted_lora.models.device import on_device
@@ -37,74 +37,73 @@ def evaluate_model(
 ) -> None:
     """Writes perplexity.json and perplexity_windows.parquet, and with `icl` icl.json and icl_examples.parquet.
 
-    Weights are evaluated in float32 whatever they are stored in, so that rows of a table differ by their models only.
+    All models are evaluated in float32, whatever dtype their folders hold, so that rows of a table are comparable.
 
     Args:
         model: folder of a plain or compressed model.
-        tokens: the data folder, with validation and functions token files and manifest.json.
+        tokens: the data folder, with the validation and functions token files and manifest.json.
         tokenizer: folder of the tokenizer.
-        out: folder the results go to; other files in it stay.
-        values: see `settings.EvaluationOptions`.
-        uncompressed: folder of the trained student before compression, scored beside it on the same windows;
-            needs `student`, the model folder that training began with.
+        out: folder for the results; other files in it stay.
+        values: see `EvaluationOptions`.
+        uncompressed: folder of the trained student before compression, scored on the same windows; requires `student`,
+            the model folder of the student before training.
 
     Raises:
-        BadInput: a file or value cannot be used, a prompt does not fit, or a likelihood is not finite.
+        BadInput: a file or option cannot be used, a prompt is too long, or a likelihood is not finite.
     """
-    clock, settings, out = Clock(), read_options(values), Path(out)
+    clock, options = Clock(), read_options(values)
     if (student is None) != (uncompressed is None):
-        raise BadInput("an uncompressed student is its trained folder and its student folder; only one was given")
-    validation, functions = (
-        Windows(TokenFile.open(Path(tokens) / name), settings.sequence_length, settings.rows)
-        for name in ("validation.bin", "functions.bin")
-    )
-    with on_device(device, threads=threads) as where:
-        network = load_model(model, dtype=torch.float32).to(where)
-        result = _score(network, validation, settings)
-        on_functions = _score(network, functions, settings) if functions.count else None
+        raise BadInput("evaluate: student and uncompressed are needed together; only one was given")
+    files = [TokenFile.open(Path(tokens) / name) for name in ("validation.bin", "functions.bin")]
+    validation, functions = (Windows(file, options.sequence_length, options.rows) for file in files)
+    about = {"scale": scale, "cell": cell, "values": options.model_dump(mode="json")}
+    with on_device(device, threads=threads) as chosen:
+        network = load_model(model, dtype=torch.float32).to(chosen)
+        result = _score(network, validation, options)
+        on_functions = _score(network, functions, options).summary() if functions.count else None
         before = None
         if uncompressed is not None:
-            before = _score(load_trained(student=student, trained=uncompressed).model.to(where), validation, settings)
-        about = {"scale": scale, "cell": cell, "values": settings.model_dump(mode="json")}
-        write_with(out / "perplexity_windows.parquet", _window_frame(result).to_parquet)
+            trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
+            before = _score(trained, validation, options).summary()
+        frame = out / "perplexity_windows.parquet"
+        write_with(frame, _window_frame(result).to_parquet)
         payload = {
             **result.summary(),
-            "functions": None if on_functions is None else on_functions.summary(),
-            "uncompressed": None if before is None else before.summary(),
-            "conditions": _conditions(validation.file, functions.file, settings, where=where, threads=threads),
+            "functions": on_functions,
+            "uncompressed": before,
+            "conditions": _conditions(*files, options, device=chosen, threads=threads),
         }
-        inputs = [path for path in (model, uncompressed, validation.file.path, functions.file.path) if path is not None]
-        files = [out / "perplexity_windows.parquet"]
-        write_result(out / "perplexity.json", payload, inputs=inputs, files=files, clock=clock, **about)
+        inputs = [path for path in (model, uncompressed, *(file.path for file in files)) if path is not None]
+        write_result(out / "perplexity.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
         if icl:
-            _write_icl(network, tokenizer, settings, out=out, model=model, about=about)
+            _write_icl(network, tokenizer, options, out=out, model=model, about=about)
 
 
-def _score(network: torch.nn.Module, windows: Windows, settings: EvaluationOptions) -> PerplexityResult:
-    return perplexity(network, windows, token_limit=settings.validation_tokens, batch_windows=settings.batch_windows)
+def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
+    return perplexity(network, windows, token_limit=options.validation_tokens, batch_windows=options.batch_windows)
 
 
 def _window_frame(result: PerplexityResult) -> pd.DataFrame:
-    """One row a window: `nll` (nats, sum over the scored tokens) and `tokens` (how many those are)."""
+    """One row per window: `nll` (nats, sum over the scored tokens) and `tokens` (number of scored tokens)."""
     columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
     return pd.DataFrame(columns)
 
 
 def _conditions(
-    validation: TokenFile, functions: TokenFile, settings: EvaluationOptions, *, where: torch.device, threads: int
+    validation: TokenFile, functions: TokenFile, options: EvaluationOptions, *, device: torch.device, threads: int
 ) -> dict[str, Any]:
-    """What makes the perplexity repeatable beside the weights."""
+    """All that determines the perplexity besides the weights."""
     manifest = validation.path.with_name("manifest.json")
     held_out = read_json(manifest).get("proof", {}).get("held_out_md5_list_sha256", {}) if manifest.is_file() else {}
     return {
         "validation_sha256": validation.sha256,
         "functions_sha256": functions.sha256,
         "slice_sha256": held_out.get("validation"),
-        "sequence_length": settings.sequence_length,
-        "rows": settings.rows,
-        "batch_windows": settings.batch_windows,
+        "sequence_length": options.sequence_length,
+        "rows": options.rows,
+        "batch_windows": options.batch_windows,
         "dtype": "float32",
-        "device": where.type,
+        "device": device.type,
         "threads": threads,
     }
 
@@ -112,49 +111,41 @@ def _conditions(
 def _write_icl(
     network: torch.nn.Module,
     tokenizer: Path,
-    settings: EvaluationOptions,
+    options: EvaluationOptions,
     *,
     out: Path,
     model: Path,
-    about: Mapping[str, Any],
+    about: dict[str, Any],
 ) -> None:
     clock = Clock()
     encoder, end_id = open_tokenizer(tokenizer)
-    asked = probe_set(settings)
-    examples = probes.build_examples(asked, seeds=settings.demonstration_seeds, space=settings.prompt_space)
-    answers, encoded = probes.answer_examples(
-        network,
-        encoder,
-        examples,
-        end_id=end_id,
-        sequence_length=settings.context or settings.sequence_length,
-        batch=settings.icl_batch,
-        space=settings.prompt_space,
+    probes = probe_set(options)
+    examples = in_context.build_examples(probes, seeds=options.demonstration_seeds, space=options.prompt_space)
+    limits = {"sequence_length": options.context or options.sequence_length, "batch": options.icl_batch}
+    answers, encoded = in_context.answer_examples(
+        network, encoder, examples, end_id=end_id, space=options.prompt_space, **limits
     )
-    rows = probes.example_rows(examples, answers, encoded)
-    write_with(out / "icl_examples.parquet", pd.DataFrame(rows).to_parquet)
+    rows = in_context.example_rows(examples, answers, encoded)
+    frame = out / "icl_examples.parquet"
+    write_with(frame, pd.DataFrame(rows).to_parquet)
     payload = {
-        **probes.summarise(asked, examples, rows),
-        "shots": settings.shots,
+        **in_context.summarise(probes, examples, rows),
+        "shots": options.shots,
         "longest_prompt_with_answer": encoded.longest,
         "prefix_breaks": encoded.prefix_breaks,
         "dtype": "float32",
     }
-    files = [out / "icl_examples.parquet"]
-    write_result(out / "icl.json", payload, inputs=[model, Path(tokenizer)], files=files, clock=clock, **about)
+    write_result(out / "icl.json", payload, inputs=[model, tokenizer], files=[frame], clock=clock, **about)
 
 
-def probe_set(settings: EvaluationOptions) -> list[probes.Probe]:
+def probe_set(options: EvaluationOptions) -> list[in_context.Probe]:
     """The 19 probes of a scale: ours, or those of a folder of the original files.
 
     Raises:
-        BadInput: a file of the folder is missing or unusable.
+        BadInput: a file of the folder is missing or unusable, or the slice holds no query of a probe.
     """
-    if settings.probes == "folder":
-        return probes.original_probes(settings.probes_folder, shots=settings.shots, queries=settings.queries)
-    return probes.generated_probes(
-        shots=settings.shots,
-        queries=settings.queries,
-        slice_per_mille=settings.slice_per_mille,
-        hold_out_words=settings.hold_out_words,
-    )
+    amounts = {"shots": options.shots, "queries": options.queries}
+    if options.probes == "folder":
+        return in_context.original_probes(options.probes_folder, **amounts)
+    split = {"slice_per_mille": options.slice_per_mille, "hold_out_words": options.hold_out_words}
+    return in_context.generated_probes(**amounts, **split)
