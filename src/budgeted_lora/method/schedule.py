@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 from budgeted_lora.config.recipe import ControllerKind, Recipe
 from budgeted_lora.errors import BadInput
@@ -37,8 +38,8 @@ class BudgetRule:
         for name in ("smoothing", "drop_threshold"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
-        if self.controller not in ("greedy", "uniform"):
-            raise BadInput(f"controller is {self.controller!r}; expected greedy or uniform")
+        if self.controller not in get_args(ControllerKind):
+            raise BadInput(f"controller is {self.controller!r}; expected {' or '.join(get_args(ControllerKind))}")
 
     @classmethod
     def of(cls, recipe: Recipe) -> "BudgetRule":
