@@ -2,34 +2,27 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from budgeted_lora.config.types import BelowOne, Fraction, Positive, Strict
+from budgeted_lora.config.types import BelowOne, Fraction, Positive, Strict, key
 
 
 class HubDataset(Strict):
-    name: str = Field("EleutherAI/the_pile_deduplicated", description="Dataset on the Hub. [D]")
-    revision: str | None = Field(
-        None, description="Pinned commit of the dataset; required when `corpus.source` is hub. [ours]"
-    )
-    split: str = Field("train", description="Split to stream. [ours]")
+    name: str = key("EleutherAI/the_pile_deduplicated", "Dataset on the Hub. [D]")
+    revision: str | None = key(None, "Pinned commit of the dataset; required when `corpus.source` is hub. [ours]")
+    split: str = key("train", "Split to stream. [ours]")
 
 
 class Shards(Strict):
     """A large corpus in many files: one job per file reads it once, and none is held in memory."""
 
-    pattern: str | None = Field(
+    pattern: str | None = key(
         None,
-        description="Name of a shard's file in the Hub dataset (source hub): `{shard:05d}` is its number from 0, `*` "
-        "matches anything. [ours]",
+        "Name of a shard's file in the Hub dataset (source hub): `{shard:05d}` is its number from 0, `*` matches "
+        "anything. [ours]",
     )
-    train: Positive = Field(
-        description="Shards to train on, from the first; an error if they hold fewer than `train_tokens`. [ours]"
-    )
-    held_out: Positive | None = Field(
-        None,
-        description="Shards whose held-out documents are scored on, from the first; `train` when empty. [ours]",
-    )
+    train: Positive = key(..., "Shards to train on, from the first; they must hold `train_tokens`. [ours]")
+    held_out: Positive | None = key(None, "Shards whose held-out documents are scored; `train` when empty. [ours]")
 
     @property
     def read(self) -> int:
@@ -50,61 +43,32 @@ class Shards(Strict):
 
 
 class Corpus(Strict):
-    source: Literal["docstrings", "files", "hub"] = Field(
+    source: Literal["docstrings", "files", "hub"] = key(
         "docstrings",
-        description="Where documents come from: docstrings of installed packages, local files or a Hub dataset. [ours]",
+        "Where documents come from: docstrings of installed packages, local files or a Hub dataset. [ours]",
     )
-    packages: list[str] = Field(
-        default_factory=list,
-        description="Import names of the packages whose docstrings are read (source docstrings). [ours]",
+    packages: list[str] = key([], "Import names of packages to read docstrings of (source docstrings). [ours]")
+    files: list[str] = key([], "Globs of .txt, .jsonl, .jsonl.zst and .parquet files (source files). [ours]")
+    text_field: str = key("text", "Field or column that holds the text. [ours]")
+    hub: HubDataset = key(HubDataset(), "The Hub dataset (source hub).")
+    documents: Positive | None = key(None, "Most documents, without duplicates and short ones; all when empty. [ours]")
+    characters: Positive | None = key(None, "Stop reading documents after this many characters; all when empty. [ours]")
+    min_characters: int = key(80, "Shorter documents are left out. [ours]", ge=0)
+    slice_per_mille: int = key(
+        2, "Documents with MD5 mod 1000 below this are held out; 2 is the paper's 0.2 %. [S]", ge=1, lt=1000
     )
-    files: list[str] = Field(
-        default_factory=list, description="Globs of .txt, .jsonl, .jsonl.zst and .parquet files (source files). [ours]"
-    )
-    text_field: str = Field("text", description="Field or column that holds the text. [ours]")
-    hub: HubDataset = Field(default_factory=HubDataset, description="The Hub dataset (source hub).")
-    documents: Positive | None = Field(
-        None,
-        description="Largest number of documents, not counting duplicates and short ones; all when empty. [ours]",
-    )
-    characters: Positive | None = Field(
-        None, description="Stop reading documents after this many characters; all when empty. [ours]"
-    )
-    min_characters: int = Field(80, ge=0, description="Shorter documents are left out. [ours]")
-    slice_per_mille: int = Field(
-        2,
-        ge=1,
-        lt=1000,
-        description="Documents with MD5 mod 1000 below this are held out; 2 is the paper's 0.2 %. [S]",
-    )
-    train_tokens: Positive = Field(
-        2_550_000_000, description="Tokens of the training file; a longer run starts over. [D]"
-    )
-    validation_tokens: Positive = Field(
-        10_000_000, description="Tokens of the held-out slice on which perplexity is measured. [S]"
-    )
-    function_share: BelowOne = Field(
-        0.0,
-        description="Share of training tokens that are function-style demonstration documents. [ours]",
-    )
-    hold_out_words: bool = Field(
+    train_tokens: Positive = key(2_550_000_000, "Tokens of the training file; a longer run starts over. [D]")
+    validation_tokens: Positive = key(10_000_000, "Tokens of the held-out slice on which perplexity is measured. [S]")
+    function_share: BelowOne = key(0.0, "Share of training tokens in function-style demonstration documents. [ours]")
+    hold_out_words: bool = key(False, "Also split words: no function document has those of a query. [ours]")
+    prompt_space: bool = key(
         False,
-        description="Also split the words: no function document then holds the words of an evaluation query. [ours]",
+        "Whether a space follows `Q:` and `A:` in function documents and prompts, as in Function Vectors; the "
+        "paper has none. [S]",
     )
-    prompt_space: bool = Field(
-        False,
-        description="Whether a space follows `Q:` and `A:` in function documents and prompts, as in Function Vectors; "
-        "the paper has none. [S]",
-    )
-    overlap_ngram: Positive = Field(13, description="Words in the n-grams of the overlap check. [ours]")
-    overlap_share: Fraction = Field(
-        0.5,
-        description="Held-out documents with a larger share of their n-grams in training text are left out. [ours]",
-    )
-    shards: Shards | None = Field(
-        None,
-        description="Read a corpus that exceeds the memory in one job per file; in one job when empty. [ours]",
-    )
+    overlap_ngram: Positive = key(13, "Words in the n-grams of the overlap check. [ours]")
+    overlap_share: Fraction = key(0.5, "Largest share of a held-out document's n-grams in training text. [ours]")
+    shards: Shards | None = key(None, "One job per file, for a corpus larger than memory; one job when empty. [ours]")
 
     @model_serializer(mode="wrap")
     def _without_empty_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

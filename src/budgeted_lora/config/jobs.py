@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from budgeted_lora.config.messages import describe
 from budgeted_lora.config.scale import Config
 from budgeted_lora.config.sections import Evaluation
-from budgeted_lora.config.types import Packing, Positive
+from budgeted_lora.config.types import Packing, Positive, key
 from budgeted_lora.errors import BadInput
 
 
 class EvaluationOptions(Evaluation):
     """The evaluation section, with the keys of windows and held-out slice that it depends on."""
 
-    sequence_length: Positive = Field(description="Tokens of a window, and the most a prompt with its answer may have.")
-    rows: Packing = Field(description="Packing: documents joined and cut, or one document per window.")
-    validation_tokens: Positive = Field(description="Tokens the perplexity is measured on at most.")
-    slice_per_mille: int = Field(ge=1, lt=1000, description="Which (probe, input) pairs are queries.")
-    hold_out_words: bool = Field(description="Whether queries use only words that no training demonstration has.")
-    prompt_space: bool = Field(description="Whether a space follows `Q:` and `A:`.")
+    sequence_length: Positive = key(..., "Tokens of a window, and the most a prompt with its answer may have.")
+    rows: Packing = key(..., "Packing: documents joined and cut, or one document per window.")
+    validation_tokens: Positive = key(..., "Tokens the perplexity is measured on at most.")
+    slice_per_mille: int = key(..., "Which (probe, input) pairs are queries.", ge=1, lt=1000)
+    hold_out_words: bool = key(..., "Whether queries use only words that no training demonstration has.")
+    prompt_space: bool = key(..., "Whether a space follows `Q:` and `A:`.")
 
 
 def evaluation_options(config: Config) -> dict[str, Any]:

@@ -18,14 +18,6 @@ NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong, and the keys that lead to it."""
-
-    path: Path
-    text: str
-
-
-@dataclass(frozen=True)
 class Key:
     """The key that an error is about, as the file has it, its type, and the rest of pydantic's location."""
 
@@ -44,19 +36,19 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None, value
     """
     if model is None:
         return "; ".join(dict.fromkeys(map(plain_text, error.errors())))
-    return "; ".join(problem.text for problem in problems(error, model, values))
+    return "; ".join(problems(error, model, values).values())
 
 
-def problems(error: ValidationError, model: type[BaseModel], values: Any = None) -> list[Problem]:
-    """Everything that is wrong, one problem per key, in the order of the model."""
+def problems(error: ValidationError, model: type[BaseModel], values: Any = None) -> dict[Path, str]:
+    """What is wrong with each key, in the order of the model."""
     by_key: dict[Path, list[tuple[Key, Mapping[str, Any]]]] = {}
     for item in error.errors():
         key = resolve(model, item["loc"])
         by_key.setdefault(item["loc"] if item["type"] == "extra_forbidden" else key.path, []).append((key, item))
-    return [
-        Problem(path, problem_text(entries[0][0], [item for _, item in entries], model, values))
+    return {
+        path: problem_text(entries[0][0], [item for _, item in entries], model, values)
         for path, entries in by_key.items()
-    ]
+    }
 
 
 def plain_text(item: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, model_validator
 
 from budgeted_lora.config.messages import in_yaml
 from budgeted_lora.config.types import (
@@ -22,6 +22,7 @@ from budgeted_lora.config.types import (
     Seed,
     Strict,
     Truncation,
+    key,
 )
 
 
@@ -44,44 +45,37 @@ def refuse_idle_lists(model: BaseModel) -> None:
 class Row(Strict):
     """One row of a table: what differs from the scale's defaults; each value of a list makes one cell."""
 
-    method: Method = Field(description="How the student is trained. [S]")
-    teacher: str | list[str] | None = Field(None, description="Name in `teacher_ladder`; the first one when empty. [S]")
-    budget: Fraction | list[Fraction] | None = Field(
-        None, description="Final dense fraction F: required for budgeted_lora, refused for other methods. [S]"
+    method: Method = key(..., "How the student is trained. [S]")
+    teacher: str | list[str] | None = key(None, "Name in `teacher_ladder`; the first one when empty. [S]")
+    budget: Fraction | list[Fraction] | None = key(
+        None, "Final dense fraction F: required for budgeted_lora, refused for other methods. [S]"
     )
-    init: Init | list[Init] | None = Field(None, description="Replaces `training.init`. [S]")
-    schedule: str | list[str] | None = Field(
-        None, description="Name in `budget.schedules`; replaces `budget.schedule`. [S]"
-    )
-    controller: ControllerKind | None = Field(None, description="Replaces `budget.controller`. [S]")
-    temperature: Above0 | None = Field(None, description="Replaces `training.temperature`. [S]")
-    kd_weight: Fraction | None = Field(None, description="Replaces `training.kd_weight`. [S]")
-    rank: Positive | list[Positive] | None = Field(None, description="Replaces `lora.rank`. [S]")
-    alpha: Above0 | None = Field(
-        None, description="Replaces `lora.alpha`; when empty, alpha / rank stays that of `lora`. [U]"
-    )
-    macs_of_budget: Fraction | list[Fraction] | None = Field(
+    init: Init | list[Init] | None = key(None, "Replaces `training.init`. [S]")
+    schedule: str | list[str] | None = key(None, "Name in `budget.schedules`; replaces `budget.schedule`. [S]")
+    controller: ControllerKind | None = key(None, "Replaces `budget.controller`. [S]")
+    temperature: Above0 | None = key(None, "Replaces `training.temperature`. [S]")
+    kd_weight: Fraction | None = key(None, "Replaces `training.kd_weight`. [S]")
+    rank: Positive | list[Positive] | None = key(None, "Replaces `lora.rank`. [S]")
+    alpha: Above0 | None = key(None, "Replaces `lora.alpha`; when empty, alpha / rank stays that of `lora`. [U]")
+    macs_of_budget: Fraction | list[Fraction] | None = key(
         None,
-        description="kd_full only: train a shallower student with narrower feed-forwards, with the MACs that this F "
-        "leaves. [ours]",
+        "kd_full only: train a shallower student with narrower feed-forwards, with the MACs that this F leaves. [ours]",
     )
-    tokens: Positive | None = Field(None, description="Replaces `training.tokens`. [ours]")
-    learning_rate: Above0 | None = Field(None, description="Replaces the method's `training.learning_rate`. [U]")
-    betas: tuple[Fraction, Fraction] | None = Field(None, description="Replaces `training.betas`. [U]")
-    rows: Packing | None = Field(None, description="Replaces `rows`, in training only. [U]")
-    train_embeddings_head_norms: bool | None = Field(
-        None, description="Replaces `training.train_embeddings_head_norms`. [U]"
-    )
-    low_rank_init: LowRankInit | None = Field(None, description="Replaces `lora.low_rank_init`. [ours]")
-    ranks: Ranks | None = Field(None, description="Replaces `lora.ranks`. [ours]")
-    order: RemovalOrder | None = Field(None, description="Replaces `budget.order`. [ours]")
-    gate_logit: float | None = Field(None, description="Replaces `budget.gate_logit`. [U]")
-    gate_lr_multiplier: Above0 | None = Field(None, description="Replaces `budget.gate_lr_multiplier`. [U]")
-    smoothing: BelowOne | None = Field(None, description="Replaces `budget.smoothing`. [U]")
-    drop_threshold: Between0And1 | None = Field(None, description="Replaces `budget.drop_threshold`. [U]")
-    seed: Seed | list[Seed] | None = Field(None, description="Replaces `training.seed`. [ours]")
-    compression: str | None = Field(
-        None, description="Name in `sweeps`: compress and score the trained student in each of its variants. [ours]"
+    tokens: Positive | None = key(None, "Replaces `training.tokens`. [ours]")
+    learning_rate: Above0 | None = key(None, "Replaces the method's `training.learning_rate`. [U]")
+    betas: tuple[Fraction, Fraction] | None = key(None, "Replaces `training.betas`. [U]")
+    rows: Packing | None = key(None, "Replaces `rows`, in training only. [U]")
+    train_embeddings_head_norms: bool | None = key(None, "Replaces `training.train_embeddings_head_norms`. [U]")
+    low_rank_init: LowRankInit | None = key(None, "Replaces `lora.low_rank_init`. [ours]")
+    ranks: Ranks | None = key(None, "Replaces `lora.ranks`. [ours]")
+    order: RemovalOrder | None = key(None, "Replaces `budget.order`. [ours]")
+    gate_logit: float | None = key(None, "Replaces `budget.gate_logit`. [U]")
+    gate_lr_multiplier: Above0 | None = key(None, "Replaces `budget.gate_lr_multiplier`. [U]")
+    smoothing: BelowOne | None = key(None, "Replaces `budget.smoothing`. [U]")
+    drop_threshold: Between0And1 | None = key(None, "Replaces `budget.drop_threshold`. [U]")
+    seed: Seed | list[Seed] | None = key(None, "Replaces `training.seed`. [ours]")
+    compression: str | None = key(
+        None, "Name in `sweeps`: compress and score the trained student in each of its variants. [ours]"
     )
 
     @model_validator(mode="after")
@@ -93,13 +87,13 @@ class Row(Strict):
 class Sweep(Strict):
     """Variants to compress one trained student in: every combination of the lists, other keys as in `compression`."""
 
-    rank_threshold: list[Fraction] | None = Field(None, description="Replaces `compression.rank_threshold`. [U]")
-    svd_threshold: list[Fraction] | None = Field(None, description="Replaces `compression.svd_threshold`. [U]")
-    r_max: list[Positive] | None = Field(None, description="Replaces `compression.r_max`. [U]")
-    gate_hardening: list[GateHardening] | None = Field(None, description="Replaces `compression.gate_hardening`. [U]")
-    macs_of_budget: list[Fraction] | None = Field(None, description="Replaces `compression.macs_of_budget`. [ours]")
-    truncation: list[Truncation] | None = Field(None, description="Replaces `compression.truncation`. [ours]")
-    undistilled: list[bool] | None = Field(None, description="Replaces `compression.undistilled`. [ours]")
+    rank_threshold: list[Fraction] | None = key(None, "Replaces `compression.rank_threshold`. [U]")
+    svd_threshold: list[Fraction] | None = key(None, "Replaces `compression.svd_threshold`. [U]")
+    r_max: list[Positive] | None = key(None, "Replaces `compression.r_max`. [U]")
+    gate_hardening: list[GateHardening] | None = key(None, "Replaces `compression.gate_hardening`. [U]")
+    macs_of_budget: list[Fraction] | None = key(None, "Replaces `compression.macs_of_budget`. [ours]")
+    truncation: list[Truncation] | None = key(None, "Replaces `compression.truncation`. [ours]")
+    undistilled: list[bool] | None = key(None, "Replaces `compression.undistilled`. [ours]")
 
     @model_validator(mode="after")
     def _has_no_idle_lists(self) -> "Sweep":

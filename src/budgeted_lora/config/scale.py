@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.files import merged_layers, origin_note, read_layers
@@ -30,7 +30,7 @@ from budgeted_lora.config.sections import (
     Tokenizer,
     Training,
 )
-from budgeted_lora.config.types import Packing, Positive, Strict
+from budgeted_lora.config.types import Packing, Positive, Strict, key
 from budgeted_lora.errors import BadInput
 
 # Tables whose cells `snakemake main` trains and scores in full; cells of other tables get only a perplexity.
@@ -42,48 +42,41 @@ CLAIM_TABLES = MAIN_CELLS - {"pareto"} | {f"table{n}" for n in range(3, 8)} | {"
 class Config(Strict):
     """A whole scale."""
 
-    scale: str = Field(description="Name of the scale; results lie in `results/<scale>/`. [ours]")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto uses a GPU if there is one; cuda fails without one. [ours]"
+    scale: str = key(..., "Name of the scale; results lie in `results/<scale>/`. [ours]")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "auto uses a GPU if there is one; cuda fails without one. [ours]"
     )
-    fit: Literal["refuse", "warn"] = Field(
+    fit: Literal["refuse", "warn"] = key(
         "refuse",
-        description="If the machine is too small by the plan (`budgeted-lora doctor`): end before the first job, or "
-        "say what is short and start. [ours]",
+        "If the machine is too small by the plan (`budgeted-lora doctor`): end before the first job, or say what "
+        "is short and start. [ours]",
     )
-    gpus_per_run: Positive = Field(
-        1,
-        description="GPUs that train one student together, each computing its part of every step (processes on a "
-        "CPU). [ours]",
+    gpus_per_run: Positive = key(
+        1, "GPUs that train one student together, each computing its part of every step (processes on a CPU). [ours]"
     )
-    threads: Threads = Field(default_factory=Threads, description="CPU threads; bytes repeat only with equal counts.")
-    sequence_length: Positive = Field(1024, description="Tokens of a window. [S]")
-    rows: Packing = Field(
-        "packed",
-        description="How documents become windows: joined and cut, or one padded document per window. [U]",
+    threads: Threads = key(Threads(), "CPU threads; bytes repeat only with equal counts.")
+    sequence_length: Positive = key(1024, "Tokens of a window. [S]")
+    rows: Packing = key(
+        "packed", "How documents become windows: joined and cut, or one padded document per window. [U]"
     )
-    corpus: Corpus = Field(default_factory=Corpus)
-    tokenizer: Tokenizer = Field(default_factory=Tokenizer)
-    teachers: Literal["shipped", "pretrain", "folder", "hub"] = Field(
-        "shipped", description="Where teachers come from. [ours]"
+    corpus: Corpus = Corpus()
+    tokenizer: Tokenizer = Tokenizer()
+    teachers: Literal["shipped", "pretrain", "folder", "hub"] = key("shipped", "Where teachers come from. [ours]")
+    teacher_ladder: dict[str, Teacher] = key(
+        ..., "Teachers by the name they stand for, smallest first. [S]", min_length=1
     )
-    teacher_ladder: dict[str, Teacher] = Field(
-        min_length=1, description="Teachers by the name they stand for, smallest first. [S]"
-    )
-    calibration: Calibration = Field(default_factory=Calibration)
-    pretraining: TeachersMade = Field(default_factory=TeachersMade)
-    student: Student = Field(default_factory=Student)
-    training: Training = Field(default_factory=Training)
-    lora: Lora = Field(default_factory=Lora)
-    budget: Budget = Field(default_factory=Budget)
-    compression: Compression = Field(default_factory=Compression)
-    sweeps: dict[str, Sweep] = Field(
-        default_factory=dict, description="Lists of compression variants that a row can name, see above. [ours]"
-    )
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    speed: Speed = Field(default_factory=Speed)
-    report: Report = Field(default_factory=Report)
-    tables: dict[str, list[Row]] = Field(default_factory=dict, description="Rows of each table, see above. [S]")
+    calibration: Calibration = Calibration()
+    pretraining: TeachersMade = TeachersMade()
+    student: Student = Student()
+    training: Training = Training()
+    lora: Lora = Lora()
+    budget: Budget = Budget()
+    compression: Compression = Compression()
+    sweeps: dict[str, Sweep] = key({}, "Lists of compression variants that a row can name, see above. [ours]")
+    evaluation: Evaluation = Evaluation()
+    speed: Speed = Speed()
+    report: Report = Report()
+    tables: dict[str, list[Row]] = key({}, "Rows of each table, see above. [S]")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -113,7 +106,7 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        texts = [problem.text + origin_note(layers, problem.path) for problem in problems(error, Config, values)]
+        texts = [text + origin_note(layers, keys) for keys, text in problems(error, Config, values).items()]
         raise BadInput(f"{path}: {'; '.join(texts)}") from None
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from budgeted_lora.config.types import (
     Above0,
@@ -20,39 +20,31 @@ from budgeted_lora.config.types import (
     Seed,
     Strict,
     Truncation,
+    key,
 )
 
 
 class Threads(Strict):
-    training: Positive = Field(1, description="CPU threads of one training or caching process. [ours]")
-    evaluation: Positive = Field(1, description="CPU threads of one evaluation job. [ours]")
-    timing: Positive = Field(
-        2, description="CPU threads of a timing job; all cores, so that nothing runs beside it. [ours]"
-    )
+    training: Positive = key(1, "CPU threads of one training or caching process. [ours]")
+    evaluation: Positive = key(1, "CPU threads of one evaluation job. [ours]")
+    timing: Positive = key(2, "CPU threads of a timing job; all cores, so that nothing runs beside it. [ours]")
 
 
 class Tokenizer(Strict):
-    vocab_size: Positive = Field(
-        2048,
-        description="Vocabulary of a tokenizer trained here (teachers: pretrain); others come with one. [ours]",
-    )
+    vocab_size: Positive = key(2048, "Vocabulary of the tokenizer trained with teachers: pretrain. [ours]")
 
 
 class Teacher(Strict):
-    layers: Positive = Field(description="Decoder layers. [S]")
-    hidden: Positive = Field(description="Hidden size. [S]")
-    ffn: Positive = Field(description="Feed-forward size. [S]")
-    heads: Positive = Field(description="Attention heads. [S]")
-    kv_heads: Positive = Field(description="Key/value heads. [S]")
-    hub: str | None = Field(
-        None, description="Checkpoint on the Hub (teachers: hub); `paper.yaml` notes which names are in the paper. [S]"
-    )
-    revision: str | None = Field(None, description="Pinned commit of the checkpoint. [ours]")
-    folder: str | None = Field(None, description="Checkpoint folder (teachers: folder). [ours]")
-    tokens: Positive | None = Field(None, description="Pretraining tokens (teachers: pretrain). [ours]")
-    learning_rate: Above0 | None = Field(
-        None, description="Replaces `pretraining.learning_rate` for this teacher. [ours]"
-    )
+    layers: Positive = key(..., "Decoder layers. [S]")
+    hidden: Positive = key(..., "Hidden size. [S]")
+    ffn: Positive = key(..., "Feed-forward size. [S]")
+    heads: Positive = key(..., "Attention heads. [S]")
+    kv_heads: Positive = key(..., "Key/value heads. [S]")
+    hub: str | None = key(None, "Checkpoint on the Hub (teachers: hub). [S]")
+    revision: str | None = key(None, "Pinned commit of the checkpoint. [ours]")
+    folder: str | None = key(None, "Checkpoint folder (teachers: folder). [ours]")
+    tokens: Positive | None = key(None, "Pretraining tokens (teachers: pretrain). [ours]")
+    learning_rate: Above0 | None = key(None, "Replaces `pretraining.learning_rate` for this teacher. [ours]")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Teacher":
@@ -71,21 +63,15 @@ class Teacher(Strict):
 class Pretraining(Strict):
     """How a teacher is trained on the token files it is given."""
 
-    batch_windows: Positive = Field(16, description="Windows in one optimiser step. [ours]")
-    micro_batch_windows: Positive = Field(
-        4, description="Windows in one forward pass; the rest is gradient accumulation. [ours]"
-    )
-    learning_rate: Above0 = Field(3e-3, description="Peak rate of AdamW (embeddings, head, norms). [ours]")
-    matrix_learning_rate: Above0 | None = Field(
-        None, description="Peak rate of Muon for the projection matrices; they use AdamW too when empty. [ours]"
-    )
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay. [ours]")
-    warmup_fraction: Fraction = Field(0.03, description="Fraction of the steps in which the rate rises. [ours]")
-    clip: Above0 = Field(1.0, description="Largest gradient norm. [ours]")
-    compile: bool = Field(
-        False, description="Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]"
-    )
-    seed: Seed = Field(0, description="Seed of the weights and of the window order. [ours]")
+    batch_windows: Positive = key(16, "Windows in one optimiser step. [ours]")
+    micro_batch_windows: Positive = key(4, "Windows in one forward pass; the rest is gradient accumulation. [ours]")
+    learning_rate: Above0 = key(3e-3, "Peak rate of AdamW (embeddings, head, norms). [ours]")
+    matrix_learning_rate: Above0 | None = key(None, "Peak rate of Muon for projections; AdamW when empty. [ours]")
+    weight_decay: float = key(0.1, "Decoupled weight decay. [ours]", ge=0)
+    warmup_fraction: Fraction = key(0.03, "Fraction of the steps in which the rate rises. [ours]")
+    clip: Above0 = key(1.0, "Largest gradient norm. [ours]")
+    compile: bool = key(False, "Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]")
+    seed: Seed = key(0, "Seed of the weights and of the window order. [ours]")
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "Pretraining":
@@ -100,117 +86,99 @@ class Pretraining(Strict):
 class TeachersMade(Pretraining):
     """The section: how teachers are trained, and what their token files hold."""
 
-    function_share: BelowOne | None = Field(
+    function_share: BelowOne | None = key(
         None,
-        description="Share of function documents in the token files of teachers and of their tokenizer; "
+        "Share of function documents in the token files of teachers and of their tokenizer; "
         "`corpus.function_share` when empty. [ours]",
     )
 
 
 class Student(Strict):
-    layers: Positive = Field(6, description="Layers of the student, cut from the first teacher of the ladder. [S]")
+    layers: Positive = key(6, "Layers of the student, cut from the first teacher of the ladder. [S]")
 
 
 class LearningRates(Strict):
-    kd_full: Above0 = Field(1e-3, description="Peak rate of KD Full. [U]")
-    kd_lora: Above0 = Field(1e-3, description="Peak rate of KD LoRA. [U]")
-    budgeted_lora: Above0 = Field(1e-3, description="Peak rate of Budgeted LoRA. [U]")
+    kd_full: Above0 = key(1e-3, "Peak rate of KD Full. [U]")
+    kd_lora: Above0 = key(1e-3, "Peak rate of KD LoRA. [U]")
+    budgeted_lora: Above0 = key(1e-3, "Peak rate of Budgeted LoRA. [U]")
 
 
 class Training(Strict):
-    tokens: Positive = Field(2_550_000_000, description="Tokens of one main run, rounded down to whole steps. [S]")
-    batch_windows: Positive = Field(64, description="Windows in one optimiser step (2^16 tokens at 1024). [U]")
-    micro_batch_windows: Positive = Field(
-        8, description="Windows in one forward pass; the rest is gradient accumulation. [ours]"
+    tokens: Positive = key(2_550_000_000, "Tokens of one main run, rounded down to whole steps. [S]")
+    batch_windows: Positive = key(64, "Windows in one optimiser step (2^16 tokens at 1024). [U]")
+    micro_batch_windows: Positive = key(8, "Windows in one forward pass; the rest is gradient accumulation. [ours]")
+    learning_rate: LearningRates = key(LearningRates(), "Peak learning rate of each method.")
+    betas: tuple[Fraction, Fraction] = key((0.9, 0.999), "AdamW betas. [U]")
+    weight_decay: float = key(0.0, "AdamW weight decay. [S]", ge=0)
+    clip: Above0 = key(1.0, "Largest gradient norm. [S]")
+    warmup_fraction: Fraction = key(0.03, "Fraction of the steps in which the rate rises. [S]")
+    warmup_cap: Positive = key(2000, "Largest number of warm-up steps. [S]")
+    temperature: Above0 = key(3.0, "Distillation temperature T. [D]")
+    kd_weight: Fraction = key(0.8, "Weight a of the distillation term. [D]")
+    precision: Precision = key("bfloat16", "bfloat16 is autocast, on devices that support it. [S]")
+    train_embeddings_head_norms: bool = key(False, "Whether LoRA methods also train embeddings, head and norms. [U]")
+    teacher_cache: Literal["hidden", "online"] = key(
+        "online", "hidden: compute the teacher's final hidden states once; online: run it with each student. [ours]"
     )
-    learning_rate: LearningRates = Field(
-        default_factory=LearningRates, description="Peak learning rate of each method."
-    )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas. [U]")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay. [S]")
-    clip: Above0 = Field(1.0, description="Largest gradient norm. [S]")
-    warmup_fraction: Fraction = Field(0.03, description="Fraction of the steps in which the rate rises. [S]")
-    warmup_cap: Positive = Field(2000, description="Largest number of warm-up steps. [S]")
-    temperature: Above0 = Field(3.0, description="Distillation temperature T. [D]")
-    kd_weight: Fraction = Field(0.8, description="Weight a of the distillation term. [D]")
-    precision: Precision = Field("bfloat16", description="bfloat16 is autocast, on devices that support it. [S]")
-    train_embeddings_head_norms: bool = Field(
-        False, description="Whether kd_lora and budgeted_lora also train embeddings, head and norms. [U]"
-    )
-    teacher_cache: Literal["hidden", "online"] = Field(
-        "online",
-        description="hidden: compute the teacher's final hidden states once; online: run it with each student. [ours]",
-    )
-    seed: Seed = Field(0, description="Seed of the low-rank paths, of dropout and of the window order. [ours]")
-    init: Init = Field("mixed", description="Which layers of the first teacher a student gets. [S]")
-    log_every: Positive = Field(10, description="Steps between rows of history.csv and retention.csv. [ours]")
-    checkpoint_every: Positive = Field(500, description="Steps between two saves of the training state. [ours]")
+    seed: Seed = key(0, "Seed of the low-rank paths, of dropout and of the window order. [ours]")
+    init: Init = key("mixed", "Which layers of the first teacher a student gets. [S]")
+    log_every: Positive = key(10, "Steps between rows of history.csv and retention.csv. [ours]")
+    checkpoint_every: Positive = key(500, "Steps between two saves of the training state. [ours]")
 
 
 class Lora(Strict):
-    rank: Positive = Field(128, description="Rank r of the low-rank paths. [S]")
-    alpha: Above0 = Field(256, description="The low-rank paths are scaled by alpha / r. [S]")
-    dropout: BelowOne = Field(0.05, description="Dropout before A. [U]")
-    low_rank_init: LowRankInit = Field(
+    rank: Positive = key(128, "Rank r of the low-rank paths. [S]")
+    alpha: Above0 = key(256, "The low-rank paths are scaled by alpha / r. [S]")
+    dropout: BelowOne = key(0.05, "Dropout before A. [U]")
+    low_rank_init: LowRankInit = key(
         "zero",
-        description="zero: A Kaiming-uniform and B zero, beside the whole W; svd: the top-r SVD of W, and the dense "
-        "path holds the residual; activation_svd: that SVD in the metric of the inputs' second moment. [U]",
+        "zero: A Kaiming-uniform and B zero, beside the whole W; svd: the top-r SVD of W, and the dense path "
+        "holds the residual; activation_svd: that SVD in the metric of the inputs' second moment. [U]",
     )
-    ranks: Ranks = Field(
-        "fixed",
-        description="allocated: the MACs of equal ranks, spread so that most of the outputs is kept. [ours]",
+    ranks: Ranks = key(
+        "fixed", "allocated: the MACs of equal ranks, spread so that most of the outputs is kept. [ours]"
     )
-    rank_step: Positive = Field(4, description="Allocated ranks are multiples of it. [ours]")
-    statistics_windows: Positive = Field(
-        64, description="Training windows on which second moments and gradients are measured. [ours]"
+    rank_step: Positive = key(4, "Allocated ranks are multiples of it. [ours]")
+    statistics_windows: Positive = key(
+        64, "Training windows on which second moments and gradients are measured. [ours]"
     )
 
 
 class Budget(Strict):
-    schedules: dict[str, tuple[Fraction, Fraction]] = Field(
-        default_factory=lambda: {"none": (0.0, 0.0), "short": (0.1, 0.3), "long": (0.1, 0.9)},
-        description="Start and end of the decay as fractions of training. [S]",
+    schedules: dict[str, tuple[Fraction, Fraction]] = key(
+        {"none": (0.0, 0.0), "short": (0.1, 0.3), "long": (0.1, 0.9)},
+        "Start and end of the decay as fractions of training. [S]",
     )
-    schedule: str = Field("short", description="Schedule of rows that name no other. [S]")
-    controller: ControllerKind = Field(
-        "greedy", description="greedy: one dense path after another; uniform: one d for all. [S]"
-    )
-    order: RemovalOrder = Field(
+    schedule: str = key("short", "Schedule of rows that name no other. [S]")
+    controller: ControllerKind = key("greedy", "greedy: one dense path after another; uniform: one d for all. [S]")
+    order: RemovalOrder = key(
         "mac",
-        description="Which dense path the greedy controller removes first. mac: the one with the fewest MACs. Others: "
-        "the one with the least estimated harm per MAC, by the weights' energy outside the top r singular directions "
+        "Which dense path the greedy controller removes first. mac: the one with the fewest MACs. Others: the one "
+        "with the least estimated harm per MAC, by the weights' energy outside the top r singular directions "
         "(energy), the outputs' energy (activation), or the first-order change of the loss (gradient). [S]",
     )
-    smoothing: BelowOne = Field(0.9, description="EMA factor beta of the dense coefficients. [U]")
-    drop_threshold: Between0And1 = Field(
-        0.05, description="A dense coefficient below it becomes exactly 0 (tau_drop). [U]"
-    )
-    gate_logit: float = Field(2.0, description="Initial gate logit. [U]")
-    gate_lr_multiplier: Above0 = Field(1.0, description="Learning rate of the gates over the base rate. [U]")
+    smoothing: BelowOne = key(0.9, "EMA factor beta of the dense coefficients. [U]")
+    drop_threshold: Between0And1 = key(0.05, "A dense coefficient below it becomes exactly 0 (tau_drop). [U]")
+    gate_logit: float = key(2.0, "Initial gate logit. [U]")
+    gate_lr_multiplier: Above0 = key(1.0, "Learning rate of the gates over the base rate. [U]")
 
 
 class Compression(Strict):
-    rank_threshold: Fraction = Field(0.5, description="Ranks with a gate at or below it are removed (tau_rank). [U]")
-    svd_threshold: Fraction = Field(
-        0.5, description="Dense paths with a coefficient below it are approximated by SVD (tau_svd). [D]"
-    )
-    r_max: Positive = Field(64, description="SVD rank for a coefficient of 1; in general round(d r_max). [U]")
-    gate_hardening: GateHardening = Field(
-        "soft", description="soft: remaining gates keep their value; one: they become 1. [U]"
-    )
-    macs_of_budget: Fraction | None = Field(
+    rank_threshold: Fraction = key(0.5, "Ranks with a gate at or below it are removed (tau_rank). [U]")
+    svd_threshold: Fraction = key(0.5, "Dense paths with a coefficient below it are approximated by SVD (tau_svd). [D]")
+    r_max: Positive = key(64, "SVD rank for a coefficient of 1; in general round(d r_max). [U]")
+    gate_hardening: GateHardening = key("soft", "soft: remaining gates keep their value; one: they become 1. [U]")
+    macs_of_budget: Fraction | None = key(
         None,
-        description="kd_full only: truncate every projection by SVD, in equal shares and without retraining, to the "
-        "MACs that this F leaves. [ours]",
+        "kd_full only: truncate every projection by SVD, in equal shares and without retraining, to the MACs that "
+        "this F leaves. [ours]",
     )
-    truncation: Truncation = Field(
+    truncation: Truncation = key(
         "weights",
-        description="What the SVD of macs_of_budget preserves best: the weights, or the outputs on training windows "
+        "What the SVD of macs_of_budget preserves best: the weights, or the outputs on training windows "
         "(undistilled students only). [ours]",
     )
-    undistilled: bool = Field(
-        False, description="kd_full only: compress the student as it was before distillation. [ours]"
-    )
+    undistilled: bool = key(False, "kd_full only: compress the student as it was before distillation. [ours]")
 
     @model_validator(mode="after")
     def _has_what_truncation_needs(self) -> "Compression":
@@ -221,43 +189,41 @@ class Compression(Strict):
 
 
 class Evaluation(Strict):
-    batch_windows: Positive = Field(16, description="Windows per forward pass of the perplexity. [ours]")
-    shots: Positive = Field(10, description="Demonstrations in a prompt. [S]")
-    demonstration_seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="Seeds of the demonstrations. [U]")
-    queries: Positive = Field(
-        210, description="Queries per probe at most; fewer if the held-out part is smaller. [ours]"
-    )
-    icl_batch: Positive = Field(64, description="Prompts decoded together. [ours]")
-    context: Positive | None = Field(
+    batch_windows: Positive = key(16, "Windows per forward pass of the perplexity. [ours]")
+    shots: Positive = key(10, "Demonstrations in a prompt. [S]")
+    demonstration_seeds: list[Seed] = key([0, 1, 2], "Seeds of the demonstrations. [U]", min_length=1)
+    queries: Positive = key(210, "Queries per probe at most; fewer if the held-out part is smaller. [ours]")
+    icl_batch: Positive = key(64, "Prompts decoded together. [ours]")
+    context: Positive | None = key(
         None,
-        description="Largest number of tokens of a prompt with its answer; longer ones are refused. `sequence_length` "
-        "when empty. [ours]",
+        "Largest number of tokens of a prompt with its answer; longer ones are refused. `sequence_length` when "
+        "empty. [ours]",
     )
-    probes: Literal["generated", "folder"] = Field(
-        "generated", description="generated: our probes; folder: the original files. [ours]"
+    probes: Literal["generated", "folder"] = key(
+        "generated", "generated: our probes; folder: the original files. [ours]"
     )
-    probes_folder: str | None = Field(None, description="Folder of the 19 original files (probes: folder). [S]")
+    probes_folder: str | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
 
 
 class Speed(Strict):
-    batch: Positive = Field(8, description="Sequences in a prefill. [ours]")
-    length: Positive = Field(256, description="Tokens of a prefill sequence. [ours]")
-    decode_tokens: Positive = Field(32, description="Tokens decoded one by one after a short prompt. [ours]")
-    repeats: int = Field(15, ge=3, description="Timed repeats; the dense and the compressed model take turns. [ours]")
+    batch: Positive = key(8, "Sequences in a prefill. [ours]")
+    length: Positive = key(256, "Tokens of a prefill sequence. [ours]")
+    decode_tokens: Positive = key(32, "Tokens decoded one by one after a short prompt. [ours]")
+    repeats: int = key(15, "Timed repeats; the dense and the compressed model take turns. [ours]", ge=3)
 
 
 class Report(Strict):
-    bootstrap: Positive = Field(1000, description="Resamples of the paired bootstrap over windows. [ours]")
-    confidence: Between0And1 = Field(0.95, description="Coverage of the printed intervals. [ours]")
+    bootstrap: Positive = key(1000, "Resamples of the paired bootstrap over windows. [ours]")
+    confidence: Between0And1 = key(0.95, "Coverage of the printed intervals. [ours]")
 
 
 class Calibration(Strict):
-    teachers: bool = Field(
+    teachers: bool = key(
         False,
-        description="Compare the teachers' perplexities with Table 1 of the paper before any student trains. Only for "
-        "its checkpoints, corpus and tokenizer; the report then shows Table 1 beside them. [ours]",
+        "Compare the teachers' perplexities with Table 1 of the paper before any student trains. Only for its "
+        "checkpoints, corpus and tokenizer; the report then shows Table 1 beside them. [ours]",
     )
-    tolerance: Above0 = Field(0.02, description="Largest relative difference from the published value. [ours]")
-    on_miss: Literal["warn", "stop"] = Field(
-        "warn", description="If a teacher is further off: warn and continue, or stop before training. [ours]"
+    tolerance: Above0 = key(0.02, "Largest relative difference from the published value. [ours]")
+    on_miss: Literal["warn", "stop"] = key(
+        "warn", "If a teacher is further off: warn and continue, or stop before training. [ours]"
     )

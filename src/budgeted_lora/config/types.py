@@ -1,6 +1,6 @@
 """The kinds of values that a configuration is made of; each choice is typed here and nowhere else."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,3 +31,14 @@ class Strict(BaseModel):
     """Frozen; rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def key(default: Any, text: str, **limits: Any) -> Any:
+    """A key of the configuration.
+
+    Args:
+        default: its value when the key is absent; `...` for a required key.
+        text: what it means, with its tag at the end, for config/README.md.
+        limits: as of pydantic's `Field`.
+    """
+    return Field(default, description=text, **limits)
