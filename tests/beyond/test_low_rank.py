@@ -25,7 +25,7 @@ from budgeted_lora.beyond.low_rank import (
 )
 from budgeted_lora.beyond.removals import cross_entropy, removal_losses
 from budgeted_lora.beyond.statistics import STATISTICS, InputStatistics
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_digest
 from budgeted_lora.method.projections import BudgetedLinear, named_projections
@@ -183,7 +183,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 def text_of(world: World, windows: int) -> torch.Tensor:
     file = TokenFile.open(world.tokens)
-    ids, valid = file.windows(np.arange(windows), sequence_length=16, packing="packed")
+    ids, valid = Windows(file, 16, "packed").read(np.arange(windows))
     assert valid.all()
     return torch.from_numpy(ids)
 

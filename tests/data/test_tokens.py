@@ -36,10 +36,10 @@ def test_documents_come_back(tmp_path: Path, documents: list[list[int]]) -> None
 def test_packed_windows_are_the_stream_cut(tmp_path: Path, documents: list[list[int]], length: int) -> None:
     file = write(tmp_path, documents)
     stream = [token for ids in documents for token in [*ids, EOS]]
-    count = file.len_windows(length, "packed")
-    assert count == len(stream) // length
-    ids, mask = file.windows(np.arange(count), sequence_length=length, packing="packed")
-    assert ids.reshape(-1).tolist() == stream[: count * length]
+    windows = Windows(file, length, "packed")
+    assert windows.count == len(stream) // length
+    ids, mask = windows.read(np.arange(windows.count))
+    assert ids.reshape(-1).tolist() == stream[: windows.count * length]
     assert mask.all()
     assert ids.dtype == np.int64
 
@@ -48,8 +48,9 @@ def test_packed_windows_are_the_stream_cut(tmp_path: Path, documents: list[list[
 @given(documents=documents_of, length=st.integers(1, 8))
 def test_document_windows_are_one_document_each(tmp_path: Path, documents: list[list[int]], length: int) -> None:
     file = write(tmp_path, documents)
-    assert file.len_windows(length, "document") == len(documents)
-    ids, mask = file.windows(np.arange(len(documents)), sequence_length=length, packing="document")
+    windows = Windows(file, length, "document")
+    assert windows.count == len(documents)
+    ids, mask = windows.read(np.arange(len(documents)))
     for row, valid, document in zip(ids, mask, documents, strict=True):
         whole = [*document, EOS][:length]
         assert valid.tolist() == [True] * len(whole) + [False] * (length - len(whole))
@@ -59,18 +60,8 @@ def test_document_windows_are_one_document_each(tmp_path: Path, documents: list[
 
 def test_windows_come_in_the_order_asked_for(tmp_path: Path) -> None:
     file = write(tmp_path, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    ids, _ = file.windows(np.array([2, 0, 2]), sequence_length=4, packing="packed")
+    ids, _ = Windows(file, 4, "packed").read(np.array([2, 0, 2]))
     assert ids.tolist() == [[7, 8, 9, 0], [1, 2, 3, 0], [7, 8, 9, 0]]
-
-
-@pytest.mark.parametrize("packing", ["packed", "document"])
-def test_a_view_reads_the_windows_of_its_file(tmp_path: Path, packing: str) -> None:
-    file = write(tmp_path, [[1, 2, 3], [4], [5, 6]])
-    windows = Windows(file, sequence_length=4, packing=packing)
-    assert windows.count == file.len_windows(4, packing)
-    expected = file.windows(np.arange(windows.count), sequence_length=4, packing=packing)
-    for mine, theirs in zip(windows.read(np.arange(windows.count)), expected, strict=True):
-        assert (mine == theirs).all()
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype", "token"), [(65_536, "uint16", 65_535), (65_537, "uint32", 65_536)])
@@ -85,7 +76,7 @@ def test_integer_width_follows_the_vocabulary(tmp_path: Path, vocab_size: int, d
 
 def test_empty_file(tmp_path: Path) -> None:
     file = write(tmp_path, [])
-    assert (len(file.tokens), file.len_windows(4, "packed"), file.len_windows(4, "document")) == (0, 0, 0)
+    assert (len(file.tokens), Windows(file, 4, "packed").count, Windows(file, 4, "document").count) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])

@@ -66,7 +66,7 @@ def test_cached_logits_are_the_models_own_bit_for_bit(world, tmp_path, dtype, pa
     tokens, model = TokenFile.open(world.tokens), load_model(world.teacher, dtype=dtype)
     for start in range(0, WINDOWS, BATCH):
         indices = np.arange(start, min(start + BATCH, WINDOWS))
-        ids = torch.from_numpy(tokens.windows(indices, sequence_length=LENGTH, packing=packing)[0])
+        ids = torch.from_numpy(Windows(tokens, LENGTH, packing).read(indices)[0])
         hidden = cached.hidden(indices, ids)
         assert hidden.dtype == cached.head.dtype == dtype
         with torch.no_grad():
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(world, tmp_path, monkeypa
 
 
 def test_a_cache_is_cut_to_the_windows_there_are(world, tmp_path):
-    available = TokenFile.open(world.tokens).len_windows(LENGTH, "packed")
+    available = Windows(TokenFile.open(world.tokens), LENGTH, "packed").count
     assert make_cache(world, tmp_path, windows=10**6)["shape"][0] == available
 
 

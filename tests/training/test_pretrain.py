@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
 from budgeted_lora.config.sections import Pretraining, Teacher
-from budgeted_lora.data.tokens import TokenFile, write_tokens
+from budgeted_lora.data.tokens import TokenFile, Windows, write_tokens
 from budgeted_lora.errors import BadInput, TrainingDiverged
 from budgeted_lora.files import sha256_file
 from budgeted_lora.models.load import load_model, mistral_config, new_model
@@ -126,7 +126,7 @@ def test_rows_of_one_token_are_passed_over(tmp_path: Path) -> None:
 
 def test_padding_is_not_scored(tokens: TokenFile) -> None:
     network = model()
-    ids, mask = tokens.windows(np.arange(6), sequence_length=LENGTH, packing="document")
+    ids, mask = Windows(tokens, LENGTH, "document").read(np.arange(6))
     assert not mask.all()
     noise = np.where(mask, ids, 7)
     losses = [next_token_loss(network, torch.from_numpy(x), torch.from_numpy(mask)).item() for x in (ids, noise)]
@@ -135,7 +135,7 @@ def test_padding_is_not_scored(tokens: TokenFile) -> None:
 
 def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(tokens: TokenFile) -> None:
     network = model().eval()
-    ids, mask = (torch.from_numpy(x) for x in tokens.windows(np.arange(3), sequence_length=LENGTH, packing="document"))
+    ids, mask = (torch.from_numpy(x) for x in Windows(tokens, LENGTH, "document").read(np.arange(3)))
     with torch.no_grad():
         chances = network(input_ids=ids).logits.double().log_softmax(-1)
     picked = [
@@ -240,7 +240,7 @@ def test_the_stage_writes_model_record_and_history(made_from: dict, tmp_path: Pa
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert record["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert (record["steps"], record["tokens"]) == (5, 5 * 4 * LENGTH)
-    windows = TokenFile.open(tmp_path / "train.bin").len_windows(LENGTH, "packed")
+    windows = Windows(TokenFile.open(tmp_path / "train.bin"), LENGTH, "packed").count
     assert record["epochs"] == pytest.approx(20 / windows)
     assert record["sha256"] == sha256_file(tmp_path / "model" / "model.safetensors")
     assert record["provenance"]["values"]["threads"] == 1

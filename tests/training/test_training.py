@@ -161,7 +161,7 @@ def test_the_step_loss_is_that_of_the_models_logits(world):
     """Against logits of both models in double precision, over non-padding positions, shifted by one."""
     recipe = make_recipe("kd_full", rows="document")
     losses, _ = gradients(world, recipe)
-    ids, mask = TokenFile.open(world.tokens).windows(np.arange(4), sequence_length=LENGTH, packing="document")
+    ids, mask = Windows(TokenFile.open(world.tokens), LENGTH, "document").read(np.arange(4))
     batch = torch.from_numpy(ids)
     with torch.no_grad():
         student, teacher = (load_model(folder)(batch).logits.double() for folder in (world.student, world.teacher))

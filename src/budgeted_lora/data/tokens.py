@@ -76,29 +76,6 @@ class TokenFile:
             if sha256_file(path) != expected:
                 raise BadInput(f"{path}: checksum mismatch (SHA-256); delete it and rerun")
 
-    def len_windows(self, sequence_length: int, packing: str) -> int:
-        """Number of windows, see `Windows`."""
-        return len(self.offsets) - 1 if packing == "document" else len(self.tokens) // sequence_length
-
-    def windows(self, indices: np.ndarray, *, sequence_length: int, packing: str) -> tuple[np.ndarray, np.ndarray]:
-        """Windows by number, see `Windows`.
-
-        Returns:
-            ids, int64 (len(indices), sequence_length), and mask, bool of the same shape, False on padding.
-        """
-        ids = np.full((len(indices), sequence_length), self.eos_id, dtype=np.int64)
-        mask = np.zeros(ids.shape, dtype=bool)
-        for row, index in enumerate(indices):
-            if packing == "document":
-                start, end = int(self.offsets[index]), int(self.offsets[index + 1])
-                end = min(end, start + sequence_length)
-            else:
-                start = int(index) * sequence_length
-                end = start + sequence_length
-            ids[row, : end - start] = self.tokens[start:end]
-            mask[row, : end - start] = True
-        return ids, mask
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -116,11 +93,28 @@ class Windows:
 
     @property
     def count(self) -> int:
-        return self.file.len_windows(self.sequence_length, packing=self.packing)
+        if self.packing == "document":
+            return len(self.file.offsets) - 1
+        return len(self.file.tokens) // self.sequence_length
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of windows by number, as `TokenFile.windows` returns them."""
-        return self.file.windows(indices, sequence_length=self.sequence_length, packing=self.packing)
+        """Windows by number.
+
+        Returns:
+            ids, int64 (len(indices), sequence_length), and mask, bool of the same shape, False on padding.
+        """
+        ids = np.full((len(indices), self.sequence_length), self.file.eos_id, dtype=np.int64)
+        mask = np.zeros(ids.shape, dtype=bool)
+        for row, index in enumerate(indices):
+            if self.packing == "document":
+                start, end = int(self.file.offsets[index]), int(self.file.offsets[index + 1])
+                end = min(end, start + self.sequence_length)
+            else:
+                start = int(index) * self.sequence_length
+                end = start + self.sequence_length
+            ids[row, : end - start] = self.file.tokens[start:end]
+            mask[row, : end - start] = True
+        return ids, mask
 
 
 def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.sections import Compression
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, write_text
 from budgeted_lora.method.compress import compress_modules, untouched
@@ -193,11 +193,10 @@ def compress_cell(
 
 def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """The first windows of a token file, ids and mask [B, L]."""
-    file = TokenFile.open(tokens)
-    count = min(PARITY_WINDOWS, file.len_windows(recipe.sequence_length, recipe.rows))
-    if count == 0:
+    windows = Windows(TokenFile.open(tokens), recipe.sequence_length, recipe.rows)
+    if not windows.count:
         raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
-    ids, mask = file.windows(np.arange(count), sequence_length=recipe.sequence_length, packing=recipe.rows)
+    ids, mask = windows.read(np.arange(min(PARITY_WINDOWS, windows.count)))
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from budgeted_lora.beyond.removals import removal_losses
 from budgeted_lora.beyond.statistics import STATISTICS, measure
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder
 from budgeted_lora.method.projections import named_projections
@@ -48,15 +48,15 @@ def measure_statistics(
     place = prepare(device, threads=threads)
     file = TokenFile.open(tokens)
     check_vocabulary(student, vocab_size=file.vocab_size, what=f"the token file {tokens}")
-    available = file.len_windows(sequence_length, rows)
-    if available < windows:
-        raise BadInput(f"{tokens}: {available} windows; expected lora.statistics_windows = {windows} or more")
+    available = Windows(file, sequence_length, rows)
+    if available.count < windows:
+        raise BadInput(f"{tokens}: {available.count} windows; expected lora.statistics_windows = {windows} or more")
     model = load_model(student, dtype=torch.float32).to(place).eval()
     linears = {name: linear for name, _, _, linear in named_projections(model)}
     batches = []
     for start in range(0, windows, batch_windows):
         numbers = np.arange(start, min(start + batch_windows, windows))
-        ids, valid = file.windows(numbers, sequence_length=sequence_length, packing=rows)
+        ids, valid = available.read(numbers)
         batches.append((torch.from_numpy(ids).to(place), torch.from_numpy(valid).to(place)))
     statistics = measure(model, linears, batches)
     tensors = statistics.tensors()

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from budgeted_lora.config.sections import Pretraining, Teacher
 from budgeted_lora.data.tokenizer import open_tokenizer
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import (
     atomic_folder,
@@ -91,7 +91,7 @@ def make_teacher(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "tokens": seen,
             "steps": plan.steps,
-            "epochs": plan.steps * plan.batch_windows / train.len_windows(sequence_length, rows),
+            "epochs": plan.steps * plan.batch_windows / Windows(train, sequence_length, rows).count,
             "final_loss": sum(losses[-50:]) / len(losses[-50:]),
             "tokens_per_second": seen / clock.seconds,
             "sha256": sha256_file(out / "model.safetensors"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput, TrainingDiverged
 from budgeted_lora.files import write_text
 from budgeted_lora.training.state import TrainingState
@@ -103,13 +103,13 @@ def pretrain(
         BadInput: fewer tokens than one step takes, asked for or in the file.
         TrainingDiverged: the loss is not finite; names the step.
     """
-    windows = tokens.len_windows(plan.sequence_length, plan.packing)
-    if not plan.steps or not windows:
+    windows = Windows(tokens, plan.sequence_length, plan.packing)
+    if not plan.steps or not windows.count:
         raise BadInput(
-            f"{title}: {plan.tokens} tokens from {windows} windows of {tokens.path}; expected at least one window and "
+            f"{title}: {plan.tokens} tokens from {windows.count} windows of {tokens.path}; expected at least one window and "
             f"one step of {plan.batch_windows * plan.sequence_length} tokens"
         )
-    order = window_order(windows, count=plan.steps * plan.batch_windows, seed=plan.seed)
+    order = window_order(windows.count, count=plan.steps * plan.batch_windows, seed=plan.seed)
     made = optimizers(model, plan)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
     loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
@@ -119,7 +119,7 @@ def pretrain(
     bar = tqdm(range(begun, plan.steps), initial=begun, total=plan.steps, desc=title, mininterval=10, unit="step")
     for step in bar:
         chosen = order[step * plan.batch_windows : (step + 1) * plan.batch_windows]
-        ids, mask = tokens.windows(chosen, sequence_length=plan.sequence_length, packing=plan.packing)
+        ids, mask = windows.read(chosen)
         scored, total = int(mask[:, 1:].sum()), 0.0
         for first in range(0, len(chosen), plan.micro_batch_windows):
             part = slice(first, first + plan.micro_batch_windows)
