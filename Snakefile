@@ -16,11 +16,13 @@ from snakemake.utils import min_version
 
 from budgeted_lora.config.scale import MAIN_CELLS
 from budgeted_lora.errors import BadInput
-from budgeted_lora.workflow.graph import ICL_CELLS, MAIN_FIGURES, PARETO, load_graph
+from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
+from budgeted_lora.workflow.graph import load_graph
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.workflow.runs import begin_run, join_run, refuse_a_clock_set_back
 from budgeted_lora.workflow.slurm import job_name
 from budgeted_lora.workflow.code import source_files
+from budgeted_lora.workflow.report import ReportJobs
 
 min_version("9.0")
 
@@ -40,6 +42,7 @@ shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).paren
 
 settings = graph.config
 results, reports = graph.results, graph.reports
+report_jobs = ReportJobs(graph)
 
 
 wildcard_constraints:

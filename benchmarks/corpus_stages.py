@@ -27,12 +27,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from budgeted_lora.data.shard_reader import read_shard
 from fixtures.mistral import mistral_model, mistral_tokenizer, write_tokenizer
 from tokenizers import Tokenizer
 
 from budgeted_lora.data.documents import in_slice
 from budgeted_lora.data.readers import _sources, read_docstrings
-from budgeted_lora.data.shard_reader import read_shard
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.files import write_json

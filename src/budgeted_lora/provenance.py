@@ -16,6 +16,7 @@ import budgeted_lora
 from budgeted_lora.files import sha256_file, write_record
 
 SCHEMA_VERSION = 1
+STAGES, STARTERS = "budgeted_lora.stages.", ("dispatch", "launch")
 LIBRARIES = (
     "torch",
     "transformers",
@@ -44,6 +45,17 @@ class Clock:
         return time.perf_counter() - self._tick
 
 
+def stage_in_progress() -> str | None:
+    """Dotted name of the stage function that called this, however deep below; None outside of a stage."""
+    name, frame = None, sys._getframe()
+    while frame is not None:  # up to the outermost: a stage may call helpers of its own file
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(STAGES) and module.removeprefix(STAGES) not in STARTERS:
+            name = f"{module}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    return name
+
+
 def provenance(
     *,
     scale: str,
@@ -64,6 +76,7 @@ def provenance(
         "schema_version": SCHEMA_VERSION,
         "scale": scale,
         "cell": cell,
+        "made_by": stage_in_progress(),
         "values": dict(values),
         "inputs": {str(path): sha256_file(path) for path in inputs},
         "files": {path.name: sha256_file(path) for path in files},

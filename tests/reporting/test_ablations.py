@@ -7,31 +7,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures.made_table import made_table
 from fixtures.synthetic_ablations import INITS, SCHEDULES, write_all
 
+from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.contents_tables import ABLATIONS, tables_of
-from budgeted_lora.reporting.figures.pareto import COSTS, pareto_points
-from budgeted_lora.reporting.grouping import Settings
+from budgeted_lora.reporting.contents import CONTROLS, FIGURES, TABLES
+from budgeted_lora.reporting.figures.pareto import MAC_SPEEDUP, MEASURED_SPEEDUP, pareto_points
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Table
+from budgeted_lora.reporting.standing import Standing
+from budgeted_lora.reporting.table import Table, mean_text, write_table
 from budgeted_lora.reporting.tables.controls import SMALLER, TRUNCATED, control_runs
-from budgeted_lora.reporting.tables.main import table2, table2_differences
-from budgeted_lora.reporting.uncertainty import (
-    Drawn,
-    Run,
-    draw,
-    lines,
-    runs,
-    spread_text,
-)
-from budgeted_lora.stages import report as build
-from budgeted_lora.workflow.graph import OWN_TARGETS
+from budgeted_lora.reporting.uncertainty import Bootstrap, Drawn, Run, draw, lines
+from budgeted_lora.stages.make_index import make_index
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = Published.open(ROOT / "config" / "published.csv")
-FAST = Settings(bootstrap=100)
+FAST = Bootstrap(100)
+ABLATIONS = [name for name, shown in TABLES.items() if shown.target == "ablations"]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +42,8 @@ def results(root: Path) -> Results:
 
 @pytest.fixture(scope="module")
 def tables(results: Results) -> dict[str, Table]:
-    names = [*(ABLATIONS.keys() - OWN_TARGETS), "controls", "my_sweep"]
-    return {name: tables_of(results)[name](results, PUBLISHED, FAST) for name in names}
+    names = [*ABLATIONS, CONTROLS, "my_sweep"]
+    return {name: made_table(name, results, PUBLISHED, FAST) for name in names}
 
 
 # Seeds
@@ -97,26 +91,26 @@ def test_lines_without_a_common_seed_are_compared_by_their_means() -> None:
 
 
 def test_one_seed_keeps_the_error_over_windows_and_several_show_their_spread(results: Results) -> None:
-    scores = runs(results, "my_sweep", parts=["perplexity"])
-    frame = lines(results, scores, draw(results, scores, FAST))
+    scores = results.of(TABLES["table4"]).runs("my_sweep")
+    frame = lines(scores, draw(results, scores, FAST))
     assert list(frame["seeds"]) == [2, 2]
     for _, line in frame.iterrows():
         mine = scores[scores["rank"] == line["rank"]]["ppl"]
         assert line["ppl"] == pytest.approx(mine.mean())
         assert line["ppl_sd"] == pytest.approx(mine.std(ddof=1))
         assert (line["ppl_low"], line["ppl_high"]) == (mine.min(), mine.max())
-    assert spread_text(20.0, 0.5, float("nan"), 1) == "20.00 ± 0.50"
-    assert spread_text(20.0, 0.5, 0.25, 2) == "20.00 ± 0.25 (2 seeds)"
+    assert mean_text(20.0, error=0.5, deviation=float("nan"), seeds=1) == "20.00 ± 0.50"
+    assert mean_text(20.0, error=0.5, deviation=0.25, seeds=2) == "20.00 ± 0.25 (2 seeds)"
 
 
 def test_table_2_says_how_many_seeds_and_how_far_apart(results: Results) -> None:
-    table = table2(results, PUBLISHED, FAST)
-    scores = results.scores("table2", parts=["perplexity"]).query("method == 'kd_full' and teacher == '0.13B'")
+    table = made_table("table2", results, PUBLISHED, FAST)
+    scores = results.of(TABLES["table2"]).scores().query("method == 'kd_full' and teacher == '0.13B'")
     row = table.frame.iloc[0]
     assert row["ppl_0.13B_seeds"] == 2
     assert row["ppl_0.13B_sd"] == pytest.approx(scores["ppl"].std(ddof=1))
     assert table.shown["PPL 0.13B"][0].endswith(" (2 seeds)")
-    differences = table2_differences(results, PUBLISHED, FAST).frame
+    differences = made_table("table2_differences", results, PUBLISHED, FAST).frame
     assert set(differences["seeds"]) == {2}
     assert differences["difference_sd"].notna().all()
 
@@ -137,14 +131,11 @@ def test_orders_and_distances_stand_beside_the_paper_and_perplexities_do_not(tab
     )
 
 
-def test_at_paper_scale_the_perplexities_stand_there_too(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "paper")
-    cells = pd.read_csv(root / "cells.csv", dtype=str, keep_default_na=False)
-    shorter = tables_of(opened := Results.open(tmp_path / "paper"))["lora_construction"](opened, PUBLISHED, FAST)
-    assert "ppl_published" not in shorter.frame, "the paper's corpus, a fraction of its tokens"
-    cells.loc[cells.index[:1], "tokens"] = "2549940224"  # one run of the paper's length makes the scale the paper's
-    cells.to_csv(tmp_path / "paper" / "cells.csv", index=False)
-    table = tables_of(opened := Results.open(tmp_path / "paper"))["lora_construction"](opened, PUBLISHED, FAST)
+def test_at_paper_scale_the_perplexities_stand_there_too(root: Path) -> None:
+    shorter, paper = (Results.open(root, standing=Standing(models=True, length=length)) for length in (False, True))
+    table = made_table("lora_construction", shorter, PUBLISHED, FAST)
+    assert "ppl_published" not in table.frame, "the paper's corpus, a fraction of its tokens"
+    table = made_table("lora_construction", paper, PUBLISHED, FAST)
     found = table.frame.set_index("init")["ppl_published"].to_dict()
     assert found == {"mixed": 31.14, "middle": 41.52, "last": 44.72, "first": 48.09}
     assert list(table.shown["Start"]) == list(INITS)
@@ -207,7 +198,7 @@ def test_controls_are_counted_against_the_scales_dense_student(results: Results)
     assert small["train_compute"] == pytest.approx(small["share"]) == pytest.approx(0.575, abs=1e-4)
     assert small["speedup_vs_dense"] == pytest.approx(1 / 0.575, rel=1e-4)
     truncated = frame[frame["kind"] == TRUNCATED]
-    assert set(truncated["setting"]) == {"macsF0.4", "macsF0.0"}
+    assert set(truncated["variant"]) == {"macsF0.4", "macsF0.0"}
     assert set(truncated["train_compute"]) == {1.0}
 
 
@@ -222,12 +213,11 @@ def test_a_control_is_compared_with_the_budget_of_its_macs(tables: dict[str, Tab
 
 
 def test_the_pareto_plots_show_controls(results: Results) -> None:
-    points = pareto_points(results, COSTS["pareto_mac_speedup"])
+    points = pareto_points(results.of(FIGURES["pareto_mac_speedup"]), MAC_SPEEDUP)
     assert (points["kind"] == SMALLER).sum() == (points["kind"] == TRUNCATED).sum() == 2
-    assert (
-        points.groupby(["method", "teacher", "budget", "kind", "controller", "setting"], dropna=False).size().max() == 2
-    )
-    timed = pareto_points(results, COSTS["pareto_measured_speedup"])
+    keys = ["method", "teacher", "budget", "kind", "controller", "variant"]
+    assert points.groupby(keys, dropna=False).size().max() == 2
+    timed = pareto_points(results.of(FIGURES["pareto_measured_speedup"]), MEASURED_SPEEDUP)
     assert set(timed["kind"]) == {""}
     assert set(timed[timed["method"] == "kd_full"]["seeds"]) == {2}
 
@@ -235,13 +225,20 @@ def test_the_pareto_plots_show_controls(results: Results) -> None:
 # The page
 
 
+def page_of(results: Path, out: Path, *, contents: Path | None = None) -> str:
+    """The page of what lies in `out`."""
+    published, config = ROOT / "config" / "published.csv", load_config(ROOT / "config" / "mini.yaml")
+    make_index(results=results, published=published, config=config, out=out, standing=Standing(), contents=contents)
+    return (out / "index.html").read_text()
+
+
 def test_the_page_folds_what_is_there_and_names_what_is_not(root: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(root, tmp_path / "results" / "mini"))
     out = tmp_path / "reports" / "mini"
-    common = {"results": copied, "published": ROOT / "config" / "published.csv", "out": out, "bootstrap": 20}
     for name in ("table2", "table6", "thresholds", "controls"):
-        build.build_table(name, **common)
-    page = build.build_index(**common, contents=out / "contents" / "all.json").read_text()
+        write_table(made_table(name, Results.open(copied), PUBLISHED, FAST), out / "tables")
+    contents = out / "contents" / "all.json"
+    page = page_of(copied, out, contents=contents)
     assert "table5: not run yet" in page
     assert page.index('id="controls"') < page.index('id="table6"') < page.index('id="thresholds"')
     assert page.count('<details class="fold"') == 3
@@ -249,16 +246,15 @@ def test_the_page_folds_what_is_there_and_names_what_is_not(root: Path, tmp_path
     local = [a for a in re.findall(r'href="([^"#]+)"', page) if not a.startswith("data:")]
     assert [a for a in local if not (out / a).is_file()] == []
     assert any("compressed/gate0.9_svd0.75/compression.json" in a for a in local)
-    contents = (out / "contents" / "all.json").read_text()
-    assert '"thresholds"' in contents
+    assert '"thresholds"' in contents.read_text()
 
     cell = next(iter(sorted((copied / "cells").glob("t6_*"))))
     (cell / "compressed" / "default" / "perplexity.json").unlink()
-    assert "table6: its rows have changed" in build.build_index(**common).read_text()
+    assert "table6: its rows have changed" in page_of(copied, out)
     for path in (copied / "cells").glob("kd-lora_1B*/compressed/default/perplexity.json"):
         path.unlink()
     with pytest.raises(BadInput, match=r"kd-lora_1B.*perplexity\.json: no such result"):
-        build.build_index(**common)
+        page_of(copied, out)
 
 
 def test_a_partial_ablation_shows_dashes(root: Path, tmp_path: Path) -> None:
@@ -268,17 +264,17 @@ def test_a_partial_ablation_shows_dashes(root: Path, tmp_path: Path) -> None:
     for cell in (copied / "cells").glob("c2_*"):
         shutil.rmtree(cell)
     opened = Results.open(copied, partial=True)
-    table = tables_of(opened)["table6"](opened, PUBLISHED, FAST)
+    table = made_table("table6", opened, PUBLISHED, FAST)
     assert np.isnan(table.frame.set_index("rank").loc[8, "ppl"])
     assert table.frame.set_index("rank").loc[16, "order"] == 1
-    empty = tables_of(opened)["lora_construction"](opened, PUBLISHED, FAST)
+    empty = made_table("lora_construction", opened, PUBLISHED, FAST)
     assert set(empty.shown["PPL"]) == {"–"}
     assert any("t6_8_" in path for path in opened.missing)
 
 
 def test_tables_without_a_page_of_their_own_are_captioned() -> None:
     captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
-    assert {*ABLATIONS, "controls"} <= captions
+    assert {*TABLES} <= captions
 
 
 def test_every_numeric_column_is_raw(tables: dict[str, Table]) -> None:

@@ -1,26 +1,30 @@
 """The table and figure of other rules than the paper's, on made-up results."""
 
 import json
+import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures.made_table import made_table
 from fixtures.synthetic_ablations import add_cell
 from fixtures.synthetic_results import MODULES, write_results
 
-from budgeted_lora.reporting.contents_tables import tables_of
-from budgeted_lora.reporting.figures.beyond import beyond_figure, beyond_why, marked, students
-from budgeted_lora.reporting.figures.style import context
-from budgeted_lora.reporting.grouping import Settings
-from budgeted_lora.reporting.page.beyond import findings
+from budgeted_lora.reporting.contents import BEYOND, FIGURES
+from budgeted_lora.reporting.figures.beyond import beyond_figure
+from budgeted_lora.reporting.figures.beyond_why import beyond_why, marked, students
+from budgeted_lora.reporting.figures.style import context, write_figure
+from budgeted_lora.reporting.page.beyond import findings as numbers_of
+from budgeted_lora.reporting.page.render import fill
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table
-from budgeted_lora.reporting.tables.beyond import BEYOND, PAPER, beyond_lines
-from budgeted_lora.stages import report as build
+from budgeted_lora.reporting.tables.beyond import PAPER, beyond_lines
+from budgeted_lora.reporting.uncertainty import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 SVD, OUTPUTS = {"low_rank_init": "svd"}, {"low_rank_init": "activation_svd", "order": "activation"}
@@ -51,9 +55,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         {"name": name, "zero": 2.0 - 0.01 * i, "svd": 0.5, "activation_svd": 0.1} for i, name in enumerate(MODULES)
     ]
     (root / "students" / "mixed" / "statistics.json").write_text(json.dumps({"removals": removals}))
-    for row in builder.rows:
-        for name in ("low_rank_init", "order", "rank_step"):
-            row.setdefault(name, None)
     builder.write_cells()
     return Results.open(root, partial=True)
 
@@ -72,7 +73,14 @@ def decide(root: Path, path: str, *, slope: float = 1.0, outputs: bool = True) -
 
 @pytest.fixture(scope="module")
 def table(results: Results) -> Table:
-    return tables_of(results)[BEYOND](results, Published.open(ROOT / "config" / "published.csv"), Settings(100))
+    return made_table(BEYOND, results, Published.open(ROOT / "config" / "published.csv"), Bootstrap(100))
+
+
+def findings(results: Results, numbers: pd.DataFrame) -> list[str]:
+    """The sentences of the page, without markup."""
+    found = numbers_of(results, numbers)
+    text = fill("beyond.html.j2", found=found).replace("\N{NO-BREAK SPACE}", " ") if found else ""
+    return [" ".join(unescape(item).split()) for item in re.findall(r"<li>(.*?)</li>", text, re.DOTALL)]
 
 
 def test_rules_have_names_and_their_own_lines(results: Results) -> None:
@@ -110,7 +118,7 @@ def test_the_figure_has_a_line_a_rule_and_says_what_is_dashed(results: Results, 
     assert labels[:4] == [PAPER, "SVD of W", "SVD of outputs + order by energy", "SVD of outputs + order by outputs"]
     assert {"KD Full", "KD LoRA"} <= set(labels)
     assert labels[-1] == "dashed: 4 times the tokens"
-    written = build.build_figure(BEYOND, results=results.root, out=tmp_path, partial=True)
+    written = write_figure(FIGURES[BEYOND], results, tmp_path)
     assert {path.suffix for path in written} == {".png", ".svg", ".pdf"}
 
 
@@ -186,10 +194,9 @@ def test_compression_that_costs_much_is_said(results: Results, table: Table) -> 
 
 
 def test_students_that_differ_in_more_than_the_rule_are_not_the_papers(results: Results) -> None:
-    cells = results.cells.copy()
-    cells.loc[cells["cell"].str.startswith("paper_0.4"), "learning_rate"] = 0.01
-    cells["learning_rate"] = cells.get("learning_rate", pd.Series(dtype=float)).fillna(0.005)
-    rules = beyond_lines(replace(results, cells=cells)).groupby("budget")["rule"].apply(list)
+    lines = results.lines.assign(learning_rate=0.005)
+    lines.loc[lines["cell"].str.startswith("paper_0.4"), "learning_rate"] = 0.01
+    rules = beyond_lines(replace(results, lines=lines)).groupby("budget")["rule"].apply(list)
     assert "paper's rule, learning rate 0.01" in rules[0.4]
     assert PAPER in rules[0.4]  # the one of four times the tokens
     assert not any("learning" in rule for rule in rules[0.0])

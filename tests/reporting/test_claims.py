@@ -21,11 +21,12 @@ from budgeted_lora.reporting.claims.file import (
     read_claims,
 )
 from budgeted_lora.reporting.claims.verdicts import judge
-from budgeted_lora.reporting.published import read_lines
+from budgeted_lora.reporting.published import Published
+from budgeted_lora.reporting.standing import paper_proportions
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS, PUBLISHED = ROOT / "config" / "claims.yaml", ROOT / "config" / "published.csv"
-PRINTED = read_lines(PUBLISHED)
+PRINTED = Published.open(PUBLISHED).lines
 MINI, SMOKE = (load_config(ROOT / "config" / f"{name}.yaml") for name in ("mini", "smoke"))
 PAPER = load_config(ROOT / "config" / "paper.yaml", {"calibration": {"teachers": False}})
 
@@ -243,9 +244,9 @@ def test_counts_need_the_papers_proportions_and_every_run(
 
 
 def test_only_scales_with_the_papers_shapes_have_its_proportions() -> None:
-    assert [judged.paper_proportions(config) for config in (MINI, PAPER, SMOKE)] == [True, True, False]
+    assert [paper_proportions(config) for config in (MINI, PAPER, SMOKE)] == [True, True, False]
     wider = MINI.model_copy(update={"lora": MINI.lora.model_copy(update={"rank": 8})})
-    assert not judged.paper_proportions(wider)
+    assert not paper_proportions(wider)
 
 
 def test_ranks_are_the_papers_share_of_the_scales_rank(world: World) -> None:

@@ -1,5 +1,6 @@
 """config/claims.yaml: complete, the right way round, and refused in one line when it is not sound."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,13 @@ from budgeted_lora.reporting.claims.file import (
     selections,
 )
 from budgeted_lora.reporting.claims.verdicts import printed_value
-from budgeted_lora.reporting.published import read_lines
+from budgeted_lora.reporting.published import Published
+from budgeted_lora.reporting.results import LINE_COLUMNS
+from budgeted_lora.reporting.standing import Standing
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS, PUBLISHED = ROOT / "config" / "claims.yaml", ROOT / "config" / "published.csv"
-PRINTED = read_lines(PUBLISHED)
+PRINTED = Published.open(PUBLISHED).lines
 MINI = load_config(ROOT / "config" / "mini.yaml")
 
 
@@ -126,10 +129,19 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, text: str | dict | No
 
 def test_a_bad_file_ends_the_command_with_status_2(tmp_path: Path) -> None:
     (tmp_path / "claims.yaml").write_text("claims: 3\n")
-    options = {"config": MINI.model_dump_json(), "results": tmp_path, "published": PUBLISHED}
+    about = {"config": MINI.model_dump(mode="json"), "standing": Standing().model_dump()}
+    (tmp_path / "tables.csv").write_text(",".join(LINE_COLUMNS))
+    options = {"options": json.dumps(about), "results": tmp_path, "published": PUBLISHED}
     options |= {"claims": tmp_path / "claims.yaml", "out": tmp_path / "claims.csv"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-c", "from budgeted_lora.commands.app import main; main()", "stage", "claims", *words]
+    command = [
+        sys.executable,
+        "-c",
+        "from budgeted_lora.commands.app import main; main()",
+        "stage",
+        "judge-claims",
+        *words,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

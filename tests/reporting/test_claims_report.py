@@ -16,20 +16,23 @@ from budgeted_lora.config.scale import load_config
 from budgeted_lora.reporting.claims import verdicts as judged
 from budgeted_lora.reporting.claims.evidence import Evidence, Measured, Missing
 from budgeted_lora.reporting.claims.file import read_claims
-from budgeted_lora.reporting.claims.table import build_claims, claims_section
+from budgeted_lora.reporting.claims.table import claims_section
 from budgeted_lora.reporting.claims.verdicts import (
     Step,
     judge_near,
     judge_number,
     judge_order,
 )
-from budgeted_lora.reporting.grouping import Settings
-from budgeted_lora.reporting.published import read_lines
-from budgeted_lora.reporting.tables.unknowns import build_unknowns
+from budgeted_lora.reporting.published import Published
+from budgeted_lora.reporting.standing import Standing
+from budgeted_lora.reporting.table import write_table
+from budgeted_lora.reporting.tables.unknowns import unknowns
+from budgeted_lora.reporting.uncertainty import Bootstrap
+from budgeted_lora.stages.judge_claims import judge_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS, PUBLISHED = ROOT / "config" / "claims.yaml", ROOT / "config" / "published.csv"
-PRINTED = read_lines(PUBLISHED)
+PRINTED = Published.open(PUBLISHED).lines
 MINI = load_config(ROOT / "config" / "mini.yaml")
 
 
@@ -110,7 +113,7 @@ def test_equal_levels_have_no_tolerance_of_their_own() -> None:
     """A count is exact: one step up is clear, and none is not."""
     one, two = (Measured("dense_kept", (value,), ("f",), group=("kd_full", None)) for value in (1.0, 2.0))
     evidence = Evidence.__new__(Evidence)
-    evidence.settings = Settings()
+    evidence.bootstrap = Bootstrap()
     assert evidence.tolerance(one, two) == 0.0
     assert judge_order([Step("", 0.0, 0.0, "")]) == judged.NOISE
     assert judge_order([Step("", 1.0, 0.0, "")]) == judged.REPRODUCED
@@ -124,13 +127,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder with the results of the main tables, and its reports folder with claims.csv."""
     root = tmp_path_factory.mktemp("claims")
     write_results(root / "results" / "mini")
-    cells = pd.read_csv(root / "results" / "mini" / "cells.csv", keep_default_na=False)
-    cells.assign(temperature=3.0, kd_weight=0.8).to_csv(root / "results" / "mini" / "cells.csv", index=False)
     out = root / "reports" / "mini" / "claims.csv"
     report = MINI.report.model_copy(update={"bootstrap": 100})
     config = MINI.model_copy(update={"report": report})
-    build_claims(results=root / "results" / "mini", published=PUBLISHED, claims=CLAIMS, out=out, config=config)
-    build_unknowns(config=config, out=out.parent)
+    paths = {"results": root / "results" / "mini", "published": PUBLISHED, "claims": CLAIMS, "out": out}
+    judge_claims(**paths, config=config, standing=Standing())
+    write_table(unknowns(config), out.parent / "tables")
     return root, out
 
 

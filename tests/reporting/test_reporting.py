@@ -11,35 +11,43 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures.made_table import made_table
 from fixtures.synthetic_results import TEACHERS, write_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from budgeted_lora.commands.report import write_report
 from budgeted_lora.config.scale import Config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.contents import FIGURES
-from budgeted_lora.reporting.contents_tables import TABLES
-from budgeted_lora.reporting.figures.main import budgeted_cells
+from budgeted_lora.reporting import contents
+from budgeted_lora.reporting.contents import CONTROLS
 from budgeted_lora.reporting.figures.pareto import frontier
-from budgeted_lora.reporting.figures.style import context, label_points, save
-from budgeted_lora.reporting.grouping import Settings
+from budgeted_lora.reporting.figures.style import context, label_points, save, write_figure
+from budgeted_lora.reporting.figures.training import budgeted_cells
 from budgeted_lora.reporting.page import facts
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results, size_in_name
+from budgeted_lora.reporting.standing import Standing
 from budgeted_lora.reporting.table import (
     Table,
     escape,
     latex,
     markdown,
 )
-from budgeted_lora.reporting.tables.main import table2, table2_columns, table2_differences
-from budgeted_lora.reporting.uncertainty import interval, perplexities, resampled_perplexities
-from budgeted_lora.stages import report as build
+from budgeted_lora.reporting.tables.main import table2_columns
+from budgeted_lora.reporting.tables.unknowns import constants
+from budgeted_lora.reporting.uncertainty import Bootstrap, interval, perplexities, resampled_perplexities
+from budgeted_lora.stages.make_index import make_index
+from budgeted_lora.stages.make_table import make_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "config" / "published.csv"
-FAST = Settings(bootstrap=200)
+CLAIMS = ROOT / "config" / "claims.yaml"
+FAST = Bootstrap(200)
+TABLES = {name: shown for name, shown in contents.TABLES.items() if shown.target == "main"}
+FIGURES = {name: shown for name, shown in contents.FIGURES.items() if shown.target == "main"}
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +60,33 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config() -> Config:
     teacher = {"layers": 12, "hidden": 96, "ffn": 384, "heads": 4, "kv_heads": 1}
-    return Config.model_validate(
-        {"scale": "mini", "corpus": {"packages": ["numpy"]}, "teacher_ladder": {"0.13B": teacher}}
-    )
+    values = {"scale": "mini", "corpus": {"packages": ["numpy"]}, "teacher_ladder": {"0.13B": teacher}}
+    return Config.model_validate(values | {"report": {"bootstrap": 200}})
 
 
 @pytest.fixture(scope="module")
 def report(results: Path, config: Config) -> Path:
     out = results.parents[1] / "reports" / "mini"
-    build.build_report(results=results, published=PUBLISHED, out=out, config=config, bootstrap=200)
+    whole(results, out, config)
     return out
+
+
+def whole(results: Path, out: Path, config: Config, *, partial: bool = False) -> str:
+    """Writes the whole report and returns its page."""
+    paths = {"published": PUBLISHED, "claims": CLAIMS, "out": out}
+    page = write_report(results, **paths, config=config, standing=Standing(), partial=partial)
+    return page.read_text()
+
+
+def page_of(results: Path, out: Path, config: Config) -> str:
+    """Writes the page of what lies in `out` and returns it."""
+    make_index(results=results, published=PUBLISHED, config=config, out=out, standing=Standing())
+    return (out / "index.html").read_text()
+
+
+def drawn(name: str, results: Results) -> Figure:
+    """A figure of the report."""
+    return FIGURES[name].make()(results.of(contents.figures_of(results.tables)[name]))
 
 
 @pytest.fixture
@@ -147,7 +172,7 @@ def test_table2_has_the_contract_columns_and_the_published_counts(report: Path) 
 
 def test_table2_perplexity_is_that_of_the_result_file(results: Path) -> None:
     opened = Results.open(results)
-    table = table2(opened, Published.open(PUBLISHED), FAST)
+    table = made_table("table2", opened, Published.open(PUBLISHED), FAST)
     cell = find(results / "cells", "budgeted-lora_1B_mixed_F0.4*")
     scored = json.loads((cell / "compressed" / "default" / "perplexity.json").read_text())
     row = table.frame[table.frame["budget"] == "0.4"].iloc[0]
@@ -157,31 +182,31 @@ def test_table2_perplexity_is_that_of_the_result_file(results: Path) -> None:
 
 
 def table_columns_match(table: Table) -> bool:
-    return list(table.frame.columns) == table2_columns(list(TEACHERS))
+    return list(table.frame.columns) == [column.name for column in table2_columns(list(TEACHERS)) if column.name]
 
 
 def test_table2_averages_training_seeds(tmp_path: Path) -> None:
     write_results(tmp_path / "mini", seeds=(0, 1))
     opened = Results.open(tmp_path / "mini")
-    table = table2(opened, Published.open(PUBLISHED), FAST)
-    scores = opened.scores("table2", parts=["perplexity"]).query("method == 'kd_lora' and teacher == '0.5B'")
+    table = made_table("table2", opened, Published.open(PUBLISHED), FAST)
+    scores = opened.of(TABLES["table2"]).scores().query("method == 'kd_lora' and teacher == '0.5B'")
     assert len(scores) == 2
     assert table.frame.loc[1, "ppl_0.5B"] == pytest.approx(scores["ppl"].mean())
 
 
 def test_table2_refuses_to_average_different_students(copied: Path) -> None:
-    cells = pd.read_csv(copied / "cells.csv")
-    cells.loc[cells["cell"].str.startswith("kd-lora_1B"), "rank"] = 8
-    cells.to_csv(copied / "cells.csv", index=False)
+    lines = pd.read_csv(copied / "tables.csv")
+    lines.loc[lines["cell"].str.startswith("kd-lora_1B"), "rank"] = 8
+    lines.to_csv(copied / "tables.csv", index=False)
     with pytest.raises(BadInput, match="KD LoRA lists cells with several values of rank"):
-        table2(Results.open(copied), Published.open(PUBLISHED), FAST)
+        made_table("table2", Results.open(copied), Published.open(PUBLISHED), FAST)
 
 
 def test_differences_are_paired_and_signed(results: Path) -> None:
-    table = table2_differences(Results.open(results), Published.open(PUBLISHED), FAST)
+    table = made_table("table2_differences", Results.open(results), Published.open(PUBLISHED), FAST)
     assert len(table.frame) == 3 * 6
     row = table.frame.query("teacher == '0.13B' and method == 'kd_lora' and against == 'kd_full'").iloc[0]
-    main = table2(Results.open(results), Published.open(PUBLISHED), FAST).frame
+    main = made_table("table2", Results.open(results), Published.open(PUBLISHED), FAST).frame
     assert row["difference"] == pytest.approx(main.loc[1, "ppl_0.13B"] - main.loc[0, "ppl_0.13B"], rel=1e-9)
     assert row["low"] < row["difference"] < row["high"]
     assert bool(row["clear"])
@@ -194,7 +219,7 @@ def test_models_scored_on_other_windows_are_refused(copied: Path) -> None:
     scored["conditions"]["validation_sha256"] = "cd" * 32
     path.write_text(json.dumps(scored))
     with pytest.raises(BadInput, match="other validation windows"):
-        table2(Results.open(copied), Published.open(PUBLISHED), FAST)
+        made_table("table2", Results.open(copied), Published.open(PUBLISHED), FAST)
 
 
 def test_table8_shows_the_structure_and_the_swapped_row(report: Path) -> None:
@@ -225,7 +250,8 @@ def test_published_perplexities_stand_alone_at_mini(report: Path) -> None:
 
 def test_at_paper_scale_table1_shows_both(tmp_path: Path) -> None:
     write_results(tmp_path / "paper")
-    table = TABLES["table1"](Results.open(tmp_path / "paper"), Published.open(PUBLISHED), FAST)
+    paper = Results.open(tmp_path / "paper", standing=Standing(models=True))
+    table = made_table("table1", paper, Published.open(PUBLISHED), FAST)
     assert list(table.frame["ppl_published"]) == [21.8, 16.0, 14.1]
 
 
@@ -277,7 +303,7 @@ def test_markdown_escapes_pipes() -> None:
 
 
 def test_every_table_comes_in_three_forms(report: Path) -> None:
-    for name in TABLES.keys() - {"controls"}:  # which these results lack
+    for name in TABLES.keys() - {CONTROLS}:  # which these results lack
         for ending in ("csv", "md", "tex"):
             text = (report / "tables" / f"{name}.{ending}").read_text()
             assert text.strip()
@@ -320,14 +346,14 @@ def test_figures_are_there_in_three_forms(report: Path) -> None:
 
 def test_a_figure_has_the_same_bytes_each_time_and_no_date(results: Path, report: Path, tmp_path: Path) -> None:
     for name in ("figure2", "pareto_train_compute"):
-        for path in build.build_figure(name, results=results, out=tmp_path):
+        for path in write_figure(FIGURES[name].among(["table2"]), Results.open(results), tmp_path):
             assert path.read_bytes() == (report / "figures" / path.name).read_bytes()
             assert b"Date" not in path.read_bytes()
 
 
 def test_figure2_draws_band_teacher_line_and_chance(results: Path) -> None:
     with context():
-        figure = FIGURES["figure2"].draw(Results.open(results))
+        figure = drawn("figure2", Results.open(results))
         labels = [line.get_label() for line in figure.axes[0].get_lines()]
         bands = len(figure.axes[0].collections)
         plt.close(figure)
@@ -339,7 +365,7 @@ def test_retention_shows_all_modules_of_every_budget(results: Path) -> None:
     opened = Results.open(results)
     assert [float(row.budget) for row in budgeted_cells(opened).itertuples()] == [0.8, 0.6, 0.4, 0.2, 0.0]
     with context():
-        figure = FIGURES["retention"].draw(opened)
+        figure = drawn("retention", opened)
         heat = [mesh for axes in figure.axes[:5] for mesh in axes.collections]
         shapes = {mesh.get_array().shape for mesh in heat}
         plt.close(figure)
@@ -383,13 +409,13 @@ def test_page_says_what_it_must(report: Path) -> None:
     assert page.index('id="table2"') < page.index('id="tables"')
 
 
-def test_mixed_versions_are_flagged(copied: Path, tmp_path: Path) -> None:
+def test_mixed_versions_are_flagged(copied: Path, tmp_path: Path, config: Config) -> None:
     path = find(copied / "cells", "kd-full_1B*/train.json")
     result = json.loads(path.read_text())
     result["provenance"] |= {"git_commit": "f" * 40, "git_dirty": True}
     result["provenance"]["libraries"]["torch"] = "2.12.0"
     path.write_text(json.dumps(result))
-    page = build.build_index(results=copied, published=PUBLISHED, out=tmp_path / "out").read_text()
+    page = page_of(copied, tmp_path / "out", config)
     assert "Mixed versions" in page
     assert "ffffffffffff with uncommitted changes" in page
     assert facts.versions(Results.open(copied)).mixed == ["commit", "libraries"]
@@ -406,18 +432,18 @@ def test_results_of_cells_that_are_no_longer_listed_are_not_counted(copied: Path
 
 
 def test_constants_are_those_tagged_unknown_or_derived(config: Config) -> None:
-    rows = {row["key"]: row for row in facts.constants(config)}
+    rows = {row["key"]: row for row in constants(config)}
     assert rows["budget.smoothing"]["value"] == "0.9"
     assert rows["training.temperature"]["tag"] == "D"
     assert "training.weight_decay" not in rows
     assert "[" not in rows["compression.r_max"]["meaning"]
 
 
-def test_text_from_files_is_escaped(copied: Path, tmp_path: Path) -> None:
+def test_text_from_files_is_escaped(copied: Path, tmp_path: Path, config: Config) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "claims.csv").write_text("claim,status\n<script>alert(1)</script>,not run\n")
-    page = build.build_index(results=copied, published=PUBLISHED, out=out).read_text()
+    page = page_of(copied, out, config)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
@@ -429,41 +455,41 @@ def test_a_missing_result_is_refused_by_name(copied: Path, tmp_path: Path) -> No
     path = find(copied / "cells", "kd-lora_0.5B*/compressed/default/perplexity.json")
     path.unlink()
     with pytest.raises(BadInput, match=r"kd-lora_0\.5B.*perplexity\.json: no such result"):
-        build.build_table("table2", results=copied, published=PUBLISHED, out=tmp_path)
+        make_table(
+            table="table2", results=copied, lines=[copied / "tables.csv"], published=PUBLISHED, out=tmp_path,
+            standing=Standing(), bootstrap=20, confidence=0.95,
+        )  # fmt: skip
     assert not (tmp_path / "tables").exists()
 
 
 def test_partial_tables_show_what_is_there(copied: Path) -> None:
     shutil.rmtree(find(copied / "cells", "budgeted-lora_1B_mixed_F0_*") / "compressed")
     opened = Results.open(copied, partial=True)
-    table = table2(opened, Published.open(PUBLISHED), FAST)
+    table = made_table("table2", opened, Published.open(PUBLISHED), FAST)
     assert np.isnan(table.frame.loc[3, "ppl_1B"])
     assert table.frame.loc[3, "ppl_0.5B"] > 1
     assert table.shown.loc[3, "PPL 1B"] == "–"
     assert any("budgeted-lora_1B_mixed_F0_" in path for path in opened.missing)
-    differences = table2_differences(opened, Published.open(PUBLISHED), FAST)
+    differences = made_table("table2_differences", opened, Published.open(PUBLISHED), FAST)
     assert len(differences.frame) == 6 + 6 + 3
 
 
-def test_partial_report_of_an_empty_run_names_everything(
-    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "FIGURES", {name: FIGURES[name] for name in ("pareto_train_compute", "gates")})
+def test_partial_report_of_an_empty_run_names_everything(results: Path, tmp_path: Path, config: Config) -> None:
     empty = tmp_path / "results" / "mini"
     empty.mkdir(parents=True)
-    shutil.copy(results / "cells.csv", empty)
+    shutil.copy(results / "tables.csv", empty)
     out = tmp_path / "reports" / "mini" / "partial"
-    page = build.build_report(results=empty, published=PUBLISHED, out=out, bootstrap=20, partial=True).read_text()
+    page = whole(empty, out, config, partial=True)
     assert "Partial report" in page
-    for cell in pd.read_csv(empty / "cells.csv")["cell"]:
+    for cell in pd.read_csv(empty / "tables.csv")["cell"]:
         assert f"cells/{cell}/" in page
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("cells.csv", None, "no such file"),
-        ("cells.csv", "cell,method\nx,kd_full\n", "no column tables"),
+        ("tables.csv", None, "no such file"),
+        ("tables.csv", "cell,method\nx,kd_full\n", "no column table"),
     ],
 )
 def test_bad_cell_lists_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
@@ -473,13 +499,6 @@ def test_bad_cell_lists_are_refused(tmp_path: Path, name: str, text: str | None,
         Results.open(tmp_path)
 
 
-def test_unknown_names_are_refused(results: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="table 'table77' is unknown"):
-        build.build_table("table77", results=results, published=PUBLISHED, out=tmp_path)
-    with pytest.raises(BadInput, match="figure 'x' is unknown"):
-        build.build_figure("x", results=results, out=tmp_path)
-
-
 @pytest.mark.parametrize(("name", "size"), [("0.13B", 0.13), ("125m", 0.125), ("1B", 1.0), ("small", float("inf"))])
 def test_teachers_are_sorted_by_the_size_in_their_name(name: str, size: float) -> None:
     assert size_in_name(name) == pytest.approx(size)
@@ -487,14 +506,14 @@ def test_teachers_are_sorted_by_the_size_in_their_name(name: str, size: float) -
 
 def test_reporting_needs_no_torch() -> None:
     code = (
-        "import sys, budgeted_lora.reporting.build; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        "import sys, budgeted_lora.commands.report; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_every_table_and_figure_has_a_caption_for_the_workflow_report() -> None:
     captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
-    assert set(TABLES) | set(FIGURES) <= captions
+    assert set(contents.TABLES) | set(contents.FIGURES) <= captions
 
 
 def test_the_page_counts_the_students_that_are_trained(results: Path, tmp_path: Path) -> None:

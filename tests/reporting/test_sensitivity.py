@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fixtures.made_table import made_table
 from fixtures.synthetic_ablations import add_cell
 from fixtures.synthetic_results import write_results
 
-from budgeted_lora.reporting.contents_tables import tables_of
-from budgeted_lora.reporting.grouping import Settings
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table
-from budgeted_lora.reporting.tables.sensitivity import SENSITIVITY
+from budgeted_lora.reporting.uncertainty import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,15 +25,17 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     same = {name: base["kd_lora" + str(None)][name] for name in ("tokens", "steps")}
     arms = {"kd_lora": (None, 24.0), "budgeted_lora": (0.4, 24.2)}
     for method, (budget, ppl) in arms.items():
-        add_cell(builder, f"rate_{method}", SENSITIVITY, ppl, method=method, budget=budget, learning_rate=0.01, **same)
-    add_cell(builder, "zero", SENSITIVITY, 25.0, method="budgeted_lora", budget=0.0, learning_rate=0.01, **same)
-    add_cell(builder, "gate", SENSITIVITY, 12.0, method="budgeted_lora", budget=0.4, gate_logit=4.0, **same)
+        add_cell(
+            builder, f"rate_{method}", "sensitivity", ppl, method=method, budget=budget, learning_rate=0.01, **same
+        )
+    add_cell(builder, "zero", "sensitivity", 25.0, method="budgeted_lora", budget=0.0, learning_rate=0.01, **same)
+    add_cell(builder, "gate", "sensitivity", 12.0, method="budgeted_lora", budget=0.4, gate_logit=4.0, **same)
     for row in builder.rows:
         row.setdefault("learning_rate", 0.005)
         row.setdefault("gate_logit", 2.0 if row["method"] == "budgeted_lora" else None)
     builder.write_cells()
     results = Results.open(root)
-    return tables_of(results)[SENSITIVITY](results, Published.open(ROOT / "config" / "published.csv"), Settings(100))
+    return made_table("sensitivity", results, Published.open(ROOT / "config" / "published.csv"), Bootstrap(100))
 
 
 def test_a_line_says_what_is_changed_and_nothing_else(table: Table) -> None:

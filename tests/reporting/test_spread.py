@@ -20,8 +20,8 @@ from budgeted_lora.reporting.claims.verdicts import judge
 from budgeted_lora.reporting.uncertainty import (
     Group,
     quantile,
-    seed_spread_text,
     spread_of,
+    spread_text,
 )
 
 MINI = load_config(Path(__file__).resolve().parents[2] / "config" / "mini.yaml")
@@ -150,7 +150,7 @@ def test_a_budget_of_one_seed_borrows_from_the_other_budgets_and_says_so(world: 
     spread = evidence.spread(find(evidence, "budgeted_lora", table="table8", budget=0.2))
     assert spread.deviation == pytest.approx(deviation(*BUDGETS.values()), rel=1e-9)
     assert (spread.degrees, spread.runs) == (4, 6)
-    assert seed_spread_text(spread, "ppl", confidence=0.95) == (
+    assert spread_text(spread, "ppl", confidence=0.95) == (
         "F = 0.2, one run, as of F = 0.4 and F = 0: 4.6 % (6 runs, t 2.78)"
     )
 
@@ -160,7 +160,7 @@ def test_a_method_of_one_seed_borrows_from_all_methods_and_says_so(world: World)
     evidence = world.evidence(MINI)
     spread = evidence.spread(find(evidence, "kd_full"))
     assert spread.deviation == pytest.approx(deviation(LORA, *BUDGETS.values()), rel=1e-9)
-    assert seed_spread_text(spread, "ppl", confidence=0.95).startswith(
+    assert spread_text(spread, "ppl", confidence=0.95).startswith(
         "KD Full, one run, as of KD LoRA and F = 0.4 and F = 0: "
     )
 
@@ -199,7 +199,7 @@ def test_no_other_methods_seeds_count_where_there_are_own_ones(samples: dict, gr
         assert found == spread_of(group, {group: own})
         assert found.degrees == sum(len(runs) - 1 for runs in own)
     else:
-        assert group not in found.found_in
+        assert group not in found.source
     assert found.half_width(0.95) >= Z * found.deviation
 
 

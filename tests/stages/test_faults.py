@@ -42,7 +42,7 @@ from budgeted_lora.files import (
     write_record,
 )
 from budgeted_lora.method import loop
-from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.results import FILES, Results, variant_folder
 from budgeted_lora.training import cache, pretrain
 from budgeted_lora.workflow.runs import VARIABLE, refuse_a_clock_set_back
 
@@ -282,8 +282,8 @@ def test_a_report_refuses_damaged_results(
     read = {
         "history.csv": lambda: results.history("c"),
         "retention.csv": lambda: results.retention("c"),
-        "perplexity_windows.parquet": lambda: results.windows(results.compressed("c")),
-        "perplexity.json": lambda: results.json(f"{results.compressed('c')}/perplexity.json"),
+        "perplexity_windows.parquet": lambda: results.windows(variant_folder("c", "default")),
+        "perplexity.json": lambda: results.json(FILES["perplexity"].format(cell="c", variant="default")),
     }[name]
     assert len(read())
     path = next(folder.rglob(name))

@@ -8,22 +8,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from fixtures.made_table import made_table
 
 from budgeted_lora.config.scale import MAIN_CELLS, load_config
 from budgeted_lora.reporting.claims import verdicts as judged
 from budgeted_lora.reporting.claims.evidence import Evidence
 from budgeted_lora.reporting.claims.file import Order, Printed, read_claims
 from budgeted_lora.reporting.claims.verdicts import judge
-from budgeted_lora.reporting.contents_tables import ABLATIONS, tables_of
-from budgeted_lora.reporting.grouping import Settings
-from budgeted_lora.reporting.published import Published, read_lines
+from budgeted_lora.reporting.contents import CONTROLS, OWN_TARGETS
+from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.workflow.graph import CONTROLS, OWN_TARGETS, Graph
+from budgeted_lora.reporting.uncertainty import Bootstrap
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.report import ReportJobs, cell_rows, table_lines
 from budgeted_lora.workflow.targets import limited, tables_needed
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS, PUBLISHED = ROOT / "config" / "claims.yaml", ROOT / "config" / "published.csv"
-PRINTED = read_lines(PUBLISHED)
+PRINTED = Published.open(PUBLISHED).lines
 PAPER = load_config(ROOT / "config" / "paper.yaml")
 GRAPH = Graph(PAPER)
 SOURCES = {
@@ -32,7 +34,8 @@ SOURCES = {
 }  # fmt: skip
 COLUMNS = {"F": "budget", "T": "temperature", "a": "kd_weight", "r": "rank"}  # of cells.csv; other words are columns
 SLIPS = {"28.13", "28.11", "31.13", "31.14", "25.13", "25.1"}  # two numbers in print for one student
-FAST = Settings(bootstrap=20)
+FAST = Bootstrap(20)
+STANDING = ReportJobs(GRAPH).standing
 NOT_PRINTED = {0.2: 24.7, 0.6: 24.2, 0.8: 24.1}
 
 
@@ -68,7 +71,8 @@ def perplexity_of(cell: dict) -> float:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """results/paper with every student of the scale's tables, each with the perplexity that the paper prints."""
     root = tmp_path_factory.mktemp("paper") / "results" / "paper"
-    cells = limited(GRAPH, ["main", "ablations"]).cell_rows()
+    graph = limited(GRAPH, ["main", "ablations"])
+    cells = cell_rows(graph)
     written = pd.DataFrame({"nll": 0.0, "tokens": 100.0}, index=range(5))
     for cell in cells:
         ppl = perplexity_of(cell)
@@ -81,7 +85,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(folder / "compression.json", {"modules": [module], "totals": totals})
             written.assign(nll=100 * math.log(ppl)).to_parquet(folder / "perplexity_windows.parquet")
         write(root / "cells" / cell["cell"] / "train.json", {"train_compute": {"scheduled": 0.5, "executed": 0.5}})
-    pd.DataFrame(cells).to_csv(root / "cells.csv", index=False)
+    lines = [line for table in graph.config.tables for line in table_lines(graph, table)]
+    pd.DataFrame(lines).to_csv(root / "tables.csv", index=False)
     write(root / "calibration.json", {"as_published": True})
     return root
 
@@ -92,12 +97,12 @@ def write(path: Path, values: dict) -> None:
 
 @pytest.fixture(scope="module")
 def results(root: Path) -> Results:
-    return Results.open(root)
+    return Results.open(root, standing=STANDING)
 
 
 @pytest.mark.parametrize("table", SOURCES)
 def test_every_published_number_stands_beside_its_own_student(results: Results, table: str) -> None:
-    made = tables_of(results)[table](results, Published.open(PUBLISHED), FAST)
+    made = made_table(table, results, Published.open(PUBLISHED), FAST)
     frame, lines = made.frame, printed_of(SOURCES[table])
     assert len(frame) == len(lines) > 0
     found = {}
@@ -111,7 +116,7 @@ def test_every_published_number_stands_beside_its_own_student(results: Results, 
 
 
 def test_table_7_has_the_published_cost_and_rank_of_each_schedule(results: Results) -> None:
-    frame = tables_of(results)["table7"](results, Published.open(PUBLISHED), FAST).frame.set_index("schedule")
+    frame = made_table("table7", results, Published.open(PUBLISHED), FAST).frame.set_index("schedule")
     for column, source, metric in (
         ("train_compute_published", "Table 7", "train_compute"),
         ("avg_rank_published", "Section C.3", "avg_rank"),
@@ -122,13 +127,13 @@ def test_table_7_has_the_published_cost_and_rank_of_each_schedule(results: Resul
 
 
 def test_thresholds_compress_the_students_of_the_main_tables_again(results: Results) -> None:
-    frame = tables_of(results)["thresholds"](results, Published.open(PUBLISHED), FAST).frame
+    frame = made_table("thresholds", results, Published.open(PUBLISHED), FAST).frame
     assert len(frame) == 3 * 12
     assert set(GRAPH.listed(["thresholds"])) <= set(GRAPH.listed(MAIN_CELLS))
 
 
 def evidence_of(results: Results) -> Evidence:
-    return Evidence(Results.open(results.root, partial=True), PAPER, FAST)
+    return Evidence(Results.open(results.root, standing=STANDING, partial=True), PAPER, FAST)
 
 
 def test_every_claim_on_a_perplexity_finds_its_students(results: Results) -> None:
@@ -147,15 +152,15 @@ def test_every_claim_on_a_perplexity_finds_its_students(results: Results) -> Non
 
 
 def test_a_missing_student_is_named_and_passes_nothing(results: Results, tmp_path: Path) -> None:
-    lines = pd.read_csv(results.root / "cells.csv")
+    lines = results.lines
     kept = ~((lines["init"] == "scratch") & (lines["temperature"] == 4.0))
     assert kept.sum() == len(lines) - 1
     root = tmp_path / "paper"
     root.mkdir()
-    lines[kept].to_csv(root / "cells.csv", index=False)
+    lines[kept].to_csv(root / "tables.csv", index=False)
     (root / "cells").symlink_to(results.root / "cells")
     claim = next(claim for claim in read_claims(CLAIMS, PRINTED).claims if claim.id == "warm-beats-scratch")
-    [row] = judge(claim, Evidence(Results.open(root, partial=True), PAPER, FAST), PRINTED)
+    [row] = judge(claim, Evidence(Results.open(root, standing=STANDING, partial=True), PAPER, FAST), PRINTED)
     assert row.status == judged.NOT_RUN
     assert "init scratch, temperature 4.0" in row.reason
 
@@ -166,7 +171,8 @@ def test_a_missing_student_is_named_and_passes_nothing(results: Results, tmp_pat
 def test_the_papers_scale_has_the_tables_of_the_default_one() -> None:
     mini = load_config(ROOT / "config" / "mini.yaml")
     assert set(mini.tables) - set(PAPER.tables) == {"beyond"}
-    assert GRAPH.ablations() == Graph(mini).ablations() == [name for name in ABLATIONS if name not in OWN_TARGETS]
+    papers, minis = (ReportJobs(graph).names("ablations") for graph in (GRAPH, Graph(mini)))
+    assert papers == minis
     assert PAPER.sweeps["thresholds"] == mini.sweeps["thresholds"]
     counted = {name: len(Graph(mini).listed([name])) for name in PAPER.tables if name != "table2"}
     assert {name: len(GRAPH.listed([name])) for name in counted} == counted
@@ -221,7 +227,7 @@ def test_a_target_is_judged_by_the_tables_it_needs(scale: str) -> None:
     assert tables_needed(graph, ["main"]) == tables_needed(graph, ["report"]) == main
     assert tables_needed(graph, []) == tables_needed(graph, ["all"]) == every - OWN_TARGETS
     assert tables_needed(graph, ["table3"]) == {"table3"}
-    assert tables_needed(graph, ["ablations"]) == set(graph.ablations())
+    assert tables_needed(graph, ["ablations"]) == set(ReportJobs(graph).names("ablations"))
     assert tables_needed(graph, ["main", "table3"]) == main | {"table3"}
     assert tables_needed(graph, ["calibration"]) == set()
     assert tables_needed(graph, ["reports/some/file.csv"]) == every

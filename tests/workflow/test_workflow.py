@@ -26,8 +26,10 @@ from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
 from budgeted_lora.config.sections import Pretraining, Teacher
 from budgeted_lora.planning.start import requested_targets, targets_of
+from budgeted_lora.reporting.contents import CONTROLS
 from budgeted_lora.stages import dispatch as stages
-from budgeted_lora.workflow.graph import CONTROLS, MAIN_FIGURES, Graph
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.report import ReportJobs
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
@@ -103,7 +105,7 @@ def graph_of(scale: str) -> Graph:
 def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     graph, jobs = graph_of(scale), plan("all", "--config", f"scale={scale}")
     found = rules(jobs)
-    wanted = {*MAIN_CELLS, CONTROLS, *graph.ablations()}
+    wanted = {*MAIN_CELLS, CONTROLS, *ReportJobs(graph).names("ablations")}
     cells, references = graph.listed(wanted), len(graph.references()) // 2
     assert found["train_cell"] == len(cells)
     assert found["evaluate_cell"] == len(graph.listed(MAIN_CELLS))
@@ -116,10 +118,10 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
     assert found["calibrate_teachers"] == len(graph.calibration())
     calibrated = Counter(job.rule for job in jobs if "calibration.json" in job.fields.get("input", ""))
-    waiting = {"train_cell": len(cells), "judge_claims": 1, "judge_all_claims": 1, "make_table": 2}
+    waiting = {"train_cell": len(cells), "judge_claims": 1, "judge_all_claims": 1}
     assert calibrated == (waiting if graph.calibration() else {}), "said before any student trains or is judged"
-    assert found["make_table"] == len(graph.main_tables()) + len(graph.ablations())
-    assert found["make_figure"] == len(MAIN_FIGURES)
+    assert found["make_table"] == len(ReportJobs(graph).names("main", "ablations"))
+    assert found["make_figure"] == len(ReportJobs(graph).main_figures())
     for rule in ("list_cells", "make_index", "make_contents"):
         assert found[rule] == 1
     shards = graph.config.corpus.shards
@@ -133,7 +135,7 @@ def test_main_needs_no_ablation_and_draws_the_controls(plan: Plan) -> None:
     found = rules(jobs)
     assert found["train_cell"] == len(graph.listed({*MAIN_CELLS, CONTROLS}))
     tables = {job.fields["wildcards"].removeprefix("table=") for job in jobs if job.rule == "make_table"}
-    assert tables == set(graph.main_tables())
+    assert tables == set(ReportJobs(graph).names("main"))
     assert CONTROLS in tables
     assert not found.keys() & {"make_contents", "judge_all_claims"}
     [pareto] = [job for job in jobs if job.fields.get("wildcards") == "figure=pareto_mac_speedup"]
@@ -144,7 +146,7 @@ def test_main_needs_no_ablation_and_draws_the_controls(plan: Plan) -> None:
 
 def test_ablations_at_smoke_leave_main_as_it_was(plan: Plan) -> None:
     graph = graph_of("smoke")
-    assert graph.ablations() == list(ABLATIONS)
+    assert ReportJobs(graph).names("ablations") == list(ABLATIONS)
     assert rules(plan("main", "--config", "scale=smoke"))["train_cell"] == len(graph.listed(MAIN_CELLS)) == 8
 
 
@@ -439,7 +441,9 @@ def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> N
 
 def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
     with edited(done / "src/budgeted_lora/reporting/figures/main.py", lambda text: text + "\n# a remark\n"):
-        assert set(pending(done).values()) == REPORT
+        found = pending(done)
+    assert set(found.values()) == {"make_figure", "make_index", "make_contents"}
+    assert [Path(name).stem for name, rule in found.items() if rule == "make_figure"] == ["figure2"]
 
 
 def test_evaluation_options_evaluate_anew(done: Path) -> None:
@@ -458,7 +462,7 @@ def test_one_edited_value_is_one_new_cell(done: Path) -> None:
     of_cells = {name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}
     assert of_cells == {new}
     assert set(found.values()) == {
-        "train_cell", "compress_cell", "evaluate_cell", "measure_speed", "list_cells", *REPORT,
+        "train_cell", "compress_cell", "evaluate_cell", "measure_speed", "list_cells", "list_table", *REPORT,
     }  # fmt: skip
     assert sum(rule == "measure_speed" for rule in found.values()) == 1
     assert made_tables(found) == {"table8", "speed", "table1", "reference"}  # the last two list what main cells name
@@ -478,7 +482,7 @@ def test_an_ablation_row_remakes_its_own_table_only(done: Path, after: str, new:
         found = pending(done)
     chain = {"train_cell", "compress_cell", "score_cell"} if new else set()
     pages = {"make_index", "make_contents", "judge_claims", "judge_all_claims"}
-    assert set(found.values()) == {"list_cells", "make_table", *chain, *pages}
+    assert set(found.values()) == {"list_cells", "list_table", "make_table", *chain, *pages}
     assert made_tables(found) == {"lora_construction"}
     assert len({name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}) == new
 
@@ -494,7 +498,9 @@ def test_a_table_of_its_own_is_made_though_the_page_is_made_anew_before_it(done:
 
 def test_an_edit_of_a_table_trains_and_scores_nothing(done: Path) -> None:
     with edited(done / "src/budgeted_lora/reporting/tables/ablations.py", lambda text: text + "\n# a remark\n"):
-        assert set(pending(done).values()) == REPORT
+        found = pending(done)
+    assert set(found.values()) == {"make_table", "make_index", "make_contents"}
+    assert made_tables(found) == set(ABLATIONS) - {"thresholds"}
 
 
 def test_another_threshold_compresses_again_and_trains_nothing(done: Path) -> None:
@@ -551,7 +557,7 @@ def test_every_rule_that_runs_something_names_log_benchmark_and_environment() ->
             assert re.search(rf"^\s+{directive}:", block, flags=re.MULTILINE), f"{name} has no {directive}:"
         assert '"../../environment.yml"' in block, name
         assert (" gpu=" in block) == ("--device" in block), name
-        assert ("code=source_files(" in block) or name == "list_cells", name
+        assert "code=" in block or name == "list_cells", name
     for name in blocks.keys() - working.keys():
         assert "shell:" not in blocks[name], f"{name} runs something and makes nothing"
     assert "gpu=settings.gpus_per_run" in blocks["train_cell"]

@@ -3,10 +3,10 @@
 
 rule judge_claims:
     input:
-        code=source_files("report"),
+        code=source_files("judge_claims"),
         published="config/published.csv",
         claims="config/claims.yaml",
-        files=graph.claim_inputs(MAIN_CELLS),
+        files=report_jobs.claim_inputs(MAIN_CELLS),
     output:
         csv=report(
             f"{reports}/claims.csv",
@@ -15,7 +15,6 @@ rule judge_claims:
             labels={"claims": "main tables"},
         ),
         md=f"{reports}/claims.md",
-        unknowns=multiext(f"{reports}/tables/unknowns", ".csv", ".md", ".tex"),
     log:
         f"{results}/logs/judge_claims.log",
     benchmark:
@@ -23,20 +22,19 @@ rule judge_claims:
     conda:
         "../../environment.yml"
     params:
-        config=graph.whole(),
+        options=report_jobs.page_options(),
         results=lambda wildcards: results,
-        reports=lambda wildcards, output: dirname(output.csv),
     shell:
-        "budgeted-lora stage claims --config {params.config:q} --results {params.results} --published {input.published}"
-        " --claims {input.claims} --out {output.csv} --unknowns {params.reports} 2>&1 | tee {log}"
+        "budgeted-lora stage judge-claims --options {params.options:q} --results {params.results}"
+        " --published {input.published} --claims {input.claims} --out {output.csv} 2>&1 | tee {log}"
 
 
-rule judge_all_claims:
+use rule judge_claims as judge_all_claims with:
     input:
-        code=source_files("report"),
+        code=source_files("judge_claims"),
         published="config/published.csv",
         claims="config/claims.yaml",
-        files=graph.claim_inputs(settings.tables),
+        files=report_jobs.claim_inputs(report_jobs.configured),
     output:
         csv=report(
             f"{reports}/claims_all.csv",
@@ -49,14 +47,6 @@ rule judge_all_claims:
         f"{results}/logs/judge_all_claims.log",
     benchmark:
         f"{results}/benchmarks/judge_all_claims.tsv"
-    conda:
-        "../../environment.yml"
-    params:
-        config=graph.whole(),
-        results=lambda wildcards: results,
-    shell:
-        "budgeted-lora stage claims --config {params.config:q} --results {params.results} --published {input.published}"
-        " --claims {input.claims} --out {output.csv} 2>&1 | tee {log}"
 
 
 rule claims:

@@ -72,7 +72,7 @@ rule evaluate_cell:
     benchmark:
         f"{results}/benchmarks/evaluate_cell/{{cell}}.tsv"
     wildcard_constraints:
-        cell="|".join(graph.listed(ICL_CELLS)) or "none",
+        cell="|".join(graph.listed(ICL_TABLES)) or "none",
     conda:
         "../../environment.yml"
     threads: settings.threads.evaluation

@@ -3,7 +3,8 @@
 
 rule list_cells:
     output:
-        f"{results}/cells.csv",
+        cells=f"{results}/cells.csv",
+        tables=f"{results}/tables.csv",
     log:
         f"{results}/logs/list_cells.log",
     benchmark:
@@ -13,14 +14,39 @@ rule list_cells:
     params:
         values=graph.listing(),
     shell:
-        "budgeted-lora stage list-cells --values {params.values:q} --out {output} 2>&1 | tee {log}"
+        "budgeted-lora stage list-cells --values {params.values:q} --out {output.cells} --tables {output.tables}"
+        " 2>&1 | tee {log}"
+
+
+# One configured table each, so that an edit of its rows makes again what shows it and nothing else.
+rule list_table:
+    input:
+        code=source_files("list_table"),
+        tables=ancient(f"{results}/tables.csv"),
+    output:
+        f"{results}/tables/{{table}}.csv",
+    log:
+        f"{results}/logs/list_table/{{table}}.log",
+    benchmark:
+        f"{results}/benchmarks/list_table/{{table}}.tsv"
+    wildcard_constraints:
+        table="|".join(report_jobs.configured),
+    conda:
+        "../../environment.yml"
+    params:
+        digest=lambda wildcards: report_jobs.digest(wildcards.table),
+    shell:
+        "budgeted-lora stage list-table {wildcards.table} --tables {input.tables} --out {output} 2>&1 | tee {log}"
 
 
 rule make_table:
     input:
-        code=source_files("report"),
+        code=lambda wildcards: source_files(
+            "make_table", report_jobs.tables[wildcards.table].module
+        ),
+        lines=lambda wildcards: report_jobs.cells(report_jobs.tables[wildcards.table]),
         published="config/published.csv",
-        files=lambda wildcards: graph.table_inputs(wildcards.table),
+        files=lambda wildcards: report_jobs.inputs(report_jobs.tables[wildcards.table]),
     output:
         report(
             f"{reports}/tables/{{table}}.csv",
@@ -35,23 +61,27 @@ rule make_table:
     benchmark:
         f"{results}/benchmarks/make_table/{{table}}.tsv"
     wildcard_constraints:
-        table="|".join(graph.report_tables()),
+        table="|".join(report_jobs.tables),
     conda:
         "../../environment.yml"
     params:
-        values=graph.uncertainty(),
-        cells=lambda wildcards: graph.rows(wildcards.table),
+        options=lambda wildcards: report_jobs.table_options(wildcards.table),
         results=lambda wildcards: results,
         reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
-        "budgeted-lora stage table {wildcards.table} --values {params.values:q} --cells {params.cells:q}"
-        " --results {params.results} --published {input.published} --out {params.reports} 2>&1 | tee {log}"
+        "budgeted-lora stage make-table {input.lines} --options {params.options:q} --results {params.results}"
+        " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
 
 
 rule make_figure:
     input:
-        code=source_files("report"),
-        files=lambda wildcards: graph.figure_inputs(wildcards.figure),
+        code=lambda wildcards: source_files(
+            "make_figure", report_jobs.figures[wildcards.figure].module
+        ),
+        lines=lambda wildcards: report_jobs.cells(report_jobs.figures[wildcards.figure]),
+        files=lambda wildcards: report_jobs.inputs(
+            report_jobs.figures[wildcards.figure]
+        ),
     output:
         report(
             f"{reports}/figures/{{figure}}.svg",
@@ -66,31 +96,33 @@ rule make_figure:
     benchmark:
         f"{results}/benchmarks/make_figure/{{figure}}.tsv"
     wildcard_constraints:
-        figure="|".join(graph.figures()),
+        figure="|".join(report_jobs.figures),
     conda:
         "../../environment.yml"
     params:
-        cells=lambda wildcards: graph.rows(wildcards.figure),
+        options=lambda wildcards: report_jobs.figure_options(wildcards.figure),
         results=lambda wildcards: results,
         reports=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
-        "budgeted-lora stage figure {wildcards.figure} --cells {params.cells:q} --results {params.results}"
+        "budgeted-lora stage make-figure {input.lines} --options {params.options:q} --results {params.results}"
         " --out {params.reports} 2>&1 | tee {log}"
 
 
 rule make_index:
     input:
-        code=source_files("report"),
-        template=graph.report_templates(),
+        code=source_files("make_index", *report_jobs.makers()),
+        template=report_jobs.templates(),
         published="config/published.csv",
-        tables=[f"{reports}/tables/{name}.csv" for name in graph.main_tables()],
-        figures=[f"{reports}/figures/{name}.svg" for name in MAIN_FIGURES],
+        tables=[f"{reports}/tables/{name}.csv" for name in report_jobs.names("main")],
+        figures=[f"{reports}/figures/{name}.svg" for name in report_jobs.main_figures()],
         claims=f"{reports}/claims.csv",
-        files=[*graph.common(), *graph.references(), *graph.scores(MAIN_CELLS)],
+        files=report_jobs.page_inputs(),
     output:
         report(
             f"{reports}/index.html", caption="../report/index.rst", category="Report"
         ),
+        contents=f"{reports}/contents/main.json",
+        unknowns=multiext(f"{reports}/tables/unknowns", ".csv", ".md", ".tex"),
     log:
         f"{results}/logs/make_index.log",
     benchmark:
@@ -98,41 +130,30 @@ rule make_index:
     conda:
         "../../environment.yml"
     params:
-        values=graph.uncertainty(),
-        config=graph.whole(),
+        options=report_jobs.page_options(),
         results=lambda wildcards: results,
-        reports=lambda wildcards, output: dirname(output[0]),
+        reports=lambda wildcards: reports,
     shell:
-        "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
-        " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
+        "budgeted-lora stage make-index --options {params.options:q} --results {params.results}"
+        " --published {input.published} --out {params.reports} --contents {output.contents} 2>&1 | tee {log}"
 
 
 # A file has one rule, and the page must not wait for ablations: so it is written again once they are there.
-rule make_contents:
+use rule make_index as make_contents with:
     input:
-        code=source_files("report"),
-        template=graph.report_templates(),
+        code=source_files("make_index", *report_jobs.makers()),
+        template=report_jobs.templates(),
         published="config/published.csv",
         page=ancient(f"{reports}/index.html"),
-        files=lambda wildcards: graph.part_files(wildcards.part),
+        files=lambda wildcards: report_jobs.part_files(wildcards.part),
     output:
-        f"{reports}/contents/{{part}}.json",
+        contents=f"{reports}/contents/{{part}}.json",
     log:
         f"{results}/logs/make_contents/{{part}}.log",
     benchmark:
         f"{results}/benchmarks/make_contents/{{part}}.tsv"
     wildcard_constraints:
-        part="|".join(graph.page_parts()),
-    conda:
-        "../../environment.yml"
-    params:
-        values=graph.uncertainty(),
-        config=graph.whole(),
-        results=lambda wildcards: results,
-        reports=lambda wildcards, input: dirname(input.page),
-    shell:
-        "budgeted-lora stage index --values {params.values:q} --config {params.config:q} --results {params.results}"
-        " --published {input.published} --out {params.reports} --contents {output} 2>&1 | tee {log}"
+        part="|".join(report_jobs.parts()),
 
 
 # Targets a person types. `main` is what the paper's main section shows, with the controls it lacks.
@@ -150,7 +171,7 @@ rule report:
 
 rule ablations:
     input:
-        [f"{reports}/tables/{name}.csv" for name in graph.ablations()],
+        [f"{reports}/tables/{name}.csv" for name in report_jobs.names("ablations")],
 
 
 rule pareto:
@@ -163,7 +184,7 @@ rule figure2:
         f"{reports}/figures/figure2.svg",
 
 
-for _table in graph.report_tables():
+for _table in report_jobs.tables:
 
     rule:
         name:
@@ -172,7 +193,7 @@ for _table in graph.report_tables():
             f"{reports}/tables/{_table}.csv",
             # The page itself as well: Snakemake overlooks what a target lacks whose only way to a job that runs is `ancient`.
             branch(
-                _table in graph.page_parts(),
+                _table in report_jobs.parts(),
                 then=[f"{reports}/index.html", f"{reports}/contents/{_table}.json"],
                 otherwise=[],
             ),

@@ -151,18 +151,18 @@ def report(
     partial: Annotated[bool, typer.Option("--partial", help="Show finished results, name missing ones.")] = False,
 ) -> None:
     """Write the report of a scale from its finished results."""
-    from budgeted_lora.stages.report import build_report  # imports pandas
+    from budgeted_lora.commands.report import write_report  # imports pandas
+    from budgeted_lora.workflow.report import ReportJobs
 
-    config = load_config(config_folder / f"{scale}.yaml")
-    page = build_report(
-        results=Path("results") / config.scale,
+    graph = graph_of(scale, config_folder, None)
+    page = write_report(
+        Path(graph.results),
         published=config_folder / "published.csv",
-        out=Path("reports") / config.scale / ("partial" if partial else ""),
-        config=config,
-        bootstrap=config.report.bootstrap,
-        confidence=config.report.confidence,
-        partial=partial,
         claims=config_folder / "claims.yaml",
+        out=Path(graph.reports) / ("partial" if partial else ""),
+        config=graph.config,
+        standing=ReportJobs(graph).standing,
+        partial=partial,
     )
     typer.echo(page)
 

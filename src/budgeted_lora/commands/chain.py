@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.config.recipe import compute_values
+from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow.cells import DEFAULT_VARIANT
-from budgeted_lora.workflow.graph import ICL_CELLS, OWN_STRUCTURE, Graph
+from budgeted_lora.workflow.graph import OWN_STRUCTURE, Graph
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
     evaluation = json.loads(graph.evaluation())
     records = {path: evaluation for path in under(folder, "perplexity.json")}
     more = under(folder, "perplexity_windows.parquet")
-    if settings == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_CELLS:
+    if settings == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_TABLES:
         records |= {path: evaluation for path in under(folder, "icl.json")}
         more += under(folder, "icl_examples.parquet")
     after = (compress.name, "tokens", "tokenizer")

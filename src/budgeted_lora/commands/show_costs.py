@@ -12,7 +12,8 @@ from budgeted_lora.planning.devices import EFFICIENCY, Slots
 from budgeted_lora.planning.findings import Finding, gib, troubles
 from budgeted_lora.planning.storage import disk
 from budgeted_lora.planning.structures import own_structures, planned_structures
-from budgeted_lora.workflow.graph import OWN_TARGETS, Graph
+from budgeted_lora.reporting.contents import OWN_TARGETS
+from budgeted_lora.workflow.graph import Graph
 
 CELL_COLUMNS = (
     ("", "FLOPs of", "FLOPs of", "FLOPs of", "time to", "time to", "device", "host", ""),

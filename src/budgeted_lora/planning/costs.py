@@ -36,7 +36,8 @@ from budgeted_lora.planning.memory import (
     training_bytes,
     width_of,
 )
-from budgeted_lora.workflow.graph import ICL_CELLS, Graph
+from budgeted_lora.reporting.contents import ICL_TABLES
+from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import student_shape
 from budgeted_lora.workflow.targets import limited
 from budgeted_lora.workflow.values import REMOVAL_WINDOWS
@@ -197,7 +198,7 @@ class ScaleCosts:
             seconds += student_flops / self.device.rate(self.precision, gradients=True)
         if processes > 1:
             seconds /= processes * EFFICIENCY
-        in_context = bool(ICL_CELLS & set(cell.tables))
+        in_context = bool(ICL_TABLES & set(cell.tables))
         networks = [student, student]  # the compressed student at its largest, and the uncompressed one
         variants, adapters = len(cell.variants), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
         scored = variants * 2 * self._scored_tokens() + (self._prompt_tokens() if in_context else 0)

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from budgeted_lora.planning.doctor import refusal
 from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.report import ReportJobs
 from budgeted_lora.workflow.targets import limited
 
 
 def targets_of(graph: Graph) -> list[str]:
     """The targets of a scale."""
-    ablations = ["ablations"] if graph.ablations() else []
+    jobs = ReportJobs(graph)
+    ablations = ["ablations"] if jobs.names("ablations") else []
     calibration = ["calibration"] if graph.calibration() else []
-    return ["all", "main", "report", "claims", "figure2", "pareto", *calibration, *ablations, *graph.report_tables()]
+    return ["all", "main", "report", "claims", "figure2", "pareto", *calibration, *ablations, *jobs.tables]
 
 
 def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
@@ -26,7 +28,7 @@ def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
         rules: names of the workflow's rules.
     """
     for name in sorted(name for name in requested_targets() if "/" not in name):
-        empty = name == "ablations" and not graph.ablations()
+        empty = name == "ablations" and not ReportJobs(graph).names("ablations")
         if empty or name not in rules:
             problem = f"scale {graph.config.scale} has {'no rows for' if empty else 'no target'} {name!r}"
             targets = ", ".join(targets_of(graph))

@@ -1,24 +1,15 @@
-"""What tables and figures share: rows by method and budget, and the checks before values are averaged."""
+"""What tables and figures share: rows by method and budget, their labels, and the checks before values are averaged."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.results import FILES, Results
+from budgeted_lora.reporting.table import ABSENT
 
-VARIANTS = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step")
-MISSING_NOTE = "Partial: {} result files are missing; a dash stands where they are needed."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the uncertainty is worked out: bootstrap resamples, coverage of intervals, seed of the draws."""
-
-    bootstrap: int = 1000
-    confidence: float = 0.95
-    seed: int = 0
+METHODS = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}  # in the paper's order
+ONE_VALUE = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step")
 
 
 def groups(scores: pd.DataFrame) -> list[tuple[tuple[str, float], pd.DataFrame]]:
@@ -34,20 +25,19 @@ def teacher_order(scores: pd.DataFrame) -> list[str]:
 
 def sorted_teachers(results: Results, scores: pd.DataFrame) -> list[str]:
     """Teachers that the cells name, smallest first."""
-    known = results.teachers()
-    named = set(teacher_order(scores))
-    ordered = [name for name in known.get("name", []) if name in named]
-    return ordered + [name for name in teacher_order(scores) if name not in ordered]
+    named = teacher_order(scores)
+    ordered = [name for name in results.teachers().get("name", []) if name in named]
+    return ordered + [name for name in named if name not in ordered]
 
 
-def one_variant(scores: pd.DataFrame, table: str) -> None:
-    """Refuses to average cells that differ in more than teacher and seed.
+def one_recipe(scores: pd.DataFrame, table: str) -> None:
+    """Check that cells which are averaged differ in teacher and seed alone.
 
     Raises:
         BadInput: a row of the table would mix students of different making.
     """
     for key, group in groups(scores):
-        for name in VARIANTS:
+        for name in ONE_VALUE:
             if name in group and group[name].nunique(dropna=False) > 1:
                 raise BadInput(
                     f"{table}: {method_label(*key)} lists cells with several values of {name} "
@@ -55,43 +45,31 @@ def one_variant(scores: pd.DataFrame, table: str) -> None:
                 )
 
 
-def budget_key(budget: float) -> str:
-    """A budget as the CSV files write it: empty, 0.4, 0.0."""
-    return "" if pd.isna(budget) else str(float(budget))
-
-
-def parse_budget(text: str) -> float:
-    """The reverse of `budget_key`."""
-    return float(text) if text else float("nan")
-
-
-def icl_tables(results: Results) -> tuple[str, ...]:
-    """The tables whose cells have in-context scores: table9 or figure2 where the scale lists them, else table2."""
-    own = [name for name in ("table9", "figure2") if len(results.listed(name))]
-    return tuple(own) or ("table2",)
-
-
-def icl_scores(results: Results, *tables: str) -> pd.DataFrame:
-    """The listed cells with their whole icl.json as column `icl` (None if missing), in the paper's order of methods."""
-    listed = results.listed(*tables)
-    listed = listed.assign(icl=[results.json(f"{results.compressed(cell)}/icl.json") for cell in listed["cell"]])
-    return method_order(listed)
+def icl_scores(results: Results) -> pd.DataFrame:
+    """The shown cells with their whole icl.json as column `icl` (None if missing), in the paper's order of methods."""
+    listed = results.listed(*results.shown.cells)
+    paths = [FILES["icl"].format(cell=cell, variant="default") for cell in listed["cell"]]
+    return method_order(listed.assign(icl=[results.json(path) for path in paths]))
 
 
 def partial_note(results: Results) -> list[str]:
     """A sentence when results are missing."""
-    return [MISSING_NOTE.format(len(results.missing))] if results.missing else []
+    if not results.missing:
+        return []
+    return [f"Partial: {len(results.missing)} result files are missing; a dash stands where they are needed."]
 
 
 def caveats(results: Results) -> list[str]:
-    """What must be said below a table that shows counts beside published ones, and the note of a partial report."""
+    """The notes below a table that shows counts beside published ones."""
     shape = (
         "This scale's student has not the paper's proportions: its counts are not expected to be the published ones."
     )
-    return [*([shape] if results.standing.proportions is False else []), *partial_note(results)]
+    return [*([] if results.standing.proportions else [shape]), *partial_note(results)]
 
 
-METHODS = ("kd_full", "kd_lora", "budgeted_lora")
+def budget_key(budget: float) -> str:
+    """A budget as the CSV files write it: empty, 0.4, 0.0."""
+    return "" if pd.isna(budget) else str(float(budget))
 
 
 def setting_of(budget: float) -> str:
@@ -99,10 +77,15 @@ def setting_of(budget: float) -> str:
     return "" if pd.isna(budget) else f"F={float(budget)}"
 
 
-def method_label(method: str, budget: float = float("nan")) -> str:
-    """How a method is called in tables and figures."""
-    name = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}[method]
-    return name if pd.isna(budget) else f"{name}, F={float(budget)}"
+def method_label(method: str, budget: float | str = "") -> str:
+    """How a method is called in tables and figures; the budget as a number, or as `budget_key` writes it."""
+    known = budget != "" and not pd.isna(budget)
+    return f"{METHODS[method]}, F={float(budget)}" if known else METHODS[method]
+
+
+def budget_text(budget: float) -> str:
+    """A budget in a column of its own, a dash without one."""
+    return budget_key(budget) or ABSENT
 
 
 def student_label(row: Any) -> str:
@@ -113,5 +96,5 @@ def student_label(row: Any) -> str:
 
 def method_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows as the paper orders them: KD Full, KD LoRA, then budgets from large to small."""
-    key = frame["method"].map(METHODS.index) * 10 - frame["budget"].fillna(0.0)
+    key = frame["method"].map(list(METHODS).index) * 10 - frame["budget"].fillna(0.0)
     return frame.assign(_key=key).sort_values("_key", kind="stable").drop(columns="_key").reset_index(drop=True)

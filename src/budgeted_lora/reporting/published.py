@@ -1,11 +1,10 @@
-"""The paper's printed numbers (published.csv)."""
+"""The numbers that the paper prints (published.csv)."""
 
 import csv
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from budgeted_lora.errors import BadInput
 
@@ -25,6 +24,7 @@ class Line:
     teacher: str
     setting: str
     text: str
+    note: str = ""
 
     @property
     def value(self) -> float:
@@ -38,38 +38,24 @@ class Line:
     @property
     def fields(self) -> dict[str, Any]:
         """Method, teacher and setting as fields of a selection; alpha goes with the rank and is left out."""
-        found = {"method": self.method, "teacher": self.teacher or None}
+        fields: dict[str, Any] = {"method": self.method, "teacher": self.teacher or None}
         for part in self.setting.split():
             key, _, value = part.partition("=")
             if key in SETTING:
                 name, kind = SETTING[key]
-                found[name] = kind(value)
-        return {name: value for name, value in found.items() if value is not None}
-
-
-def read_lines(path: Path | str) -> list[Line]:
-    """The printed numbers, with their digits as printed.
-
-    Raises:
-        BadInput: the file is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; expected the published numbers (config/published.csv)")
-    with path.open(newline="", encoding="utf-8") as stream:
-        names = ("source", "metric", "method", "teacher", "setting")
-        return [Line(*(row[name] for name in names), text=row["value"]) for row in csv.DictReader(stream)]
+                fields[name] = kind(value)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Published:
-    """The numbers the paper prints (published.csv)."""
+    """All printed numbers, in the file's order."""
 
-    frame: pd.DataFrame
+    lines: tuple[Line, ...]
 
     @classmethod
     def open(cls, path: Path | str) -> "Published":
-        """Reads published.csv.
+        """Read published.csv.
 
         Raises:
             BadInput: the file is missing.
@@ -77,13 +63,14 @@ class Published:
         path = Path(path)
         if not path.is_file():
             raise BadInput(f"{path}: no such file; expected the published numbers (config/published.csv)")
-        return cls(pd.read_csv(path, dtype=str, keep_default_na=False).astype({"value": float}))
+        names = ("source", "metric", "method", "teacher", "setting", "note")
+        with path.open(newline="", encoding="utf-8") as stream:
+            return cls(tuple(Line(**{k: row[k] for k in names}, text=row["value"]) for row in csv.DictReader(stream)))
 
     def value(self, source: str, metric: str, method: str, *, teacher: str = "", setting: str = "") -> float:
-        """One published number, NaN where the paper prints none."""
-        frame = self.frame
-        found = frame[
-            (frame["source"] == source) & (frame["metric"] == metric) & (frame["method"] == method)
-            & (frame["teacher"] == teacher) & (frame["setting"] == setting)
-        ]  # fmt: skip
-        return float(found["value"].iloc[0]) if len(found) else float("nan")
+        """One printed number, NaN where the paper prints none."""
+        wanted = (source, metric, method, teacher, setting)
+        for line in self.lines:
+            if (line.source, line.metric, line.method, line.teacher, line.setting) == wanted:
+                return line.value
+        return nan

@@ -1,43 +1,70 @@
-"""Result files as pandas frames; a missing file is an error, or, in a partial report, a name on a list."""
+"""Result files as pandas frames. A missing file is an error, or, in a partial report, a name on a list.
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from io import StringIO
+A number of a table is a column, and `COLUMNS` says which key of which result file it is. The function that wrote the
+file stands in it, under `provenance`, as `made_by`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_listed, read_json
-from budgeted_lora.reporting.standing import Standing, standing_of
+from budgeted_lora.reporting.contents import Shown
+from budgeted_lora.reporting.standing import Standing
 
-CELL_COLUMNS = (
-    "cell",
-    "tables",
-    "method",
-    "teacher",
-    "init",
-    "budget",
-    "schedule",
-    "controller",
-    "rank",
-    "seed",
-    "steps",
-    "tokens",
-    "structure",
-)
-# Columns of numbers that are empty where a method has no use for them.
-OPTIONAL_NUMBERS = (
-    "budget", "rank", "alpha", "student_ffn", "schedule_start", "schedule_end", "smoothing", "drop_threshold",
-    "gate_logit", "gate_lr_multiplier", "rank_step", "statistics_windows",
-)  # fmt: skip
-TOTALS = (
-    "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
-    "param_reduction_pct", "param_reduction_vs_dense_pct",
-)  # fmt: skip
-ICL_COLUMNS = {"": "composite", "_se": "composite_se", "_chance": "chance_composite"}
+NOTHING = Shown("", "", (), ())  # where no single table or figure is made
+DEFAULT = "default"  # the variant that the compression section itself describes
+
+
+class Source(NamedTuple):
+    """Where a column comes from: a kind of result file (a name of `FILES`) and a key, with dots for nested ones."""
+
+    file: str
+    key: str
+
+
+# Result files of a cell by kind: {cell} lies in results/<scale>/cells, {variant} in its folder compressed.
+FILES = {
+    "perplexity": "cells/{cell}/compressed/{variant}/perplexity.json",
+    "icl": "cells/{cell}/compressed/{variant}/icl.json",
+    "compression": "cells/{cell}/compressed/{variant}/compression.json",
+    "train": "cells/{cell}/train.json",
+    "speed": "speed/{structure}.json",
+}
+COLUMNS = {
+    "ppl": Source("perplexity", "value"),
+    "ppl_se": Source("perplexity", "standard_error"),
+    "ppl_functions": Source("perplexity", "functions.value"),
+    "ppl_uncompressed": Source("perplexity", "uncompressed.value"),
+    "slice": Source("perplexity", "conditions.validation_sha256"),
+    "icl": Source("icl", "composite"),
+    "icl_se": Source("icl", "composite_se"),
+    "icl_chance": Source("icl", "chance_composite"),
+    "train_seconds": Source("train", "train_seconds"),
+    "train_compute": Source("train", "train_compute.scheduled"),
+    "executed_compute": Source("train", "train_compute.executed"),
+    "kept": Source("compression", "totals.kept"),
+    "svd": Source("compression", "totals.svd"),
+    "dropped": Source("compression", "totals.dropped"),
+    "avg_rank": Source("compression", "totals.avg_rank"),
+    "macs": Source("compression", "totals.macs"),
+    "dense_macs": Source("compression", "totals.dense_macs"),
+    "speedup_vs_dense": Source("compression", "totals.speedup_vs_dense"),
+    "speedup_vs_lora": Source("compression", "totals.speedup_vs_lora"),
+    "param_reduction_pct": Source("compression", "totals.param_reduction_pct"),
+    "param_reduction_vs_dense_pct": Source("compression", "totals.param_reduction_vs_dense_pct"),
+    "measured_modules": Source("speed", "modules.speedup"),
+    "measured_prefill": Source("speed", "prefill.speedup"),
+    "measured_decode": Source("speed", "decode.speedup"),
+}
+MODEL_COLUMNS = ("ppl", "ppl_se", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance")
 SHAPE_COLUMNS = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -46,7 +73,22 @@ SHAPE_COLUMNS = {
     "kv_heads": "num_key_value_heads",
 }
 SPEEDS = ("modules", "prefill", "decode")
-PARTS = ("perplexity", "train", "structure", "speed")
+# Columns of a line in which runs of one recipe agree, whatever their seed.
+RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}
+LINE_TEXT = (
+    "table", "cell", "variant", "truncation", "method", "teacher", "init", "schedule", "controller", "low_rank_init",
+    "order", "structure",
+)  # fmt: skip
+LINE_NUMBERS = (
+    "cut_to", "budget", "rank", "alpha", "student_ffn", "schedule_start", "schedule_end", "smoothing",
+    "drop_threshold", "gate_logit", "gate_lr_multiplier", "rank_step", "statistics_windows",
+)  # fmt: skip
+# Of the variant, not of the cell.
+VARIANT_COLUMNS = ("variant", "rank_threshold", "svd_threshold", "cut_to", "truncation", "undistilled")
+LINE_COLUMNS = (
+    "table", "cell", *VARIANT_COLUMNS, "method", "teacher", "init", "budget", "schedule", "controller", "rank", "seed",
+    "steps", "tokens", "structure",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,45 +97,45 @@ class Results:
 
     Attributes:
         root: the folder.
-        cells: cells.csv, one row a cell, in its order.
-        settings: name of the compression settings whose scores are read.
+        lines: one row per table, cell and variant, as `workflow.report.table_lines` lists them.
+        shown: the table or figure that is made: its cells and the kinds of files it reads.
+        standing: what the scale shares with the paper.
         partial: a missing file is noted in `missing` instead of raising BadInput.
-        missing: paths below `root` that were asked for and are not there.
+        missing: paths below `root` that were looked for in vain.
     """
 
     root: Path
-    cells: pd.DataFrame
-    settings: str = "default"
+    lines: pd.DataFrame
+    shown: Shown = NOTHING
+    standing: Standing = field(default_factory=Standing)
     partial: bool = False
     missing: list[str] = field(default_factory=list)
 
     @classmethod
     def open(
-        cls, root: Path | str, *, settings: str = "default", partial: bool = False, rows: dict[str, Any] | None = None
+        cls,
+        root: Path | str,
+        *,
+        lines: Sequence[Path] = (),
+        shown: Shown = NOTHING,
+        standing: Standing | None = None,
+        partial: bool = False,
     ) -> "Results":
-        """Reads cells.csv.
+        """Read which cells there are.
 
         Args:
-            rows: the lines to show instead: `columns`, `common` values of all, and `rows` with what differs.
+            lines: files of the tables that are shown (results/<scale>/tables/<table>.csv); all tables without any.
 
         Raises:
-            BadInput: it is missing or lacks a column.
+            BadInput: a file is missing or lacks a column.
         """
         root = Path(root)
-        path = root / "cells.csv"
-        if rows is None and not path.is_file():
-            raise BadInput(no_results(root, path))
-        kept_as_text = {
-            name: str for name in ("cell", "tables", "method", "teacher", "init", "schedule", "controller", "structure")
-        }
-        kept_as_text |= dict.fromkeys(("settings", "asked"), str)
-        empty = {name: [""] for name in OPTIONAL_NUMBERS}
-        source = path if rows is None else StringIO(as_csv(rows))
-        cells = pd.read_csv(source, dtype=kept_as_text, keep_default_na=False, na_values=empty)
-        absent = [name for name in CELL_COLUMNS if name not in cells.columns]
-        if absent:
-            raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(CELL_COLUMNS)}")
-        return cls(root, cells, settings, partial)
+        frames = [read_lines(root, path) for path in lines or [root / "tables.csv"]]
+        return cls(root, pd.concat(frames, ignore_index=True), shown, standing or Standing(), partial)
+
+    def of(self, shown: Shown) -> "Results":
+        """The same results for one table or figure."""
+        return replace(self, shown=shown)
 
     @property
     def scale(self) -> str:
@@ -101,23 +143,30 @@ class Results:
         return self.root.resolve().name
 
     @property
-    def standing(self) -> Standing:
-        """What the scale shares with the paper, and so what may stand beside its numbers."""
-        return standing_of(self.root, self.cells)
+    def tables(self) -> list[str]:
+        """The configured tables whose cells are here, in their order."""
+        return list(self.lines["table"].unique())
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell of any table."""
+        return self.listed(*self.tables)
 
     def json(self, path: str) -> dict[str, Any] | None:
         """A JSON result by its path below `root`; None when it is missing and the report is partial."""
-        if not self.exists(path):
-            return None
-        return read_json(self.root / path)
+        return read_json(self.root / path) if self.exists(path) else None
+
+    def holds(self, path: str) -> bool:
+        """Whether a file is present, by its path below `root`."""
+        return (self.root / path).is_file()
 
     def exists(self, path: str) -> bool:
-        """Whether a result is there.
+        """Whether a result is present; in a partial report a missing one is noted.
 
         Raises:
-            BadInput: it is not, and the report is not partial.
+            BadInput: it is missing, and the report is not partial.
         """
-        if (self.root / path).is_file():
+        if self.holds(path):
             return True
         if not self.partial:
             raise BadInput(f"{self.root / path}: no such result; run its job first, or ask for a partial report")
@@ -125,59 +174,62 @@ class Results:
             self.missing.append(path)
         return False
 
-    def compressed(self, cell: str) -> str:
-        """Path below `root` of a cell's compressed model and its scores."""
-        return f"cells/{cell}/compressed/{self.settings}"
+    def has(self, table: str) -> bool:
+        """Whether a configured table lists any cell here."""
+        return bool((self.lines["table"] == table).any())
+
+    def of_tables(self, *tables: str) -> pd.DataFrame:
+        """Lines of these tables, each cell and variant once; may be empty."""
+        mine = self.lines[self.lines["table"].isin(tables)]
+        return mine.drop_duplicates(["cell", "variant"]).reset_index(drop=True)
 
     def listed(self, *tables: str) -> pd.DataFrame:
-        """The cells that any of `tables` lists, in the order of cells.csv; may be empty."""
-        wanted = set(tables)
-        return self.cells[[bool(wanted & set(names.split())) for names in self.cells["tables"]]].reset_index(drop=True)
+        """The cells that any of `tables` lists, one row each, without what belongs to a variant; may be empty."""
+        mine = self.of_tables(*tables).drop_duplicates("cell").reset_index(drop=True)
+        return mine.drop(columns=["table", *VARIANT_COLUMNS])
 
-    def settings_asked(self, cell: Any, *tables: str) -> list[str]:
-        """Compression settings under which any of `tables` wants a cell (a row of `cells`); `default` without a word.
-
-        The column `asked` of cells.csv holds `<table>:<settings>,<settings>` for each table, spaces between.
-        """
-        asked = dict(entry.split(":", 1) for entry in getattr(cell, "asked", "").split())
-        names = [name for table in tables for name in asked.get(table, "").split(",") if name]
-        return list(dict.fromkeys(names)) or [self.settings]
-
-    def scores(self, *tables: str, parts: Collection[str] = PARTS) -> pd.DataFrame:
-        """One row a listed cell: the columns of cells.csv and those of `score`; empty where a result is missing.
+    def scores(self, *tables: str) -> pd.DataFrame:
+        """One row per cell: its recipe, and the columns that the files `shown.reads` hold of the default variant.
 
         Args:
-            parts: which results are read, of PARTS; a table asks for no file it does not show.
+            tables: whose cells; those of `shown.cells` without any.
 
         Raises:
             BadInput: no cell is listed, or a result is missing and the report is not partial.
         """
-        listed = self.listed(*tables)
+        tables = tables or self.shown.cells
+        return self._scored(self.listed(*tables).assign(variant=DEFAULT), tables)
+
+    def runs(self, *tables: str) -> pd.DataFrame:
+        """The same with one row per cell and variant that the tables list."""
+        tables = tables or self.shown.cells
+        return self._scored(self.of_tables(*tables), tables)
+
+    def _scored(self, listed: pd.DataFrame, tables: tuple[str, ...]) -> pd.DataFrame:
         if listed.empty:
-            raise BadInput(f"{self.root / 'cells.csv'}: no cell of {' or '.join(tables)}; expected at least one")
-        rows = [self.score(cell, parts=parts) for cell in listed.itertuples()]
+            raise BadInput(f"{self.root / 'tables.csv'}: no cell of {' or '.join(tables)}; expected at least one")
+        rows = [self.columns(line) for line in listed.to_dict("records")]
         return pd.concat([listed, pd.DataFrame(rows, index=listed.index)], axis=1)
 
-    def score(self, cell: Any, *, parts: Collection[str] = PARTS) -> dict[str, Any]:
-        """Perplexity, cost, compressed structure and measured speed of one cell (a row of `cells`)."""
-        folder = self.compressed(cell.cell)
-        row: dict[str, Any] = {}
-        if "perplexity" in parts:
-            row |= perplexity_columns(self.json(f"{folder}/perplexity.json"))
-        if "train" in parts:
-            train = self.json(f"cells/{cell.cell}/train.json") or {}
-            row |= {name: train.get(name) for name in ("train_seconds", "tokens_per_second")}
-            compute = train.get("train_compute") or {}
-            row |= {"train_compute": compute.get("scheduled"), "executed_compute": compute.get("executed")}
-        if "structure" in parts:
-            totals = (self.json(f"{folder}/compression.json") or {}).get("totals", {})
-            row |= {name: totals.get(name) for name in TOTALS}
-        if "speed" in parts:
-            speed = self.speed(cell.structure) if cell.structure else {}
-            for part in SPEEDS:
-                # A student without a budget is the dense student that the others are timed against.
-                row[f"measured_{part}"] = speed.get(part, {}).get("speedup") if cell.structure else 1.0
-        return {name: float("nan") if value is None else value for name, value in row.items()}
+    def columns(self, line: dict[str, Any]) -> dict[str, Any]:
+        """The columns that the files `shown.reads` hold of one line; NaN where a value is missing.
+
+        A student without a budget has no structure of its own: it is the dense one that others are timed against, so
+        its measured speedups are 1.
+        """
+        records = {kind: self._record(kind, line) for kind in FILES if kind in self.shown.reads}
+        row = {}
+        for name, (kind, key) in COLUMNS.items():
+            if kind in records:
+                dense = kind == "speed" and not line["structure"]
+                row[name] = 1.0 if dense else value_at(records[kind], key)
+        return row
+
+    def _record(self, kind: str, line: dict[str, Any]) -> dict[str, Any] | None:
+        """One result file of a line; None where there can be none: only the default variant is scored in context."""
+        if (kind == "speed" and not line["structure"]) or (kind == "icl" and line["variant"] != DEFAULT):
+            return None
+        return self.json(FILES[kind].format(**line))
 
     def speed(self, structure: str) -> dict[str, Any]:
         """Timings of one compressed structure; empty when they are missing and the report is partial."""
@@ -191,27 +243,29 @@ class Results:
         self._check(path, record="perplexity.json")
         try:
             frame = pd.read_parquet(self.root / path)
-        except (OSError, ValueError) as error:  # Arrow's own kinds are among them
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"{self.root / path}: not a whole Parquet file ({reason}); evaluate it anew") from None
+            raise BadInput(
+                f"{self.root / path}: not a whole Parquet file ({reason}); delete it and evaluate again"
+            ) from None
         for name in ("nll", "tokens"):
             if name not in frame.columns:
-                raise BadInput(f"{self.root / path}: no column {name}; expected nll and tokens, one row a window")
+                raise BadInput(f"{self.root / path}: no column {name}; expected nll and tokens, one row per window")
         return frame[["nll", "tokens"]].astype("float64")
 
     def files(self, patterns: Iterable[str]) -> list[Path]:
         """Result files that match any pattern, sorted; those of cells and structures no longer listed are left out."""
-        listed = {"cells": set(self.cells["cell"]), "speed": {f"{name}.json" for name in self.cells["structure"]}}
-        found = {path for pattern in patterns for path in self.root.glob(pattern) if path.is_file()}
-        parts = {path: path.relative_to(self.root).parts for path in found}
+        listed = {"cells": set(self.lines["cell"]), "speed": {f"{name}.json" for name in self.lines["structure"]}}
+        paths = {path for pattern in patterns for path in self.root.glob(pattern) if path.is_file()}
+        parts = {path: path.relative_to(self.root).parts for path in paths}
         return sorted(path for path, (kind, name, *_) in parts.items() if kind not in listed or name in listed[kind])
 
     def history(self, cell: str) -> pd.DataFrame | None:
-        """history.csv of a cell, one row a logged step."""
+        """history.csv of a cell, one row per logged step."""
         return self._csv(f"cells/{cell}/history.csv")
 
     def retention(self, cell: str) -> pd.DataFrame | None:
-        """retention.csv of a cell: index step, one column a module, values d in [0, 1]."""
+        """retention.csv of a cell: index step, one column per module, values in [0, 1]."""
         frame = self._csv(f"cells/{cell}/retention.csv")
         return None if frame is None else frame.set_index("step")
 
@@ -222,36 +276,30 @@ class Results:
             return None
         return {name: entry["gates"] for name, entry in adapter["modules"].items() if entry["gates"]}
 
-    def rank_threshold(self, cell: str) -> float | None:
-        """tau_rank that a cell was compressed with; None where the record does not say."""
-        record = self.json(f"{self.compressed(cell)}/compression.json") or {}
-        return record.get("provenance", {}).get("values", {}).get("settings", {}).get("rank_threshold")
-
     def teachers(self) -> pd.DataFrame:
-        """Scores and shapes of the teachers, smallest first."""
-        frame = self._models("teachers")
+        """Scores and shapes of the teachers of the main tables, smallest first."""
+        frame = self._models("teachers", "teacher")
         if frame.empty:
             return frame
         order = frame["name"].map(size_in_name).sort_values(kind="stable").index
         return frame.loc[order].reset_index(drop=True)
 
     def students(self) -> pd.DataFrame:
-        """Scores and shapes of the untrained students, by name."""
-        return self._models("students")
+        """Scores and shapes of the untrained students that the main tables start from, by name."""
+        return self._models("students", "init")
 
-    def _models(self, kind: str) -> pd.DataFrame:
-        main = self.cells[[bool(MAIN_CELLS & set(tables.split())) for tables in self.cells["tables"]]]
-        known = set(main["teacher" if kind == "teachers" else "init"])  # others are left over, or ablations' own
-        folders = sorted(p for p in (self.root / kind).glob("*") if p.is_dir() and p.name in known)
+    def _models(self, kind: str, column: str) -> pd.DataFrame:
+        known = set(self.listed(*MAIN_CELLS)[column])  # other folders are left over, or belong to ablations
+        folders = sorted(path for path in (self.root / kind).glob("*") if path.is_dir() and path.name in known)
         if not folders and not self.partial:
             raise BadInput(f"{self.root / kind}: no model folder; expected one for each of the {kind}")
         rows = []
         for folder in folders:
+            scored = {"perplexity": self.json(f"{kind}/{folder.name}/perplexity.json"), "icl": None}
+            if (folder / "icl.json").is_file():
+                scored["icl"] = read_json(folder / "icl.json")
             row = {"name": folder.name} | shape_columns(folder / "model" / "config.json")
-            row |= perplexity_columns(self.json(f"{kind}/{folder.name}/perplexity.json"))
-            icl = read_json(folder / "icl.json") if (folder / "icl.json").is_file() else {}
-            row |= {f"icl{end}": icl.get(key) for end, key in ICL_COLUMNS.items()}
-            rows.append({name: float("nan") if value is None else value for name, value in row.items()})
+            rows.append(row | {name: value_at(scored[COLUMNS[name].file], COLUMNS[name].key) for name in MODEL_COLUMNS})
         return pd.DataFrame(rows)
 
     def _csv(self, path: str) -> pd.DataFrame | None:
@@ -261,7 +309,7 @@ class Results:
         return pd.read_csv(self.root / path)
 
     def _check(self, path: str, *, record: str) -> None:
-        """Compares a result with the digest that the record beside it holds, where there is one.
+        """Compare a result with the digest that the record beside it holds, where there is one.
 
         Raises:
             BadInput: one of the two is damaged.
@@ -269,6 +317,22 @@ class Results:
         beside = (self.root / path).with_name(record)
         about = read_json(beside) if beside.is_file() else {}
         check_listed(self.root / path, about.get("provenance", {}).get("files"))
+
+
+def read_lines(root: Path, path: Path) -> pd.DataFrame:
+    """Lines of one or of all tables.
+
+    Raises:
+        BadInput: the file is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise BadInput(no_results(root, path))
+    empty = {name: [""] for name in LINE_NUMBERS}
+    frame = pd.read_csv(path, dtype=dict.fromkeys(LINE_TEXT, str), keep_default_na=False, na_values=empty)
+    absent = [name for name in LINE_COLUMNS if name not in frame.columns]
+    if absent:
+        raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(LINE_COLUMNS)}")
+    return frame
 
 
 def no_results(root: Path, path: Path) -> str:
@@ -281,10 +345,17 @@ def no_results(root: Path, path: Path) -> str:
     )
 
 
-def as_csv(listed: dict[str, Any]) -> str:
-    """Lines of cells.csv that were given as `columns`, `common` and `rows`."""
-    rows = [listed["common"] | row for row in listed["rows"]]
-    return pd.DataFrame(rows, columns=listed["columns"]).to_csv(index=False)
+def variant_folder(cell: str, variant: str) -> str:
+    """Path below the results of a compressed model and its scores."""
+    return f"cells/{cell}/compressed/{variant}"
+
+
+def value_at(record: dict[str, Any] | None, key: str) -> Any:
+    """A value of a JSON result by its key, dots between nested ones; NaN where it is missing."""
+    value: Any = record
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return nan if value is None else value
 
 
 def shape_columns(path: Path) -> dict[str, Any]:
@@ -298,20 +369,8 @@ def shape_columns(path: Path) -> dict[str, Any]:
     return shape | {"parameters": shape["layers"] * layer + hidden + 2 * int(config["vocab_size"]) * hidden}
 
 
-def perplexity_columns(perplexity: dict[str, Any] | None) -> dict[str, Any]:
-    """The columns that perplexity.json gives a row; None where it is missing."""
-    scored = perplexity or {}
-    return {
-        "ppl": scored.get("value"),
-        "ppl_se": scored.get("standard_error"),
-        "ppl_functions": (scored.get("functions") or {}).get("value"),
-        "ppl_uncompressed": (scored.get("uncompressed") or {}).get("value"),
-        "slice": (scored.get("conditions") or {}).get("validation_sha256"),
-    }
-
-
 def size_in_name(name: str) -> float:
-    """Parameters a teacher's name speaks of, in billions: 0.13B -> 0.13, 125m -> 0.125; infinity without one."""
+    """Parameters that a teacher's name states, in billions: 0.13B -> 0.13, 125m -> 0.125; infinity without one."""
     digits, unit = name[:-1], name[-1:].lower()
     try:
         return float(digits) * {"b": 1.0, "m": 1e-3}[unit]

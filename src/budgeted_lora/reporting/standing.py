@@ -1,37 +1,38 @@
-"""What a scale shares with the paper, and so which of its numbers may stand beside the paper's, and what it can say."""
+"""What a scale shares with the paper, found from its configuration: so what may stand beside the printed numbers."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from math import isclose
 
-import pandas as pd
-
-from budgeted_lora.config.scale import MAIN_CELLS
-from budgeted_lora.files import read_json
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.scale import Config
+from budgeted_lora.config.types import Strict
 
 PAPER_TOKENS = 2.55e9
-# With the paper's corpus, vocabulary and checkpoints; a scale of another name says so by judging them by Table 1.
-PAPER_MODELS = frozenset({"paper", "single-gpu"})
+PAPER_HIDDEN = 768
+PAPER_RANK = 128
+PAPER_CORPUS = "EleutherAI/the_pile_deduplicated"
 
-OWN_RULE = ("low_rank_init", "order", "rank_step")  # empty in a recipe of the paper's
 
-
-@dataclass(frozen=True)
-class Standing:
+class Standing(Strict):
     """What a scale shares with the paper.
 
     Attributes:
         models: corpus, vocabulary and teachers, so that perplexities of teachers may be set beside Table 1.
         length: training tokens of a main run.
-        proportions: of the student, on which all counts depend; None where its shape is not known.
-        tokens: of the scale's longest run.
+        proportions: of the student, on which all counts depend.
         rule: by which the students of the main tables start and shrink.
+        taught: whether its teachers read enough text for trends between methods to mean something.
+        tokens: training tokens of a main run.
+        width: of the student, as a share of the paper's.
     """
 
-    models: bool
-    length: bool
-    proportions: bool | None
-    tokens: float
+    models: bool = False
+    length: bool = False
+    proportions: bool = True
     rule: bool = True
+    taught: bool = True
+    tokens: float = 0.0
+    width: float = 0.125
 
     @property
     def students(self) -> bool:
@@ -61,38 +62,42 @@ class Standing:
         return f", as here{longer}."
 
 
-def standing_of(root: Path, cells: pd.DataFrame) -> Standing:
-    """What the scale of a results folder shares with the paper.
+def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
+    """What a scale shares with the paper.
 
     Args:
-        root: results/<scale>. cells: its cells.csv, or the lines that one table shows.
+        recipes: of the cells of its main tables.
     """
-    scale, main = root.resolve().name, main_cells(cells)
-    tokens = float(cells["tokens"].max()) if len(cells) else 0.0
-    models = scale in PAPER_MODELS or (root / "calibration.json").is_file()
-    # An ablation reads a part of the tokens; its own lines do not say what a main run reads.
-    length = tokens >= 0.99 * PAPER_TOKENS or (scale == "paper" and main.empty)
-    return Standing(models, length, proportions(root, cells), tokens, rule=papers_rule(main))
+    own_rule = [recipe.low_rank_init or recipe.order or recipe.rank_step for recipe in recipes]
+    from_hub = config.corpus.source == "hub" and config.corpus.hub.name == PAPER_CORPUS and config.teachers == "hub"
+    return Standing(
+        models=config.calibration.teachers or from_hub,
+        length=config.training.tokens >= 0.99 * PAPER_TOKENS,
+        proportions=paper_proportions(config),
+        rule=not any(own_rule),
+        taught=taught(config),
+        tokens=config.training.tokens,
+        width=config.teacher_ladder[config.first_teacher].hidden / PAPER_HIDDEN,
+    )
 
 
-def papers_rule(cells: pd.DataFrame) -> bool:
-    """Whether all students start, shrink and spread their ranks as the paper's do; see `Recipe`."""
-    said = [value for name in OWN_RULE if name in cells for value in cells[name]]
-    return all(pd.isna(value) or value == "" for value in said)
+def paper_proportions(config: Config) -> bool:
+    """Whether the student has the paper's shape but for its size: 6 layers, 768 : 192 : 3072, r = 128."""
+    first = config.teacher_ladder[config.first_teacher]
+    found = (config.student.layers, first.hidden / first.kv, first.ffn / first.hidden, first.hidden / config.lora.rank)
+    return all(isclose(ours, paper) for ours, paper in zip(found, (6, 4, 4, PAPER_HIDDEN / PAPER_RANK), strict=True))
 
 
-def main_cells(cells: pd.DataFrame) -> pd.DataFrame:
-    """Those that a main table lists."""
-    return cells[[bool(MAIN_CELLS & set(tables.split())) for tables in cells["tables"]]]
+def taught(config: Config) -> bool:
+    """Whether every teacher that was made for the scale read at least one token per weight of its projections.
 
-
-def proportions(root: Path, cells: pd.DataFrame) -> bool | None:
-    """Whether the scale's student has the paper's shape but for its size; None without a student to see."""
-    shapes = [root / "students" / init / "model" / "config.json" for init in dict.fromkeys(cells["init"])]
-    shape = next((read_json(path) for path in shapes if path.is_file()), None)
-    if shape is None:
-        return None
-    hidden, heads = shape["hidden_size"], shape["num_attention_heads"] / shape["num_key_value_heads"]
-    ranks = main_cells(cells)["rank"].dropna()  # other tables vary it
-    rank = hidden / ranks.max() if len(ranks) else 6.0
-    return (shape["num_hidden_layers"], heads, shape["intermediate_size"] / hidden, rank) == (6, 4.0, 4.0, 6.0)
+    Teachers that come from elsewhere are taken to know enough.
+    """
+    if config.teachers in ("hub", "folder"):
+        return True
+    for teacher in config.teacher_ladder.values():
+        attention = 2 * teacher.hidden * teacher.hidden + 2 * teacher.hidden * teacher.kv
+        weights = teacher.layers * (attention + 3 * teacher.hidden * teacher.ffn)
+        if teacher.tokens is not None and teacher.tokens < weights:
+            return False
+    return True

@@ -1,8 +1,9 @@
-"""A table and the three forms it is written in: CSV (raw numbers), Markdown and LaTeX (as a person reads it)."""
+"""A table, from rows and columns, and its three forms: CSV (raw numbers), Markdown and LaTeX (as a person reads it)."""
 
-import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,41 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": r"$-$",
     "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "τ": r"$\tau$",
 }  # fmt: skip
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, once for the CSV and for the text.
+
+    Attributes:
+        name: of the rows' value, and of the CSV's column; empty for one that is only shown.
+        heading: above the text; empty for one that stands in the CSV only.
+        digits: of a number as text; without them the value is shown as it is.
+        unit: after the number.
+        factor: the text shows the value times this (100 for a share in per cent).
+        error: name of the value's standard error, shown after ±.
+        text: of a row, where it is more than its value.
+    """
+
+    name: str
+    heading: str = ""
+    digits: int | None = None
+    unit: str = ""
+    factor: float = 1.0
+    error: str = ""
+    text: Callable[[Record], str] | None = None
+
+    def shown(self, row: Record) -> str:
+        """What a person reads of a row."""
+        if self.text is not None:
+            return self.text(row)
+        value = row[self.name]
+        if self.digits is None:
+            return value or ABSENT
+        if self.error:
+            return measured(self.factor * value, self.factor * row[self.error], self.digits, unit=self.unit)
+        return number(value, self.digits, unit=self.unit, factor=self.factor)
 
 
 @dataclass(frozen=True)
@@ -24,7 +60,7 @@ class Table:
         name: file name without ending.
         title: one line above it.
         frame: the numbers, as the CSV holds them.
-        shown: the same as text, with headings for people; columns may repeat no name.
+        shown: the same as text, with headings for people.
         notes: sentences below it.
     """
 
@@ -34,17 +70,34 @@ class Table:
     shown: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        title: str,
+        *,
+        rows: pd.DataFrame | Sequence[Record],
+        columns: Iterable[Column],
+        notes: Iterable[str] = (),
+    ) -> "Table":
+        """The table of these rows and columns; a heading may stand only once."""
+        columns = list(columns)
+        frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+        numbers = frame.reindex(columns=[column.name for column in columns if column.name])
+        records = frame.to_dict("records")
+        headed = [column for column in columns if column.heading]
+        shown = pd.DataFrame({column.heading: [column.shown(row) for row in records] for column in headed})
+        return cls(name, title, numbers, shown, list(notes))
+
     @property
     def words(self) -> list[bool]:
         """For each shown column whether it holds words (set to the left) rather than numbers."""
         return [any(str(value)[:1].isalpha() for value in self.shown[column]) for column in self.shown.columns]
 
 
-def number(value: object, digits: int, *, unit: str = "") -> str:
+def number(value: Any, digits: int, *, unit: str = "", factor: float = 1.0) -> str:
     """A number with fixed digits, a dash when it is missing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
-        return ABSENT
-    return f"{float(value):,.{digits}f}{unit}"  # type: ignore[arg-type]
+    return ABSENT if pd.isna(value) else f"{factor * float(value):,.{digits}f}{unit}"
 
 
 def measured(value: float, error: float, digits: int, *, unit: str = "") -> str:
@@ -53,8 +106,16 @@ def measured(value: float, error: float, digits: int, *, unit: str = "") -> str:
     return text if ABSENT in (text, number(error, digits)) else f"{text} ± {number(error, digits)}{unit}"
 
 
+def mean_text(value: float, *, error: float, deviation: float, seeds: int, digits: int = 2) -> str:
+    """A mean with its standard error, or, of several seeds, with their standard deviation and number."""
+    if seeds > 1:
+        text = measured(value, deviation, digits)
+        return text if text == ABSENT else f"{text} ({seeds:.0f} seeds)"
+    return measured(value, error, digits)
+
+
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 48 s, 12.5 min, 3.2 h."""
+    """Seconds as a person reads them: 48 s, 12.5 min, 3.2 h."""
     if pd.isna(seconds):
         return ABSENT
     if seconds < 90:
@@ -63,7 +124,7 @@ def duration(seconds: float) -> str:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Writes <folder>/<name>.csv, .md and .tex, each whole or not at all."""
+    """Write <folder>/<name>.csv, .md and .tex, each whole or not at all."""
     paths = [folder / f"{table.name}.{ending}" for ending in ("csv", "md", "tex")]
     texts = [table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"), markdown(table), latex(table)]
     for path, text in zip(paths, texts, strict=True):
@@ -74,13 +135,12 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 def markdown(table: Table) -> str:
     """A table as Markdown: title, pipes, notes."""
 
-    def cells(values: list[str]) -> str:
+    def cells(values: Iterable[object]) -> str:
         return "| " + " | ".join(str(value).replace("|", "\\|") for value in values) + " |"
 
-    columns = list(table.shown.columns)
     rule = ["---" if words or position == 0 else "---:" for position, words in enumerate(table.words)]
-    body = [cells(list(row)) for row in table.shown.itertuples(index=False)]
-    lines = [f"**{table.title}**", "", cells(columns), cells(rule), *body]
+    body = [cells(row) for row in table.shown.itertuples(index=False)]
+    lines = [f"**{table.title}**", "", cells(table.shown.columns), cells(rule), *body]
     if table.notes:
         lines += ["", *(f"- {note}" for note in table.notes)]
     return "\n".join(lines) + "\n"
@@ -88,7 +148,6 @@ def markdown(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """A table as a LaTeX float with booktabs rules; needs \\usepackage{booktabs}."""
-    columns = list(table.shown.columns)
     rows = [" & ".join(escape(str(value)) for value in row) + r" \\" for row in table.shown.itertuples(index=False)]
     letters = "".join("l" if words or position == 0 else "r" for position, words in enumerate(table.words))
     lines = [
@@ -99,7 +158,7 @@ def latex(table: Table) -> str:
         rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{{letters}}}",
         r"\toprule",
-        " & ".join(escape(column) for column in columns) + r" \\",
+        " & ".join(escape(column) for column in table.shown.columns) + r" \\",
         r"\midrule",
         *rows,
         r"\bottomrule",

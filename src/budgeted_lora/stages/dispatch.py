@@ -25,7 +25,8 @@ app = typer.Typer(no_args_is_help=True, help="The stages of the workflow; its ru
 
 Values = Annotated[str, typer.Option("--values", help="Settings of this stage as one line of JSON.")]
 Out = Annotated[Path, typer.Option("--out", help="File or folder to write.")]
-Rows = Annotated[str | None, typer.Option("--cells", help="Lines of cells.csv to show, as JSON; all without it.")]
+Options = Annotated[str, typer.Option("--options", help="Options of this stage as one line of JSON.")]
+Path_ = Annotated[Path, typer.Option()]
 Scale = Annotated[str, typer.Option("--scale", help="Name of the scale, recorded in results.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what makes bytes repeat.")]
@@ -400,76 +401,60 @@ def speed(
 
 
 @app.command()
-def list_cells(values: Values, out: Out) -> None:
-    """Write cells.csv: every cell, its values, the tables that use it."""
-    import pandas as pd
+def list_cells(values: Values, out: Out, tables: Annotated[Path, typer.Option()]) -> None:
+    """Write cells.csv and tables.csv: every cell, its values, the tables that list it."""
+    from budgeted_lora.stages.list_cells import list_cells
 
-    from budgeted_lora.files import write_with
-    from budgeted_lora.workflow.graph import Graph
-
-    frame = pd.DataFrame(Graph(parse(values, Config)).cell_rows())
-    write_with(out, lambda path: frame.to_csv(path, index=False))
+    list_cells(config=parse(values, Config), out=out, tables=tables)
 
 
 @app.command()
-def table(
-    name: str,
-    values: Values,
-    results: Annotated[Path, typer.Option()],
-    published: Annotated[Path, typer.Option()],
-    out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
-    cells: Rows = None,
-) -> None:
+def list_table(table: str, tables: Annotated[Path, typer.Option()], out: Out) -> None:
+    """Write the lines of one configured table."""
+    from budgeted_lora.stages.list_table import list_table
+
+    list_table(table=table, tables=tables, out=out)
+
+
+@app.command()
+def make_table(lines: list[Path], options: Options, results: Path_, published: Path_, out: Out) -> None:
     """Write one table as CSV, Markdown and LaTeX."""
-    from budgeted_lora.stages.report import build_table
+    from budgeted_lora.reporting.standing import Standing
+    from budgeted_lora.stages.make_table import make_table
 
-    rows = parse(cells) if cells else None
-    build_table(name, results=results, published=published, out=out, rows=rows, **parse(values))
+    about = parse(options)
+    standing = Standing(**about.pop("standing"))
+    make_table(lines=lines, results=results, published=published, out=out, standing=standing, **about)
 
 
 @app.command()
-def figure(
-    name: str,
-    results: Annotated[Path, typer.Option()],
-    out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
-    cells: Rows = None,
-) -> None:
+def make_figure(lines: list[Path], options: Options, results: Path_, out: Out) -> None:
     """Draw one figure as PNG, SVG and PDF."""
-    from budgeted_lora.stages.report import build_figure
+    from budgeted_lora.reporting.standing import Standing
+    from budgeted_lora.stages.make_figure import make_figure
 
-    build_figure(name, results=results, out=out, rows=parse(cells) if cells else None)
-
-
-@app.command()
-def claims(
-    config: Annotated[str, typer.Option(help="The whole configuration as JSON.")],
-    results: Annotated[Path, typer.Option()],
-    published: Annotated[Path, typer.Option()],
-    claims: Annotated[Path, typer.Option(help="What the paper says: claims.yaml.")],
-    out: Annotated[Path, typer.Option(help="The CSV file to write; Markdown goes beside it.")],
-    unknowns: Annotated[Path | None, typer.Option(help="Folder reports/<scale> for the table of constants.")] = None,
-) -> None:
-    """Judge what the paper says by the results that are there."""
-    from budgeted_lora.stages.report import build_claims, build_unknowns
-
-    whole = parse(config, Config)
-    build_claims(results=results, published=published, claims=claims, out=out, config=whole)
-    if unknowns is not None:
-        build_unknowns(config=whole, out=unknowns)
+    about = parse(options)
+    standing = Standing(**about["standing"])
+    make_figure(figure=about["figure"], lines=lines, results=results, out=out, standing=standing)
 
 
 @app.command()
-def index(
-    values: Values,
-    config: Annotated[str, typer.Option(help="The whole configuration as JSON.")],
-    results: Annotated[Path, typer.Option()],
-    published: Annotated[Path, typer.Option()],
-    out: Annotated[Path, typer.Option(help="The folder reports/<scale>.")],
-    contents: Annotated[Path | None, typer.Option(help="JSON file for the names of what the page shows.")] = None,
-) -> None:
-    """Write index.html from the tables and figures that are there."""
-    from budgeted_lora.stages.report import build_index
+def judge_claims(options: Options, results: Path_, published: Path_, claims: Path_, out: Out) -> None:
+    """Judge what the paper says by the results that are present."""
+    from budgeted_lora.reporting.standing import Standing
+    from budgeted_lora.stages.judge_claims import judge_claims
 
-    build_index(
-        results=results, published=published, out=out, config=parse(config, Config), contents=contents, **parse(values)
-    )
+    about = parse(options)
+    config, standing = parse(json.dumps(about["config"]), Config), Standing(**about["standing"])
+    judge_claims(results=results, published=published, claims=claims, config=config, out=out, standing=standing)
+
+
+@app.command()
+def make_index(options: Options, results: Path_, published: Path_, out: Out, contents: Path_) -> None:
+    """Write index.html from the tables and figures that are present."""
+    from budgeted_lora.reporting.standing import Standing
+    from budgeted_lora.stages.make_index import make_index
+
+    about = parse(options)
+    config, standing = parse(json.dumps(about["config"]), Config), Standing(**about["standing"])
+    make_index(results=results, published=published, config=config, out=out, standing=standing, contents=contents)

@@ -36,7 +36,11 @@ STAGES = {
     "evaluate": "stages.evaluate",
     "speed": "stages.measure_speed",
     "calibrate": "stages.calibrate_teachers",
-    "report": "stages.report",
+    "list_table": "stages.list_table",
+    "make_table": "stages.make_table",
+    "make_figure": "stages.make_figure",
+    "make_index": "stages.make_index",
+    "judge_claims": "stages.judge_claims",
 }
 
 
@@ -44,21 +48,21 @@ STAGES = {
 DATA = {"data.probes": ("assets/words.txt",)}
 
 
-def source_files(stage: str) -> tuple[str, ...]:
+def source_files(stage: str, *more: str) -> tuple[str, ...]:
     """Paths of the package's files that a stage imports, sorted, and of the data files that these read.
 
     Relative to the working folder if they lie in it.
     """
-    modules = _modules(stage)
+    modules = _modules(STAGES[stage], *more)
     paths = [_path(module) for module in modules] + [ROOT / name for module in modules for name in DATA.get(module, ())]
     return tuple(str(_from_here(path)) for path in paths)
 
 
 @cache
-def _modules(stage: str) -> tuple[str, ...]:
+def _modules(*first: str) -> tuple[str, ...]:
     """The modules that a stage imports, directly or not."""
     found: set[str] = set()
-    waiting = [STAGES[stage]]
+    waiting = list(first)
     while waiting:
         module = waiting.pop()
         if module in found or module.split(".")[0] in EXEMPT or module in EXEMPT_MODULES:

@@ -14,7 +14,6 @@ from budgeted_lora.config.files import origin_note, read_layers
 from budgeted_lora.config.jobs import evaluation_options
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import (
-    CLAIM_TABLES,
     MAIN_CELLS,
     Config,
     load_config,
@@ -22,6 +21,7 @@ from budgeted_lora.config.scale import (
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, short_hash
 from budgeted_lora.method.structure import Structure
+from budgeted_lora.reporting.contents import BEYOND, ICL_TABLES
 from budgeted_lora.workflow.cells import (
     DEFAULT_VARIANT,
     Cell,
@@ -29,30 +29,12 @@ from budgeted_lora.workflow.cells import (
     student_name,
     variants_of,
 )
-from budgeted_lora.workflow.code import shipped_files, source_folder
+from budgeted_lora.workflow.code import shipped_files
 from budgeted_lora.workflow.recipes import default_budgeted, planned, student_shape
 from budgeted_lora.workflow.shards import ShardJobs
 from budgeted_lora.workflow.values import REMOVAL_WINDOWS
 
-MAIN_TABLES = (
-    "table1",
-    "table2",
-    "table2_differences",
-    "table8",
-    "table9",
-    "figure2_values",
-    "speed",
-    "reference",
-    "published_perplexities",
-)
-CONTROLS = "controls"  # table of what a reader would do instead; drawn by the Pareto plots of `main`
-BEYOND = "beyond"
-BEYOND_FIGURES = (BEYOND, "beyond_why")
-ICL_CELLS = MAIN_CELLS | {BEYOND}  # tables whose students are scored in context
 OWN_STRUCTURE = "cell_"  # begins the name of a structure that one cell alone has
-OWN_TARGETS = frozenset({"sensitivity", BEYOND})  # tables that no other target asks for
-PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
-MAIN_FIGURES = ("figure2", *PARETO, "retention", "gates", "loss_curves")
 
 
 class Graph:
@@ -163,10 +145,6 @@ class Graph:
     def student_of(self, cell: str) -> str:
         """Name of the untrained student that a cell starts from."""
         return student_name(self.config, self.cells[cell].recipe)
-
-    def uncertainty(self) -> str:
-        """How intervals are made."""
-        return canonical_json(self.config.report.model_dump())
 
     def listing(self) -> str:
         """The configuration without what no line of cells.csv depends on."""
@@ -341,11 +319,6 @@ class Graph:
         """Folder of the statistics of the untrained student that a cell starts from."""
         return f"{self.results}/students/{self.student_of(cell)}/statistics"
 
-    def report_templates(self) -> list[str]:
-        """Files beside the reporting code that shape the page."""
-        folder = source_folder("reporting/page")
-        return sorted(str(path) for pattern in ("*.j2", "*.css") for path in folder.glob(pattern))
-
     def scores(self, tables: Iterable[str]) -> list[str]:
         """Score files of the cells that these tables list, under the settings they want; ICL where it is measured."""
         tables, files = set(tables), []
@@ -355,7 +328,7 @@ class Graph:
                 folder = f"{self.results}/cells/{cell}/compressed/{name}"
                 files += [f"{folder}/{file}" for file in ("compression.json", "perplexity.json")]
                 files.append(f"{folder}/perplexity_windows.parquet")
-        icl = self.listed(tables & ICL_CELLS)
+        icl = self.listed(tables & ICL_TABLES)
         return files + self.of_cells(icl, "@icl.json")
 
     def references(self) -> list[str]:
@@ -386,117 +359,6 @@ class Graph:
         """Timings of the structures of the cells that these tables list."""
         names = {self.structure_of(cell) for cell in self.listed(tables)} & set(self.timed())
         return [f"{self.results}/speed/{name}.json" for name in sorted(names)]
-
-    def common(self) -> list[str]:
-        return [f"{self.results}/cells.csv", f"{self.results}/data/manifest.json"]
-
-    def main_tables(self) -> list[str]:
-        """Tables of `main`, by name of their files."""
-        return [*MAIN_TABLES, *({CONTROLS} & set(self.config.tables))]
-
-    def ablations(self) -> list[str]:
-        """Tables of the configuration that are neither main ones nor targets of their own."""
-        others = {*MAIN_CELLS, *MAIN_TABLES, *MAIN_FIGURES, CONTROLS, *OWN_TARGETS}
-        return [name for name in self.config.tables if name not in others]
-
-    def report_tables(self) -> list[str]:
-        """Every table that is written, each a target by its name."""
-        own = [name for name in self.config.tables if name in OWN_TARGETS]
-        return [*self.main_tables(), *self.ablations(), *own]
-
-    def figures(self) -> list[str]:
-        """Every figure that is drawn."""
-        return [*MAIN_FIGURES, *(BEYOND_FIGURES if BEYOND in self.config.tables else ())]
-
-    def page_parts(self) -> list[str]:
-        """What joins the page after the main tables: all ablations, or a table with a target of its own."""
-        return ["all", *(name for name in self.config.tables if name in OWN_TARGETS)]
-
-    def part_files(self, part: str) -> list[str]:
-        """Tables and figures of one of these parts."""
-        tables = self.ablations() if part == "all" else [part]
-        files = [f"{self.reports}/tables/{name}.csv" for name in tables]
-        files += [f"{self.reports}/claims_all.csv"] if part == "all" else []
-        figures = BEYOND_FIGURES if part == BEYOND else ()
-        return files + [f"{self.reports}/figures/{name}.svg" for name in figures]
-
-    def tables_read(self, name: str) -> set[str]:
-        """Tables of the configuration whose cells a table or figure of the report shows."""
-        if name == CONTROLS:
-            return {CONTROLS, "table2"}
-        if name == "beyond_why":
-            return {BEYOND}
-        if name == BEYOND:  # the figure shows controls and KD LoRA too
-            return {BEYOND, "table2"} | ({CONTROLS} & set(self.config.tables))
-        if name in OWN_TARGETS:  # beside the scale's own values
-            return {name, "table2", "table8"}
-        if name in ("table1", "reference", "speed", *MAIN_FIGURES[1:]):
-            return set(MAIN_CELLS) | ({CONTROLS} if name in PARETO else set())
-        return {name} & set(self.config.tables) or {"table2"}
-
-    def table_inputs(self, table: str) -> list[str]:
-        """Result files that a table is made from, besides its `rows`."""
-        manifest, tables = f"{self.results}/data/manifest.json", self.tables_read(table)
-        if table in ("table1", "reference"):
-            return [manifest, *self.references(), *self.calibration()]
-        if table == "published_perplexities":
-            return [manifest]
-        if table == "speed":
-            return [manifest, *self.speeds(tables), *self.of_cells(self.listed(tables), "@compression.json")]
-        if table == BEYOND:
-            return [*self.scores(tables), *self.speeds({BEYOND})]
-        if table in (CONTROLS, *OWN_TARGETS) or table not in MAIN_TABLES:
-            return self.scores(tables)
-        return [manifest, *self.references(), *self.scores(tables), *self.speeds(tables)]
-
-    def figure_inputs(self, figure: str) -> list[str]:
-        """Result files that a figure is made from, besides its `rows`."""
-        tables = self.tables_read(figure)
-        files = [f"{self.results}/data/manifest.json", *self.references(), *self.scores(tables), *self.speeds(tables)]
-        if figure == "beyond_why":
-            needing = [name for name in self.listed(tables) if self.statistics_files(name)]
-            files += dict.fromkeys(f"{self.statistics_of(name)}.json" for name in needing)
-        if figure in ("retention", "loss_curves", "gates", "beyond_why"):
-            files += self.of_cells(self.listed(tables), "history.csv", "retention.csv", "trained.sha256")
-        return files
-
-    def rows(self, name: str) -> str:
-        """The lines of cells.csv that a table or figure shows, as far as they concern it; what all share stands once.
-
-        Not cells.csv itself: it changes with every row of any table, and each would be made anew.
-        """
-        rows = self.cell_rows(self.tables_read(name)) or self.cell_rows()
-        first = rows[0] if rows else {}
-        common = {key: value for key, value in first.items() if all(row[key] == value for row in rows)}
-        own = [{key: value for key, value in row.items() if key not in common} for row in rows]
-        return canonical_json({"columns": list(first), "common": common, "rows": own})
-
-    def claim_inputs(self, tables: Iterable[str]) -> list[str]:
-        """Result files that verdicts over the students of these tables are made from."""
-        windows = [f"{self.results}/teachers/{name}/perplexity_windows.parquet" for name in self.teachers]
-        first = [*self.common(), *self.calibration(), *self.references(), *windows]
-        return [*first, *self.scores(CLAIM_TABLES & set(tables))]
-
-    def cell_rows(self, tables: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Lines of cells.csv: a cell's tables, its recipe, its structure, and the settings it is compressed with.
-
-        `asked` says which of them a table wants: `<table>:<settings>,<settings>` for each table, spaces between.
-
-        Args:
-            tables: only cells that these list, and only what concerns these; else all.
-        """
-        wanted, rows = set(self.config.tables if tables is None else tables), []
-        for cell in self.cells.values():
-            listing = [table for table in cell.tables if table in wanted]
-            if not listing:
-                continue
-            asked = [f"{table}:{','.join(self.settings_listed(cell.id, [table]))}" for table in listing]
-            settings = cell.variants if tables is None else self.settings_listed(cell.id, listing)
-            listed = {"cell": cell.id, "tables": " ".join(listing), "settings": " ".join(settings)}
-            listed["asked"] = " ".join(asked)
-            structure = {"tokens": cell.recipe.tokens, "structure": self.structure_of(cell.id)}
-            rows.append(listed | cell.recipe.model_dump(mode="json") | structure)
-        return rows
 
 
 def load_graph(path: Path | str, overrides: dict[str, Any] | None = None) -> Graph:

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 
 from budgeted_lora.config.scale import MAIN_CELLS
-from budgeted_lora.workflow.graph import CONTROLS, OWN_TARGETS, Graph
+from budgeted_lora.reporting.contents import CONTROLS
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.report import ReportJobs
 
 
 def tables_needed(graph: Graph, targets: Iterable[str]) -> set[str]:
@@ -12,11 +14,12 @@ def tables_needed(graph: Graph, targets: Iterable[str]) -> set[str]:
     Args:
         targets: as they are typed; none means `all`. For a file, and any other that is not known here, every table.
     """
-    every, main = set(graph.config.tables), {*MAIN_CELLS, CONTROLS}
+    jobs, every, main = ReportJobs(graph), set(graph.config.tables), {*MAIN_CELLS, CONTROLS}
+    own = set(jobs.names("own"))
     known = dict.fromkeys(("main", "report", "claims", "figure2", "pareto"), main)
-    known |= {name: graph.tables_read(name) for name in graph.report_tables()}
-    known |= {name: main | graph.tables_read(name) for name in OWN_TARGETS}  # they join the page of `main`
-    known |= {"all": every - OWN_TARGETS, "ablations": set(graph.ablations()), "calibration": set()}
+    known |= {name: set(table.cells) for name, table in jobs.tables.items()}
+    known |= {name: main | set(jobs.tables[name].cells) for name in own}  # they join the page of `main`
+    known |= {"all": every - own, "ablations": set(jobs.names("ablations")), "calibration": set()}
     return set().union(*(known.get(target, every) for target in list(targets) or ["all"])) & every
 
 

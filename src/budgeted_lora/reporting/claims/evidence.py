@@ -5,33 +5,43 @@ serves under another; everything else is compared as it is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import CLAIM_TABLES, Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.claims.file import Metric, Selection
-from budgeted_lora.reporting.grouping import Settings
-from budgeted_lora.reporting.results import Results, perplexity_columns
+from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results, value_at
+from budgeted_lora.reporting.standing import PAPER_RANK
 from budgeted_lora.reporting.table import number
 from budgeted_lora.reporting.uncertainty import (
+    Bootstrap,
     Group,
     Spread,
     quantile,
     range_text,
     resampled_perplexities,
-    seed_spread_text,
     spread_of,
+    spread_text,
 )
 
-PAPER_RANK = 128
-RECIPE = frozenset(Recipe.model_fields) - {"seed"}  # columns of cells.csv in which runs of one recipe agree
-PARTS = {"ppl": "perplexity.json", "icl": "icl.json", "train_compute": "train.json", "executed_compute": "train.json"}
+# The column of the results that each metric of a claim is.
+METRICS: dict[Metric, str] = {
+    "ppl": "ppl",
+    "icl": "icl",
+    "train_compute": "train_compute",
+    "executed_compute": "executed_compute",
+    "module_speedup": "speedup_vs_dense",
+    "param_reduction_pct": "param_reduction_pct",
+    "dense_kept": "kept",
+    "dense_svd": "svd",
+    "dense_dropped": "dropped",
+    "avg_rank": "avg_rank",
+}
 SCORED_BY = {"ppl": "validation windows, paired:", "icl": "ICL queries:"}
 VARYING = ("ppl", "icl", "avg_rank")  # what differs from seed to seed; all else follows from the recipe
 
@@ -83,13 +93,13 @@ class Measured:
 class Evidence:
     """The measured side of the claims: looks up quantities, and says within what tolerance two of them are equal."""
 
-    def __init__(self, results: Results, config: Config, settings: Settings) -> None:
-        self.results, self.config, self.settings = results, config, settings
+    def __init__(self, results: Results, config: Config, bootstrap: Bootstrap) -> None:
+        self.results, self.config, self.bootstrap = results, config, bootstrap
         self._spreads: dict[tuple[Metric, Group | None], Spread] = {}
         self._samples: dict[Metric, dict[Group, list[list[float]]]] = {}
         self._drawn: dict[str, np.ndarray | Missing] = {}
         self._first: tuple[str, np.ndarray, Any] | None = None
-        self._found: dict[tuple[Selection, Metric], Measured | Missing] = {}
+        self._measured: dict[tuple[Selection, Metric], Measured | Missing] = {}
 
     def find(self, selection: Selection, metric: Metric) -> Measured | Missing:
         """The measured value of a metric of the students that a selection names.
@@ -98,9 +108,9 @@ class Evidence:
             BadInput: two models scored different validation windows.
         """
         key = (selection, metric)
-        if key not in self._found:
-            self._found[key] = self._find(selection, metric)
-        return self._found[key]
+        if key not in self._measured:
+            self._measured[key] = self._find(selection, metric)
+        return self._measured[key]
 
     def _find(self, selection: Selection, metric: Metric) -> Measured | Missing:
         if selection.model is not None:
@@ -125,17 +135,17 @@ class Evidence:
         """Whether the teachers' perplexities come out as Table 1 has them; true where nothing asks for that."""
         if not self.config.calibration.teachers:
             return True
-        found = self._json("calibration.json")
-        return bool(found["as_published"]) if "as_published" in found else Missing("no value in calibration.json")
+        record = self._json("calibration.json")
+        return bool(record["as_published"]) if "as_published" in record else Missing("no value in calibration.json")
 
     @cached_property
     def known(self) -> float:
         """Standard errors that count of an error whose size is known."""
-        return quantile(math.inf, self.settings.confidence)
+        return quantile(math.inf, self.bootstrap.confidence)
 
     def seeds(self, one: Measured) -> float:
         """How far another training seed may move one run."""
-        return self.spread(one).half_width(self.settings.confidence)
+        return self.spread(one).half_width(self.bootstrap.confidence)
 
     def scored(self, *sides: Measured) -> float:
         """Standard error of a level, or of a difference of two, by the choice of windows or queries to score on.
@@ -155,16 +165,17 @@ class Evidence:
         if metric not in VARYING:
             return "none: a count"
         spreads = dict.fromkeys(self.spread(one) for sides in comparisons for one in sides if one.group is not None)
-        confidence = self.settings.confidence
-        seeds = ", ".join(seed_spread_text(spread, metric, confidence=confidence) for spread in spreads)
-        said = [f"training seeds: {seeds}"] if seeds else []
+        confidence = self.bootstrap.confidence
+        parts = []
         if metric in SCORED_BY:
-            scored = [self.scored(*sides) for sides in comparisons]
-            said = [f"{SCORED_BY[metric]} {range_text(scored, metric)}", *said]
-        return "; ".join(said)
+            parts.append(f"{SCORED_BY[metric]} {range_text([self.scored(*sides) for sides in comparisons], metric)}")
+        if spreads:
+            texts = [spread_text(spread, metric, confidence=confidence) for spread in spreads]
+            parts.append(f"training seeds: {', '.join(texts)}")
+        return "; ".join(parts)
 
     def spread(self, one: Measured) -> Spread:
-        """How far training seeds move a quantity: see `spread.spread_of`; not at all if no run of ours is in it."""
+        """Seed standard deviation of a metric (`spread_of`); zero for models without training runs."""
         if one.group is None or one.metric not in VARYING:
             return Spread()
         key = (one.metric, one.group)
@@ -178,29 +189,24 @@ class Evidence:
         """Levels of the runs of every recipe, by method and budget."""
         cells = self.results.listed(*CLAIM_TABLES)  # not those of targets that may or may not have been run
         recipe = [name for name in cells.columns if name in RECIPE]
-        found: dict[Group, list[list[float]]] = {}
+        samples: dict[Group, list[list[float]]] = {}
         for _, runs in cells.groupby(recipe, dropna=False, sort=False):
             if len(runs) > 1:
                 levels = [self._level(f"cells/{cell}", metric) for cell in runs["cell"]]
-                there = [level for level in levels if not math.isnan(level)]
-                found.setdefault(group_of(runs.iloc[0]), []).append(there)
-        return found
-
-    @cached_property
-    def _cells(self) -> list[dict[str, Any]]:
-        """The lines of cells.csv."""
-        return self.results.cells.to_dict("records")
+                present = [level for level in levels if not math.isnan(level)]
+                samples.setdefault(group_of(runs.iloc[0]), []).append(present)
+        return samples
 
     def _select(self, selection: Selection, metric: Metric) -> list[dict[str, Any]] | Missing:
-        """Lines of the cells that a selection names: runs of one recipe."""
+        """The cells that a selection names: runs of one recipe."""
         wanted = selection.given
         table = wanted.pop("table")
-        cells = [cell for cell in self._cells if table in cell["tables"].split()]
+        cells = self.results.listed(table).to_dict("records")
         if not cells:
             return Missing(f"this scale has no {table}")
         absent = [name for name in wanted if name not in cells[0]]
         if absent:
-            raise BadInput(f"{self.results.root / 'cells.csv'}: no column {', '.join(absent)}; a claim asks for it")
+            raise BadInput(f"{self.results.root / 'tables.csv'}: no column {', '.join(absent)}; a claim asks for it")
         if "rank" in wanted:
             wanted["rank"] = wanted["rank"] * self.config.lora.rank / PAPER_RANK
         cells = [cell for cell in cells if all(equal(cell[name], value) for name, value in wanted.items())]
@@ -233,20 +239,21 @@ class Evidence:
         return Measured(metric, levels, files, draws, error, chance, group)
 
     def _scored(self, folder: str) -> str:
-        return f"{folder}/compressed/{self.results.settings}" if folder.startswith("cells/") else folder
+        return f"{folder}/compressed/{DEFAULT}" if folder.startswith("cells/") else folder
 
     def _file(self, folder: str, metric: Metric) -> str:
-        part = PARTS.get(metric, "compression.json")
-        return f"{folder}/{part}" if part == "train.json" else f"{self._scored(folder)}/{part}"
+        kind = COLUMNS[METRICS[metric]].file
+        return f"{folder if kind == 'train' else self._scored(folder)}/{kind}.json"
 
     def _json(self, path: str) -> dict[str, Any]:
         return self.results.json(path) or {}
 
     def _level(self, folder: str, metric: Metric) -> float:
         """One run's metric as it is compared; NaN where it is missing."""
-        found = self._json(self._file(folder, metric))
-        value = LEVELS[metric](found)
-        return math.nan if value is None else float(value)
+        value = value_at(self._json(self._file(folder, metric)), COLUMNS[METRICS[metric]].key)
+        if metric == "ppl":
+            return math.log(value)
+        return 100.0 * value if metric == "icl" else float(value)
 
     def _draw(self, folder: str) -> np.ndarray | Missing:
         """Bootstrap draws [resamples] of a model's ln perplexity; the same windows are drawn for every model."""
@@ -259,12 +266,12 @@ class Evidence:
                 tokens = windows["tokens"].to_numpy()
                 self._same_windows(scored, tokens)
                 nll = windows["nll"].to_numpy()[None]
-                how = {"resamples": self.settings.bootstrap, "seed": self.settings.seed}
+                how = {"resamples": self.bootstrap.resamples, "seed": self.bootstrap.seed}
                 self._drawn[folder] = np.log(resampled_perplexities(nll, tokens, **how)[:, 0])
         return self._drawn[folder]
 
     def _same_windows(self, scored: str, tokens: np.ndarray) -> None:
-        piece = perplexity_columns(self._json(f"{scored}/perplexity.json"))["slice"]
+        piece = value_at(self._json(f"{scored}/perplexity.json"), COLUMNS["slice"].key)
         if self._first is None:
             self._first = (scored, tokens, piece)
         first, its_tokens, its_piece = self._first
@@ -276,40 +283,10 @@ class Evidence:
 
 
 def group_of(cell: Any) -> Group:
-    """Method and budget of a line of cells.csv."""
+    """Method and budget of a cell."""
     return cell["method"], None if math.isnan(cell["budget"]) else float(cell["budget"])
 
 
-def equal(found: Any, wanted: Any) -> bool:
-    """Whether a value of cells.csv is the one a claim asks for; an empty one (NaN) equals nothing."""
-    return found == wanted if isinstance(wanted, str) else math.isclose(float(found), wanted, abs_tol=1e-12)
-
-
-def _log_perplexity(found: dict[str, Any]) -> float | None:
-    return math.log(found["value"]) if found.get("value") else None
-
-
-def _percent(found: dict[str, Any]) -> float | None:
-    return 100.0 * found["composite"] if "composite" in found else None
-
-
-def _total(name: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda found: (found.get("totals") or {}).get(name)
-
-
-def _compute(name: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda found: (found.get("train_compute") or {}).get(name)
-
-
-LEVELS: dict[Metric, Callable[[dict[str, Any]], float | None]] = {
-    "ppl": _log_perplexity,
-    "icl": _percent,
-    "train_compute": _compute("scheduled"),
-    "executed_compute": _compute("executed"),
-    "module_speedup": _total("speedup_vs_dense"),
-    "param_reduction_pct": _total("param_reduction_pct"),
-    "dense_kept": _total("kept"),
-    "dense_svd": _total("svd"),
-    "dense_dropped": _total("dropped"),
-    "avg_rank": _total("avg_rank"),
-}
+def equal(value: Any, wanted: Any) -> bool:
+    """Whether a value of a cell is the one a claim names; an empty one (NaN) equals nothing."""
+    return value == wanted if isinstance(wanted, str) else math.isclose(float(value), wanted, abs_tol=1e-12)

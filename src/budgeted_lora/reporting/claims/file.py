@@ -1,9 +1,9 @@
-"""config/claims.yaml: what the paper says, each statement with the quantities it speaks of; and the printed numbers.
+"""config/claims.yaml: what the paper says, each statement with the quantities it speaks of.
 
-A statement names students by fields of their recipe. Verdicts are in `claims`, measured values in `evidence`.
+A statement names students by fields of their recipe. Verdicts are in `verdicts`, measured values in `evidence`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,11 +60,7 @@ class Selection(Strict):
         return Selection(**merged)
 
     def check(self) -> None:
-        """Refuses a selection that cannot name anything.
-
-        Raises:
-            ValueError: neither a known table nor a teacher or student model is named.
-        """
+        """Raise ValueError unless the selection names a known table, or a teacher or student model."""
         if (self.table is None) == (self.model is None):
             raise ValueError(f"a selection needs either table or model, found {self.given}")
         if self.table is not None and self.table not in CLAIM_TABLES:
@@ -87,7 +83,7 @@ class Lines(Strict):
         """What is asked for, for a message."""
         return ", ".join(f"{name} {value}" for name, value in self.model_dump(exclude_none=True).items())
 
-    def of(self, printed: "list[Line]") -> "list[Line]":
+    def of(self, printed: Sequence[Line]) -> list[Line]:
         """The lines meant, in the file's order."""
         metric = PRINTED_AS.get(self.metric, self.metric)
         return [
@@ -111,14 +107,14 @@ class Statement(Strict):
 
 
 class Printed(Statement):
-    """Each of some printed numbers is what we measure; one verdict a number."""
+    """Each of some printed numbers is what we measure; one verdict per number."""
 
     kind: Literal["printed"]
     lines: Lines
     table: str | None = Field(None, description="Table whose cells are meant; without one the teachers themselves.")
     tolerance: float | None = Field(None, gt=0, description="Instead of the measured one; the note says why.")
 
-    def selection(self, line: "Line") -> Selection:
+    def selection(self, line: Line) -> Selection:
         """Whose quantity a printed number is."""
         if self.table is None:
             return Selection(model=f"teachers/{line.teacher}")
@@ -138,11 +134,12 @@ class Order(Statement):
 
     def pairs(self) -> list[tuple[Selection, Selection]]:
         """Every comparison, as (from, to)."""
-        found = []
+        pairs = []
         for case in self.each:
             whole = [self.of.over(case, step) for step in self.steps]
-            found += zip(whole if self.compare == "chain" else [whole[0]] * len(whole), whole[1:], strict=False)
-        return found
+            starts = whole[:-1] if self.compare == "chain" else whole[:1] * (len(whole) - 1)
+            pairs += zip(starts, whole[1:], strict=True)
+        return pairs
 
 
 class Near(Statement):
@@ -208,7 +205,7 @@ class ClaimsFile(Strict):
         return self
 
 
-def read_claims(path: Path | str, printed: list[Line]) -> ClaimsFile:
+def read_claims(path: Path | str, printed: Sequence[Line]) -> ClaimsFile:
     """The validated claims.
 
     Raises:
@@ -217,20 +214,20 @@ def read_claims(path: Path | str, printed: list[Line]) -> ClaimsFile:
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = ClaimsFile.model_validate(values)
+        claims = ClaimsFile.model_validate(values)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; expected the paper's claims (config/claims.yaml)") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         raise BadInput(f"{path}: {describe(error)}") from None
-    for claim in found.claims:
+    for claim in claims.claims:
         for lines in lines_of(claim):
             if not lines.of(printed):
                 raise BadInput(f"{path}: claim {claim.id}: no line of the published numbers is {lines.words}")
             if isinstance(claim, Slip | Swapped) and len(lines.of(printed)) > 1:
                 raise BadInput(f"{path}: claim {claim.id}: several published numbers are {lines.words}")
-    return found
+    return claims
 
 
 def lines_of(claim: Claim) -> list[Lines]:

@@ -1,4 +1,4 @@
-"""The verdicts as claims.csv and claims.md, and as a section of the page; the constants nobody outside can know."""
+"""The verdicts as claims.csv and claims.md, and as a section of the page."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from budgeted_lora.files import write_text
 from budgeted_lora.reporting.claims.evidence import Evidence
 from budgeted_lora.reporting.claims.file import read_claims
 from budgeted_lora.reporting.claims.verdicts import VERDICTS, judge
-from budgeted_lora.reporting.grouping import Settings
-from budgeted_lora.reporting.published import read_lines
+from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table, markdown
+from budgeted_lora.reporting.uncertainty import Bootstrap
 
 HEADINGS = {
     "status": "Verdict", "claim": "Claim", "source": "Source", "published": "Published", "measured": "Measured",
@@ -25,24 +25,25 @@ HEADINGS = {
 FILES = ("claims_all.csv", "claims.csv")  # with the ablations, without
 
 
-def build_claims(*, results: Path, published: Path, claims: Path, out: Path, config: Config) -> Path:
-    """Writes `out` and the same as Markdown beside it; a result that is missing makes a claim `not run`.
+def judge_all(results: Results, *, claims: Path, published: Published, config: Config) -> pd.DataFrame:
+    """One row per verdict, in the order of the claims; a result that is missing makes a claim `not run`.
 
     Args:
-        results: results/<scale>. published: published.csv. claims: claims.yaml. out: the CSV to write.
-        config: the scale; its report section says how many resamples and what coverage.
+        claims: claims.yaml. config: the scale; its report section gives resamples and coverage.
 
     Raises:
-        BadInput: a file is missing or unusable, or two models scored different validation windows.
+        BadInput: a file is unusable, or two models scored different validation windows.
     """
-    printed = read_lines(published)
-    found = read_claims(claims, printed)
-    opened = Results.open(results, partial=True)
-    evidence = Evidence(opened, config, Settings(config.report.bootstrap, config.report.confidence))
-    frame = pd.DataFrame([asdict(row) for claim in found.claims for row in judge(claim, evidence, printed)])
+    evidence = Evidence(results, config, Bootstrap(config.report.bootstrap, config.report.confidence))
+    stated = read_claims(claims, published.lines).claims
+    return pd.DataFrame([asdict(row) for claim in stated for row in judge(claim, evidence, published.lines)])
+
+
+def write_claims(frame: pd.DataFrame, out: Path, *, scale: str) -> list[Path]:
+    """Write the verdicts to `out` and the same as Markdown beside it."""
     write_text(out, frame.to_csv(index=False, lineterminator="\n"))
-    write_text(out.with_suffix(".md"), markdown(as_table(frame, config.scale)))
-    return out
+    write_text(out.with_suffix(".md"), markdown(as_table(frame, scale)))
+    return [out, out.with_suffix(".md")]
 
 
 def as_table(frame: pd.DataFrame, scale: str) -> Table:
@@ -78,10 +79,10 @@ def claims_section(folder: Path, relative: str) -> dict[str, Any] | None:
     Args:
         folder: the page's folder. relative: path from it to results/<scale>, with / between parts.
     """
-    there = [folder / name for name in FILES if (folder / name).is_file()]
-    if not there:
+    present = [folder / name for name in FILES if (folder / name).is_file()]
+    if not present:
         return None
-    path = max(there, key=lambda one: one.stat().st_mtime_ns)  # the first of equals
+    path = max(present, key=lambda one: one.stat().st_mtime_ns)  # the first of equals
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
     for row in rows:
         row |= {name: row.get(name, "") for name in (*HEADINGS, "noise")}

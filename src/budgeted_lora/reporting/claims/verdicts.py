@@ -9,13 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgeted_lora.config.scale import Config
-from budgeted_lora.reporting.claims.evidence import (
-    PAPER_RANK,
-    Evidence,
-    Measured,
-    Missing,
-)
+from budgeted_lora.reporting.claims.evidence import Evidence, Measured, Missing
 from budgeted_lora.reporting.claims.file import (
     PRINTED_AS,
     Claim,
@@ -31,6 +25,7 @@ from budgeted_lora.reporting.claims.file import (
 )
 from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.published import Line
+from budgeted_lora.reporting.standing import PAPER_RANK, Standing
 from budgeted_lora.reporting.uncertainty import range_text
 
 REPRODUCED, NOISE, DIFFERS = "reproduced", "within noise", "differs"
@@ -117,24 +112,17 @@ def judge_number(*, off: float, rounding: float, tolerance: float) -> str:
     return NOISE if off <= rounding + tolerance + SLACK else DIFFERS
 
 
-def paper_proportions(config: Config) -> bool:
-    """Whether the scale's student has the paper's proportions, on which all counts depend (768, 192, 3072, r = 128)."""
-    first = config.teacher_ladder[config.first_teacher]
-    ratios = (config.student.layers, first.hidden / first.kv, first.ffn / first.hidden, first.hidden / config.lora.rank)
-    return ratios == (6, 4.0, 4.0, 6.0)
-
-
-def judged_here(claim: Statement, config: Config) -> bool:
-    """Whether a claim can be judged at this scale: see the head of claims.yaml."""
+def judged_here(claim: Statement, standing: Standing) -> bool:
+    """Whether a claim can be judged at a scale of this standing: see the head of claims.yaml."""
     return {
-        "paper": config.scale == "paper",
-        "proportions": paper_proportions(config),
-        "trends": config.scale not in ("smoke", "gpu-hour"),
+        "paper": standing.students,
+        "proportions": standing.proportions,
+        "trends": standing.taught,
         "everywhere": True,
     }[claim.judged]
 
 
-def judge(claim: Claim, evidence: Evidence, printed: list[Line]) -> list[Row]:
+def judge(claim: Claim, evidence: Evidence, printed: Sequence[Line]) -> list[Row]:
     """The rows of one claim: one, or one for each printed number it names."""
     if isinstance(claim, Printed):
         return [number_row(claim, line, evidence) for line in claim.lines.of(printed)]
@@ -151,125 +139,125 @@ def number_row(claim: Printed, line: Line, evidence: Evidence) -> Row:
     """A printed number beside what was measured; nothing stands beside it where it cannot be judged."""
     named = f"{claim.claim}: {line_label(line)}"
     about = {"claim": named, "published": line.text, "id": line_id(claim, line)}
-    if not judged_here(claim, evidence.config):
+    if not judged_here(claim, evidence.results.standing):
         return blank(claim, status=NOT_JUDGED, **about)
     metric = claim.lines.metric
-    found = evidence.find(claim.selection(line), metric)
+    ours = evidence.find(claim.selection(line), metric)
     # The absolute value of a student: there those of the teachers have to come out first.
     calibrated = evidence.calibrated if claim.judged == "paper" and claim.table is not None else True
-    for one in (found, calibrated):
+    for one in (ours, calibrated):
         if isinstance(one, Missing):
             return blank(claim, status=NOT_RUN, **(about | {"reason": one.reason}))
     if not calibrated:
         return blank(claim, status=NOT_JUDGED, **(about | {"reason": OFF_CALIBRATION}))
-    off, tolerance, noise = distance(found, line, evidence), 0.0, evidence.covers([[found]])
+    off, tolerance, noise = distance(ours, line, evidence), 0.0, evidence.covers([[ours]])
     if claim.tolerance is not None:
         tolerance, noise = claim.tolerance, "as the note says"
     elif metric in ("ppl", "icl", "avg_rank"):
-        tolerance = evidence.tolerance_to_print(found)
-        tolerance = found.value * math.expm1(tolerance) if metric == "ppl" else tolerance
+        tolerance = evidence.tolerance_to_print(ours)
+        tolerance = ours.value * math.expm1(tolerance) if metric == "ppl" else tolerance
     status = judge_number(off=off, rounding=line.rounding, tolerance=tolerance)
     text = f"± {line.rounding + tolerance:.3g}"
-    return blank(claim, status=status, measured=found.text, tolerance=text, noise=noise, files=found.files, **about)
+    return blank(claim, status=status, measured=ours.text, tolerance=text, noise=noise, files=ours.files, **about)
 
 
-def distance(found: Measured, line: Line, evidence: Evidence) -> float:
+def distance(ours: Measured, line: Line, evidence: Evidence) -> float:
     """How far a measured quantity is from a printed number: of the mean, or of the run that is farthest for a count."""
-    if found.metric in ("ppl", "icl"):
-        return abs(found.value - line.value)
-    scale = PAPER_RANK / evidence.config.lora.rank if found.metric == "avg_rank" else 1.0
-    return max(abs(scale * level - line.value) for level in found.levels)
+    if ours.metric in ("ppl", "icl"):
+        return abs(ours.value - line.value)
+    scale = PAPER_RANK / evidence.config.lora.rank if ours.metric == "avg_rank" else 1.0
+    return max(abs(scale * level - line.value) for level in ours.levels)
 
 
-def open_rows(claim: Open, evidence: Evidence, printed: list[Line]) -> list[Row]:
+def open_rows(claim: Open, evidence: Evidence, printed: Sequence[Line]) -> list[Row]:
     """What the paper leaves open: its numbers without a verdict, and what was measured where that can be compared."""
     if claim.lines is None:
         return [blank(claim, status=OPEN)]
     rows = []
     for line in claim.lines.of(printed):
         about = {"claim": f"{claim.claim}: {line_label(line)}", "published": line.text, "id": line_id(claim, line)}
-        found = evidence.find(claim.selection(line), claim.lines.metric)
-        if isinstance(found, Measured) and judged_here(claim, evidence.config):
-            about |= {"measured": found.text, "files": found.files}
+        ours = evidence.find(claim.selection(line), claim.lines.metric)
+        if isinstance(ours, Measured) and judged_here(claim, evidence.results.standing):
+            about |= {"measured": ours.text, "files": ours.files}
         rows.append(blank(claim, status=OPEN, **about))
     return rows
 
 
-def slip_row(claim: Slip, printed: list[Line]) -> Row:
+def slip_row(claim: Slip, printed: Sequence[Line]) -> Row:
     """Where the paper contradicts itself; two prints that agree are no slip."""
-    lines = [line for asked in claim.lines for line in asked.of(printed)]
+    lines = [line for wanted in claim.lines for line in wanted.of(printed)]
     agree = len(lines) == 2 and lines[0].value == lines[1].value
     published = " and ".join(f"{line.text} ({line.source})" for line in lines)
     reason = "the two numbers agree after all" if agree else claim.note
     return blank(claim, status=REPRODUCED if agree else INCONSISTENT, published=published, reason=reason)
 
 
-def swapped_row(claim: Swapped, evidence: Evidence, printed: list[Line]) -> Row:
+def swapped_row(claim: Swapped, evidence: Evidence, printed: Sequence[Line]) -> Row:
     """Two printed numbers against the measured ones: as printed, with their places changed, or neither."""
-    lines = [asked.of(printed)[0] for asked in claim.lines]
+    lines = [wanted.of(printed)[0] for wanted in claim.lines]
     about = {"published": " and ".join(f"{line.metric} {line.text}" for line in lines)}
-    if not judged_here(claim, evidence.config):
+    if not judged_here(claim, evidence.results.standing):
         return blank(claim, status=NOT_JUDGED, **about)
     selection = Selection(table=claim.table, **lines[0].fields)
-    found = [evidence.find(selection, asked.metric) for asked in claim.lines]
-    missing = next((one for one in found if isinstance(one, Missing)), None)
+    ours = [evidence.find(selection, wanted.metric) for wanted in claim.lines]
+    missing = next((one for one in ours if isinstance(one, Missing)), None)
     if missing is not None:
         return blank(claim, status=NOT_RUN, reason=missing.reason, **about)
-    about["measured"] = " and ".join(f"{one.metric} {one.text}" for one in found)
-    about |= {"tolerance": "± 0.5", "noise": evidence.covers([found]), "files": found[0].files}
+    about["measured"] = " and ".join(f"{one.metric} {one.text}" for one in ours)
+    about |= {"tolerance": "± 0.5", "noise": evidence.covers([ours]), "files": ours[0].files}
 
     def fits(order: Sequence[Line]) -> bool:
-        return all(distance(one, line, evidence) <= line.rounding for one, line in zip(found, order, strict=True))
+        return all(distance(one, line, evidence) <= line.rounding for one, line in zip(ours, order, strict=True))
 
     status = REPRODUCED if fits(lines) else INCONSISTENT if fits(lines[::-1]) else DIFFERS
     return blank(claim, status=status, **about)
 
 
-def steps_row(claim: Order | Near, evidence: Evidence, printed: list[Line]) -> Row:
+def steps_row(claim: Order | Near, evidence: Evidence, printed: Sequence[Line]) -> Row:
     """A direction or an equality over one or more comparisons."""
     pairs = claim.pairs()
     names = labels(pairs)
     prints = [printed_step(claim, left, right, name, printed) for (left, right), name in zip(pairs, names, strict=True)]
     published = "; ".join(text for text in prints if text)
-    if not judged_here(claim, evidence.config):
+    if not judged_here(claim, evidence.results.standing):
         return blank(claim, status=NOT_JUDGED, published=published)
     steps = [step(claim, left, right, name, evidence) for (left, right), name in zip(pairs, names, strict=True)]
-    there = [one for one in steps if isinstance(one, Step)]
-    tolerances = [one.tolerance for one in there]
+    measured = [one for one in steps if isinstance(one, Step)]
+    tolerances = [one.tolerance for one in measured]
     if isinstance(claim, Order):
         status = judge_order(steps)
-        against, unsure = [one for one in there if one.contradicts], [one for one in there if not one.clear]
+        against, unsure = [one for one in measured if one.contradicts], [one for one in measured if not one.clear]
     else:
         margin = claim.margin_pct / 100.0
         status = judge_near(steps, margin=margin)
-        against = [one for one in there if abs(one.gap) - one.tolerance > margin]
-        unsure = [one for one in there if abs(one.gap) + one.tolerance > margin]
+        against = [one for one in measured if abs(one.gap) - one.tolerance > margin]
+        unsure = [one for one in measured if abs(one.gap) + one.tolerance > margin]
     reasons = list(dict.fromkeys(one.reason for one in steps if isinstance(one, Missing)))
     if status == DIFFERS:
         reasons = [f"against it: {', '.join(one.label for one in against)}"]
     elif status == NOISE:
         reasons = [f"not clear: {', '.join(one.label for one in unsure)}"]
-    guesses = [one.label for one in there if one.guessing]
+    guesses = [one.label for one in measured if one.guessing]
     if guesses:
-        reasons.append(f"no better than guessing: {'all' if len(guesses) == len(there) else ', '.join(guesses)}")
+        reasons.append(f"no better than guessing: {'all' if len(guesses) == len(measured) else ', '.join(guesses)}")
     return blank(
         claim,
         status=status,
         published=published,
-        measured="; ".join(one.text for one in there),
+        measured="; ".join(one.text for one in measured),
         tolerance=f"± {range_text(tolerances, claim.metric)}" if any(tolerances) else "",
-        noise=evidence.covers([one.sides for one in there]) if there else "",
+        noise=evidence.covers([one.sides for one in measured]) if measured else "",
         reason="; ".join([*reasons, *([claim.note] if claim.note else [])]),
-        files=tuple(file for one in there for side in one.sides for file in side.files),
+        files=tuple(file for one in measured for side in one.sides for file in side.files),
     )
 
 
 def step(claim: Order | Near, left: Selection, right: Selection, name: str, evidence: Evidence) -> Step | Missing:
     """One comparison, measured."""
     first, second = evidence.find(left, claim.metric), evidence.find(right, claim.metric)
-    for found in (first, second):
-        if isinstance(found, Missing):
-            return found
+    for side in (first, second):
+        if isinstance(side, Missing):
+            return side
     gap, tolerance = second.level - first.level, evidence.tolerance(first, second)
     if claim.metric == "ppl":
         text = f"{name} {100 * math.expm1(gap):+.1f} % (± {100 * math.expm1(tolerance):.2g})"
@@ -280,7 +268,7 @@ def step(claim: Order | Near, left: Selection, right: Selection, name: str, evid
     return Step(name, -gap if falling else gap, tolerance, text, (first, second), guessing)
 
 
-def printed_value(selection: Selection, metric: Metric, printed: list[Line]) -> Line | None:
+def printed_value(selection: Selection, metric: Metric, printed: Sequence[Line]) -> Line | None:
     """The paper's number for a quantity, if it prints one."""
     if selection.model is not None:
         kind, _, name = selection.model.partition("/")
@@ -290,11 +278,11 @@ def printed_value(selection: Selection, metric: Metric, printed: list[Line]) -> 
         source = PRINTED_IN.get(wanted.pop("table"), "")
     if metric == "icl":
         source = "Figure 2"
-    asked = (source, PRINTED_AS.get(metric, metric))
-    return next((line for line in printed if (line.source, line.metric) == asked and line.fields == wanted), None)
+    place = (source, PRINTED_AS.get(metric, metric))
+    return next((line for line in printed if (line.source, line.metric) == place and line.fields == wanted), None)
 
 
-def printed_step(claim: Order | Near, left: Selection, right: Selection, name: str, printed: list[Line]) -> str:
+def printed_step(claim: Order | Near, left: Selection, right: Selection, name: str, printed: Sequence[Line]) -> str:
     """The paper's numbers for one comparison; perplexities as a ratio, which other corpora can be held against."""
     first, second = (printed_value(one, claim.metric, printed) for one in (left, right))
     if first is None or second is None:
@@ -314,23 +302,24 @@ def labels(pairs: list[tuple[Selection, Selection]]) -> list[str]:
         both = [name for name in varied if left.given.get(name) == right.given.get(name)]
         apart = [name for name in varied if name not in both]
         common = words(left.given, both)
-        names.append(f"{common}: " * bool(common) + f"{words(left.given, apart)} → {words(right.given, apart)}")
+        change = f"{words(left.given, apart)} → {words(right.given, apart)}"
+        names.append(f"{common}: {change}" if common else change)
     return names
 
 
 def words(given: dict[str, Any], names: Sequence[str]) -> str:
     """Fields of a selection as people say them."""
     short = {"budget": "F = ", "temperature": "T = ", "kd_weight": "a = ", "rank": "r = "}
-    said = []
+    parts = []
     for name in names:
         value = given.get(name)
         if name == "model" and value:
-            said.append(f"{value.partition('/')[2]} itself")
+            parts.append(f"{value.partition('/')[2]} itself")
         elif name == "method" and value:
-            said += [] if "budget" in given else [method_label(value)]  # F says that it is a budgeted student
+            parts += [] if "budget" in given else [method_label(value)]  # F says that it is a budgeted student
         elif value is not None:
-            said.append(f"{short.get(name, '')}{value}")
-    return " ".join(said)
+            parts.append(f"{short.get(name, '')}{value}")
+    return " ".join(parts)
 
 
 def line_label(line: Line) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from budgeted_lora.reporting.contents import CONTROLS, MAIN
 from budgeted_lora.reporting.figures.style import (
     BLACK,
     GREY,
@@ -32,28 +33,35 @@ SPREAD = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
 
 @dataclass(frozen=True)
 class Cost:
-    """The horizontal axis of a Pareto plot, and the results it is read from."""
+    """The horizontal axis of a Pareto plot: a column of the results and its title."""
 
-    part: str
     column: str
     title: str
     larger_is_better: bool
 
 
-COSTS = {
-    "pareto_train_compute": Cost("train", "train_compute", "Train compute, relative to KD Full (counted MACs)", False),
-    "pareto_mac_speedup": Cost(
-        "structure", "speedup_vs_dense", "Speedup of the projections by MAC count (not a timing)", True
-    ),
-    "pareto_measured_speedup": Cost(
-        "speed", "measured_modules", "Measured speedup of the projections (wall clock)", True
-    ),
-}
+TRAIN_COMPUTE = Cost("train_compute", "Train compute, relative to KD Full (counted MACs)", False)
+MAC_SPEEDUP = Cost("speedup_vs_dense", "Speedup of the projections by MAC count (not a timing)", True)
+MEASURED_SPEEDUP = Cost("measured_modules", "Measured speedup of the projections (wall clock)", True)
 
 
-def pareto(results: Results, name: str) -> Figure:
-    """Perplexity against one cost: a point a student, its uncertainty, and the frontier nothing beats on both."""
-    cost = COSTS[name]
+def train_compute(results: Results) -> Figure:
+    """Perplexity against train compute."""
+    return pareto(results, TRAIN_COMPUTE)
+
+
+def mac_speedup(results: Results) -> Figure:
+    """Perplexity against the ratio of multiply-accumulates."""
+    return pareto(results, MAC_SPEEDUP)
+
+
+def measured_speedup(results: Results) -> Figure:
+    """Perplexity against the ratio of times."""
+    return pareto(results, MEASURED_SPEEDUP)
+
+
+def pareto(results: Results, cost: Cost) -> Figure:
+    """Perplexity against one cost: a point per student, its uncertainty, and the frontier nothing beats on both."""
     points = pareto_points(results, cost)
     figure, axes = plt.subplots(figsize=(6.8, 5.2))
     if points.empty:
@@ -86,16 +94,16 @@ def pareto(results: Results, name: str) -> Figure:
 
 
 def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
-    """One row a point: the lines of the main tables and, where their cost is known, of the controls.
+    """One row per point: the lines of the main tables and, where their cost is known, of the controls.
 
     A further column `kind` is empty for a student that is no control.
     """
-    scores = method_order(results.scores("table2", "table8", "pareto", parts=["perplexity", cost.part]))
-    if cost.part == "structure":
+    scores = method_order(results.scores(*MAIN))
+    if cost is MAC_SPEEDUP:
         scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
-    points = lines(results, scores).assign(kind="", share=float("nan"))
-    if cost.part != "speed" and len(results.listed("controls")):  # nobody times the controls
-        points = pd.concat([points, lines(results, control_runs(results))], ignore_index=True)
+    points = lines(scores).assign(kind="", share=float("nan"))
+    if cost is not MEASURED_SPEEDUP and results.has(CONTROLS):  # controls are not timed
+        points = pd.concat([points, lines(control_runs(results))], ignore_index=True)
     return points.dropna(subset=["ppl", cost.column]).reset_index(drop=True)
 
 
@@ -159,19 +167,10 @@ def pareto_legend(names: list[str], teachers: pd.DataFrame, points: pd.DataFrame
         Line2D([], [], color=BLACK, marker=MARKERS[i % len(MARKERS)], linestyle="", label=f"teacher {name}")
         for i, name in enumerate(names)
     ]
-    there = [kind for kind in CONTROL_MARKERS if (points["kind"] == kind).any()]
-    shapes += [
-        Line2D(
-            [],
-            [],
-            color=OTHER,
-            marker=CONTROL_MARKERS[kind],
-            markersize=CONTROL_SIZES[kind],
-            linestyle="",
-            label=f"control: {kind}",
-        )
-        for kind in there
-    ]
+    for kind, marker in CONTROL_MARKERS.items():
+        if (points["kind"] == kind).any():
+            looks = {"color": OTHER, "marker": marker, "markersize": CONTROL_SIZES[kind], "linestyle": ""}
+            shapes.append(Line2D([], [], label=f"control: {kind}", **looks))
     strokes = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
     if points["seeds"].max() > 1:
         strokes.append(Line2D([], [], color=BLACK, label="range over seeds", **SPREAD))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,6 +14,8 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from budgeted_lora.files import write_with
+from budgeted_lora.reporting.contents import Shown
+from budgeted_lora.reporting.results import Results
 
 # Okabe and Ito's colours, dark enough on white.
 BLACK, GREY = "#222222", "#777777"
@@ -51,15 +54,7 @@ METADATA = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
-SHORT = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-}
+SHORT = {f"{name}_proj": name for name in ("q", "k", "v", "o", "gate", "up", "down")}
 TOLERANCE = 1e-9
 THIN = {"linewidth": 0.6, "alpha": 0.7, "zorder": 1}
 
@@ -76,9 +71,9 @@ def colour(method: str, budget: float) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes <folder>/<name>.png, .svg and .pdf; a figure gives the same bytes each time: no date, fixed ids."""
+    """Write <folder>/<name>.png, .svg and .pdf; a figure gives the same bytes each time: no date, fixed ids."""
     figure.canvas.draw()
-    figure.set_layout_engine("none")  # laid out once, not anew for each form
+    figure.set_layout_engine("none")  # laid out once for all forms
     paths = []
     for ending, metadata in METADATA.items():
         path = folder / f"{name}.{ending}"
@@ -87,10 +82,20 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
+def write_figure(shown: Shown, results: Results, folder: Path) -> list[Path]:
+    """Draw a figure and write it in all its forms."""
+    with context():
+        figure = shown.make()(results.of(shown))
+        try:
+            return save(figure, folder, shown.name)
+        finally:
+            plt.close(figure)
+
+
 def label_points(
     axes: Axes, points: Sequence[tuple[float, float, str, str]], *, lines: Sequence[np.ndarray] = (), size: float = 8.5
 ) -> list[Annotation]:
-    """Writes a text beside each point where it covers no other text, point or line, and stays inside the axes.
+    """Write a text beside each point where it covers no other text, point or line, and stays inside the axes.
 
     Greedy: places around the point are tried from near to far, and the first free one is taken; where none is free,
     the one that covers least. A thin line leads from a point to a text that had to move away.
@@ -181,14 +186,19 @@ def nearest(point: np.ndarray, box: Bbox) -> np.ndarray:
 
 
 def shade_decay(axes: Axes, history: pd.DataFrame, tokens: pd.Series) -> None:
-    """Shades, once a panel, the stretch in which the target fraction falls."""
+    """Shade, once per panel, the stretch in which the target fraction falls."""
     falling = tokens[history["target_fraction"].diff().shift(-1) < -TOLERANCE]
     if len(falling) and not axes.patches:
         axes.axvspan(falling.min(), falling.max(), color=GREY, alpha=0.13, linewidth=0)
 
 
+def smoothed_loss(history: pd.DataFrame) -> pd.Series:
+    """Loss by logged step, averaged over a thirtieth of the run."""
+    return history["loss"].rolling(max(1, len(history) // 30), min_periods=1, center=True).mean()
+
+
 def clip_start(axes: Axes) -> None:
-    """Cuts the first steps' high losses off, so that the methods can be told apart."""
+    """Cut the first steps' high losses off, so that the methods can be told apart."""
     tails = [line.get_ydata()[len(line.get_ydata()) // 20 :] for line in axes.get_lines()]
     if tails:
         low, high = min(tail.min() for tail in tails), max(np.quantile(tail, 0.985) for tail in tails)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from budgeted_lora.reporting.grouping import method_label
-from budgeted_lora.reporting.results import Results, provenance_of
+from budgeted_lora.reporting.results import DEFAULT, FILES, Results, provenance_of
 from budgeted_lora.reporting.table import duration
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
@@ -25,23 +25,6 @@ STAGES = {
     "timing": ("speed/*.json",),
 }  # fmt: skip
 SPLITS = {"train": "training text", "validation": "held-out prose"}
-SLIPS = [
-    "For F = 0.8 the paper prints 24 dense paths kept, 1 by SVD, 17 dropped. Kept and dropped are swapped: with its "
-    "cost model F = 0.8 gives "
-    "17 / 1 / 24 and a reduction of 30.4 % at full ranks, which fits the printed 30.6 %; 24 kept would need a budget "
-    "of 0.90 to 0.91 and reduce at most 24.6 %.",
-    "The “speedup” columns are ratios of multiply-accumulates, not timings. Here both are shown, and named.",
-    "“Speedup” is against the dense student, “parameter reduction” against dense plus LoRA. Against the dense student "
-    "alone the reductions are "
-    "75.3 % (F = 0) and 42.5 % (F = 0.4), not 80.2 % and 53.9 %.",
-    "KD LoRA's 1.00× and 0 % are those of the merged model; unmerged it runs at 0.80×.",
-    "The mixed student at T = 2.0, a = 0.5 is 28.13 in Table 4 and 28.11 in Table 5.",
-    "KD LoRA with r = 128 is 31.13 in Table 6 and 31.14 in the text of C.2.",
-    "The illustration of the probe capitalize (dog → DOG) is not the rule of its data, which is title case (without → "
-    "Without).",
-    "Which of the two composites 5.0 and 5.6 at 1B in Figure 2 belongs to which F follows only from the order of the "
-    "text.",
-]
 
 
 @dataclass(frozen=True)
@@ -69,15 +52,15 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
 def students_sentence(results: Results) -> str:
     """How many students are trained of those that the configuration lists, on how many tokens and seeds."""
     trained = [(results.root / "cells" / cell / "train.json").is_file() for cell in results.cells["cell"]]
-    there = results.cells[trained]
-    if there.empty:
+    cells = results.cells[trained]
+    if cells.empty:
         return "none yet"
-    tokens = [millions(value) for value in sorted({int(value) for value in there["tokens"]})]
-    spoken = " to ".join(dict.fromkeys([tokens[0], tokens[-1]]))
-    seeds = there["seed"].nunique()
+    tokens = [millions(value) for value in sorted({int(value) for value in cells["tokens"]})]
+    length = " to ".join(dict.fromkeys([tokens[0], tokens[-1]]))
+    seeds = cells["seed"].nunique()
     listed = len(results.cells)
-    count = f"{len(there)}" if len(there) == listed else f"{len(there)} of the {listed} that the configuration lists"
-    return f"{count}, {spoken} training tokens each, {seeds} training seed{'s' if seeds > 1 else ''}"
+    count = f"{len(cells)}" if len(cells) == listed else f"{len(cells)} of the {listed} that the configuration lists"
+    return f"{count}, {length} training tokens each, {seeds} training seed{'s' if seeds > 1 else ''}"
 
 
 def teacher_text(row: pd.Series) -> str:
@@ -151,51 +134,53 @@ def time_sentence(results: Results) -> str:
 
 def versions(results: Results) -> Versions:
     """Distinct commits, package and library versions among the results, most files first."""
-    found: dict[str, Counter[str]] = {kind: Counter() for kind in ("commit", "package", "python", "libraries")}
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("commit", "package", "python", "libraries")}
     for path in results.files([pattern for patterns in STAGES.values() for pattern in patterns]):
         about = provenance_of(path)
         if not about:
             continue
         commit = (about.get("git_commit") or "no git")[:12]
         libraries = sorted((about.get("libraries") or {}).items())
-        found["commit"][commit + (" with uncommitted changes" if about.get("git_dirty") else "")] += 1
-        found["package"][str(about.get("package_version"))] += 1
-        found["python"][str(about.get("python"))] += 1
-        found["libraries"][", ".join(f"{name} {version}" for name, version in libraries)] += 1
+        counts["commit"][commit + (" with uncommitted changes" if about.get("git_dirty") else "")] += 1
+        counts["package"][str(about.get("package_version"))] += 1
+        counts["python"][str(about.get("python"))] += 1
+        counts["libraries"][", ".join(f"{name} {version}" for name, version in libraries)] += 1
     rows = [
         {"kind": kind, "value": value, "files": str(count)}
-        for kind, counts in found.items()
-        for value, count in counts.most_common()
+        for kind, values in counts.items()
+        for value, count in values.most_common()
     ]
-    return Versions(rows, [kind for kind, counts in found.items() if len(counts) > 1])
+    return Versions(rows, [kind for kind, values in counts.items() if len(values) > 1])
 
 
-def cell_links(results: Results, relative: str, table: str | None = None) -> list[dict[str, Any]]:
-    """One row a cell, of one table or of all: what it is, and links to its files that are there.
+def cell_links(results: Results, relative: str, *tables: str) -> list[dict[str, Any]]:
+    """One row per cell, of some tables or of all: what it is, and links to those of its files that are present.
 
     Args:
         relative: path from the page's folder to results/<scale>, with / between parts.
     """
+    lines = results.of_tables(*tables or results.tables)
+    listing = results.lines.groupby("cell")["table"].unique()
     rows = []
-    for cell in (results.cells if table is None else results.listed(table)).itertuples():
-        folder = f"cells/{cell.cell}"
-        own = {"training": "train.json", "history": "history.csv", "retention": "retention.csv"}
-        wanted = {label: f"{folder}/{name}" for label, name in own.items()}
-        every = getattr(cell, "settings", "").split() or [results.settings]
-        for settings in every if table is None else results.settings_asked(cell, table):
-            scored = f"{folder}/compressed/{settings}"
-            said = "" if settings == "default" else f", {settings}"
-            scores = {"compression": "compression.json", "perplexity": "perplexity.json", "ICL": "icl.json"}
-            wanted |= {f"{label}{said}": f"{scored}/{name}" for label, name in scores.items()}
-        wanted["speed"] = f"speed/{cell.structure}.json"
-        links = [(label, f"{relative}/{path}") for label, path in wanted.items() if (results.root / path).is_file()]
+    for name, variants in lines.groupby("cell", sort=False):
+        cell, folder = variants.iloc[0], f"cells/{name}"
+        paths = {
+            "training": f"{folder}/train.json",
+            "history": f"{folder}/history.csv",
+            "retention": f"{folder}/retention.csv",
+        }
+        for variant in variants["variant"]:
+            remark = "" if variant == DEFAULT else f", {variant}"
+            for label, kind in (("compression", "compression"), ("perplexity", "perplexity"), ("ICL", "icl")):
+                paths[f"{label}{remark}"] = FILES[kind].format(cell=name, variant=variant)
+        paths["speed"] = FILES["speed"].format(structure=cell["structure"])
         rows.append(
             {
-                "cell": cell.cell,
-                "method": method_label(cell.method, cell.budget),
-                "teacher": cell.teacher,
-                "tables": cell.tables,
-                "links": links,
+                "cell": name,
+                "method": method_label(cell["method"], cell["budget"]),
+                "teacher": cell["teacher"],
+                "tables": " ".join(listing[name]),
+                "links": [(label, f"{relative}/{path}") for label, path in paths.items() if results.holds(path)],
             }
         )
     return rows
@@ -203,6 +188,6 @@ def cell_links(results: Results, relative: str, table: str | None = None) -> lis
 
 def shared_links(results: Results, relative: str) -> list[tuple[str, str]]:
     """Links to the files that belong to no cell: manifest, list of cells, teachers and untrained students."""
-    files = ["cells.csv", "data/manifest.json"]
-    files += [str(path.relative_to(results.root)) for path in results.files(STAGES["teachers and untrained students"])]
-    return [(name, f"{relative}/{name}") for name in files if (results.root / name).is_file()]
+    names = ["cells.csv", "data/manifest.json"]
+    names += [str(path.relative_to(results.root)) for path in results.files(STAGES["teachers and untrained students"])]
+    return [(name, f"{relative}/{name}") for name in names if results.holds(name)]

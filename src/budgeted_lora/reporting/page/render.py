@@ -10,14 +10,12 @@ import jinja2
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.reporting.claims.table import claims_section
-from budgeted_lora.reporting.contents import OWN_FIGURES
-from budgeted_lora.reporting.contents_tables import CONTROLS, TABLES
+from budgeted_lora.reporting.contents import BEYOND, CONTROLS, FIGURES, TABLES, Shown
 from budgeted_lora.reporting.page import facts
 from budgeted_lora.reporting.page.beyond import findings
-from budgeted_lora.reporting.page.says import can_say
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Table
-from budgeted_lora.reporting.tables.beyond import BEYOND
+from budgeted_lora.reporting.table import Table, number
+from budgeted_lora.reporting.tables.unknowns import constants
 
 TABLE_FORMS, FIGURE_FORMS = ("csv", "md", "tex"), ("png", "svg", "pdf")
 
@@ -26,7 +24,7 @@ def render(
     results: Results,
     *,
     tables: list[Table],
-    figures: list[dict[str, str]],
+    figures: list[Shown],
     out: Path,
     config: Config | None,
     skipped: list[str],
@@ -36,31 +34,27 @@ def render(
 
     Args:
         tables: those to show; table2 goes to the first screen, controls and ablations to sections that fold.
-        figures: name, title and caption of those that lie in out/figures as SVG.
+        figures: those that lie in out/figures as SVG.
         out: the folder the page will lie in; links are relative to it.
         config: the scale's settings, for the list of constants; left out without.
         skipped: what could not be made in a partial report, one sentence each.
-        absent: ablations that are not there, one sentence each.
+        absent: ablations that were not made, one sentence each.
     """
     relative = Path(os.path.relpath(results.root.resolve(), out.resolve())).as_posix()
-    summary, can, cannot = can_say(results.scale, results.standing)
-    drawn = [figure | {"data": inline(out / "figures" / f"{figure['name']}.svg")} for figure in figures]
+    pictures = [picture(figure, out) for figure in figures]
+    main = {name for name, shown in TABLES.items() if shown.target == "main"} - {CONTROLS}
     context: dict[str, Any] = {
         "scale": results.scale,
         "facts": facts.run_facts(results),
-        "summary": summary,
-        "can": can,
-        "cannot": cannot,
+        "standing": results.standing,
         "main": next((table for table in tables if table.name == "table2"), None),
-        "tables": [table for table in tables if table.name in TABLES and table.name not in ("table2", CONTROLS)],
-        "folded": [folded(results, title, found, drawn, relative) for title, found in sections(tables)],
+        "tables": [table for table in tables if table.name in main - {"table2"}],
+        "folded": sections(results, [table for table in tables if table.name not in main], pictures, relative),
         "absent": absent,
-        "figures": [figure for figure in drawn if figure["name"] not in OWN_FIGURES],
+        "figures": [one for one in pictures if FIGURES[one["name"]].target == "main"],
         "claims": claims_section(out, relative),
-        "apart": results.standing.apart,
-        "slips": facts.SLIPS,
         "unknowns": (out / "tables" / "unknowns.csv").is_file(),
-        "constants": facts.constants(config) if config else [],
+        "constants": constants(config) if config else [],
         "versions": facts.versions(results),
         "cells": facts.cell_links(results, relative),
         "shared": facts.shared_links(results, relative),
@@ -71,37 +65,45 @@ def render(
         "figure_forms": FIGURE_FORMS,
         "style": (files(__package__) / "index.css").read_text(encoding="utf-8"),
     }
-    loader = jinja2.PackageLoader("budgeted_lora", "reporting/page")
+    return fill("index.html.j2", **context)
+
+
+def fill(template: str, **context: Any) -> str:
+    """A template of this folder with its values."""
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("budgeted_lora", "reporting/page"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
+    environment.filters["number"] = number
     environment.filters["dictvalues"] = lambda row: list(row.values())
-    page = environment.get_template("index.html.j2").render(context)
-    return page.replace(" %", "\N{NO-BREAK SPACE}%")  # no line begins with a percent sign
+    text = environment.get_template(template).render(context)
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")  # no line begins with a percent sign
 
 
-def sections(tables: list[Table]) -> list[tuple[str, list[Table]]]:
-    """The tables that stand in sections of their own, by heading; those without a table are left out."""
-    controls = [table for table in tables if table.name == CONTROLS]
-    beyond = [table for table in tables if table.name == BEYOND]
-    others = [table for table in tables if table.name not in (*TABLES, BEYOND)]
-    found = {"Controls": controls, "Ablations": others, "Beyond the paper": beyond}
-    return [(title, tables) for title, tables in found.items() if tables]
+def sections(
+    results: Results, tables: list[Table], pictures: list[dict[str, str]], relative: str
+) -> list[dict[str, Any]]:
+    """The sections that fold: heading, findings, figures, and every table with the files of its cells."""
+    titles = {CONTROLS: "Controls", BEYOND: "Beyond the paper"}
+    folded = []
+    for title in ("Controls", "Ablations", "Beyond the paper"):
+        mine = [table for table in tables if titles.get(table.name, "Ablations") == title]
+        if not mine:
+            continue
+        own = {"findings": None, "figures": []}
+        if title == titles[BEYOND]:
+            own["findings"] = findings(results, mine[0].frame)
+            own["figures"] = [one for one in pictures if FIGURES[one["name"]].target == "own"]
+        entries = [(table, facts.cell_links(results, relative, table.name)) for table in mine]
+        folded.append({"id": title.lower().split()[0], "title": title, "entries": entries} | own)
+    return folded
 
 
-def folded(
-    results: Results, title: str, tables: list[Table], figures: list[dict[str, str]], relative: str
-) -> dict[str, Any]:
-    """A section of the page: its heading, findings, figures, and every table with the files of its cells."""
-    entries = [(table, facts.cell_links(results, relative, table.name)) for table in tables]
-    section = {"id": title.lower().split()[0], "title": title, "entries": entries, "figures": [], "findings": []}
-    for table in tables:
-        if table.name == BEYOND:
-            own = [figure for figure in figures if figure["name"] in OWN_FIGURES]
-            section |= {"figures": own, "findings": findings(results, table.frame)}
-    return section
-
-
-def inline(path: Path) -> str:
-    """An SVG file as a data address: an image of its own, so that ids of two figures never meet."""
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def picture(figure: Shown, out: Path) -> dict[str, str]:
+    """A figure for the page. Its SVG is an image of its own (a data address), so that ids of two never meet."""
+    data = base64.b64encode((out / "figures" / f"{figure.name}.svg").read_bytes()).decode("ascii")
+    address = f"data:image/svg+xml;base64,{data}"
+    return {"name": figure.name, "title": figure.title, "caption": figure.caption, "data": address}

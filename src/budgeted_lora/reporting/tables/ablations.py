@@ -1,33 +1,35 @@
-"""Tables 3 to 7, the LoRA construction sweep, and any other table of the configuration: one line a recipe.
+"""Tables 3 to 7, the LoRA construction sweep, and any other table of the configuration: one line per recipe.
 
 A perplexity measured at another scale does not compare with a printed one, but an order does, and so does a distance
 to the best row in per cent: these stand beside the paper's. At the paper's own scale its perplexities stand there too.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from math import isqrt
+from math import isqrt, nan
+from typing import Any
 
 import pandas as pd
 
-from budgeted_lora.reporting.grouping import Settings, caveats, method_label
+from budgeted_lora.reporting.grouping import METHODS, caveats
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import PARTS, Results
-from budgeted_lora.reporting.table import ABSENT, Table, number
+from budgeted_lora.reporting.results import DEFAULT, FILES, RECIPE, Results
+from budgeted_lora.reporting.standing import PAPER_HIDDEN
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
+from budgeted_lora.reporting.tables.structure import average_rank
 from budgeted_lora.reporting.uncertainty import (
+    PPL,
+    Bootstrap,
     Drawn,
+    add_differences,
+    difference_columns,
     difference_text,
     draw,
     lines,
-    ppl_texts,
-    runs,
     several_seeds,
 )
 
-Where = Callable[[pd.Series], tuple[str, str]]
-Extra = Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]
-
-PAPER_HIDDEN = 768  # width of the paper's student
 HEADINGS = {
     "method": "Method", "teacher": "Teacher", "init": "Start", "temperature": "T", "kd_weight": "a", "rank": "r",
     "alpha": "alpha", "budget": "F", "schedule": "Schedule", "controller": "Controller", "tokens": "Tokens",
@@ -37,203 +39,190 @@ HEADINGS = {
 FOLLOWS = frozenset(
     {"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows"}
 )
-NOTE_PUBLISHED = "Published distances and orders are worked out from the perplexities the paper prints."
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
+NOTE_PUBLISHED = "Published distances and orders are worked out from the perplexities the paper prints."
 NOTE_ORDER = (
     "The table's best row is the base: ± of a difference is of the paired bootstrap over validation windows, so that "
     "what makes a window hard for all cancels."
 )
 
 
-def table3(results: Results, published: Published, settings: Settings) -> Table:
-    """First sweep of temperature and weight of the distillation, from the first layers and from scratch."""
-    return ablation(
-        results, published, settings,
-        name="table3",
-        title="Table 3. Temperature T and weight a of the distillation, from first layers and from scratch",
-        keys=("temperature", "kd_weight", "init"),
-        where=lambda row: ("Table 3", f"init={row.init} T={row.temperature} a={row.kd_weight}"),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Ablation:
+    """What one ablation table is made from.
+
+    Attributes:
+        frame: its lines, sorted, with what `lines` gives, the distance to the best and the published values.
+        keys: columns that tell its lines apart.
+        drawn: bootstrap draws of its runs.
+        printed: whether published values are in the frame.
+    """
+
+    results: Results
+    frame: pd.DataFrame
+    keys: list[str]
+    drawn: Drawn
+    printed: bool
+
+    def table(
+        self, title: str, *, more: pd.DataFrame | None = None, columns: Sequence[Column] = (), notes: Sequence[str] = ()
+    ) -> Table:
+        """The table.
+
+        Args:
+            more: further values of each line. columns: of them. notes: on them.
+        """
+        frame = self.frame if more is None else self.frame.join(more)
+        text = [*read_sentence(frame), NOTE_ORDER, *notes, *several_seeds(frame["seeds"])]
+        if self.printed:
+            text += [NOTE_PUBLISHED]
+            text[1:1] = agreement(frame, self.drawn)
+        name = self.results.shown.name
+        columns = [*self.columns(), *columns]
+        return Table.of(name, title, rows=frame, columns=columns, notes=text + caveats(self.results))
+
+    def columns(self) -> list[Column]:
+        """Columns that every ablation table has, in order."""
+        columns = [Column(name, HEADINGS.get(name, name), text=key_text(name)) for name in self.keys]
+        columns += [] if "tokens" in self.keys else [Column("tokens")]
+        columns += [*PPL, Column("to_best", "To the best", text=to_best)]
+        columns += difference_columns("to_best", "_se", "_low", "_high", "_sd")
+        columns += [percent("above_best_pct", "In %")]
+        columns += [percent("above_best_pct_published", "In %, published", csv=False)] if self.printed else []
+        columns += [Column("order", "Order", 0)]
+        if self.printed:
+            columns += [Column("", "Order, published", text=lambda row: number(row["order_published"], 0))]
+            students = self.results.standing.students
+            columns += [Column("ppl_published", "PPL, published", 2)] if students else []
+            columns += [Column("above_best_pct_published"), Column("order_published")]
+        return columns
 
 
-def table4(results: Results, published: Published, settings: Settings) -> Table:
-    """Which layers of the first teacher the student starts from, KD Full."""
-    return ablation(
-        results, published, settings,
-        name="table4",
-        title="Table 4. Construction of the student, KD Full",
-        keys=("init",),
-        where=lambda row: ("Table 4", f"init={row.init}"),
-    )  # fmt: skip
-
-
-def table5(results: Results, published: Published, settings: Settings) -> Table:
-    """Second sweep of temperature and weight, from mixed and middle layers."""
-    return ablation(
-        results, published, settings,
-        name="table5",
-        title="Table 5. Temperature T and weight a again, from mixed and middle layers",
-        keys=("temperature", "kd_weight", "init"),
-        where=lambda row: ("Table 5", f"init={row.init} T={row.temperature} a={row.kd_weight}"),
-    )  # fmt: skip
-
-
-def table6(results: Results, published: Published, settings: Settings) -> Table:
-    """Rank of KD LoRA; a row is paired with the published one of the same rank over width."""
-
-    def paired(row: pd.Series) -> tuple[str, str]:
-        scale = PAPER_HIDDEN / row.hidden
-        return "Table 6", f"r={row['rank'] * scale:.0f} alpha={row.alpha * scale:.0f}"
-
-    def width(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        share = frame["rank"] / frame["hidden"]
-        numbers = pd.DataFrame({"rank_over_hidden": share, "rank_published": share * PAPER_HIDDEN})
-        return numbers, pd.DataFrame({"r, published": [number(v, 0) for v in numbers["rank_published"]]})
-
-    return ablation(
-        results, published, settings,
-        name="table6",
-        title="Table 6. Rank of KD LoRA",
-        keys=("rank",),
-        where=paired,
-        extra=width,
-        parts=("perplexity", "hidden"),
-        notes=("A rank is paired with the published one that has the same share of the width (768 in the paper).",),
-    )  # fmt: skip
-
-
-def lora_construction(results: Results, published: Published, settings: Settings) -> Table:
-    """Section C.2: which layers the student starts from, KD LoRA."""
-    return ablation(
-        results, published, settings,
-        name="lora_construction",
-        title="Section C.2. Construction of the student, KD LoRA",
-        keys=("init",),
-        where=lambda row: ("Section C.2", f"init={row.init}"),
-    )  # fmt: skip
-
-
-def table7(results: Results, published: Published, settings: Settings) -> Table:
-    """Schedules of the budget: perplexity, train compute as scheduled and as executed, final average rank."""
-
-    def where(row: pd.Series) -> tuple[str, str]:
-        return "Table 7", f"F={float(row.budget)} schedule={row.schedule}"
-
-    def costs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        numbers = frame[["train_compute", "executed_compute", "avg_rank"]].rename(
-            columns={"executed_compute": "train_compute_executed"}
-        )
-        numbers["train_compute_published"] = [
-            published.value("Table 7", "train_compute", row.method, setting=where(row)[1])
-            for _, row in frame.iterrows()
-        ]
-        numbers["avg_rank_published"] = [
-            published.value("Section C.3", "avg_rank", row.method, teacher=row.teacher, setting=where(row)[1])
-            for _, row in frame.iterrows()
-        ]
-        ranks = zip(numbers["avg_rank"], frame["rank"], strict=True)
-        shown = {
-            "Train compute, scheduled": [number(v, 2) for v in numbers["train_compute"]],
-            "Executed": [number(v, 2) for v in numbers["train_compute_executed"]],
-            "Train compute, published": [number(v, 2) for v in numbers["train_compute_published"]],
-            "Avg. rank (of r)": [f"{number(mean, 1)} ({number(rank, 0)})" for mean, rank in ranks],
-            "Avg. rank, published (of 128)": [number(v, 0) for v in numbers["avg_rank_published"]],
-        }
-        return numbers, pd.DataFrame(shown)
-
-    return ablation(
-        results, published, settings,
-        name="table7",
-        title="Table 7. Schedule of the budget",
-        keys=("budget", "schedule"),
-        where=where,
-        extra=costs,
-        parts=("perplexity", "train", "structure"),
-        notes=(
-            "Train compute counts multiply-accumulates relative to KD Full: scheduled follows from F(t), executed is "
-            "what really ran (the smoothing of the coefficients delays the drop of a dense path).",
-            "The average rank moves only if gates cross the threshold; in a short run none can, so it says nothing "
-            "there.",
-        ),
-    )  # fmt: skip
-
-
-def any_table(name: str, results: Results, published: Published, settings: Settings) -> Table:
-    """A table that only the configuration knows: one line a recipe, with whatever its rows differ in."""
-    return ablation(
-        results, published, settings, name=name, title=f"Table {name} of the configuration", keys=("method", "budget")
-    )
-
-
-def ablation(
-    results: Results,
-    published: Published,
-    settings: Settings,
-    *,
-    name: str,
-    title: str,
-    keys: tuple[str, ...],
-    where: Where | None = None,
-    extra: Extra | None = None,
-    parts: tuple[str, ...] = ("perplexity",),
-    notes: tuple[str, ...] = (),
-) -> Table:
-    """One line a recipe of a table: what it is, its perplexity, its distance to the best row and its place.
+def measured(results: Results, published: Published, bootstrap: Bootstrap, *keys: str, source: str = "") -> Ablation:
+    """Lines of an ablation table.
 
     Args:
-        keys: columns that name a line; others in which the rows differ follow by themselves.
-        where: source and setting of a line's published perplexity; without it nothing published is shown.
-        extra: further columns, as numbers and as text, from the lines (`seeds.lines`).
-        parts: results that are read, of load.PARTS, and `hidden` for the width of the student.
+        keys: columns that name a line; others in which the lines differ follow by themselves.
+        source: where the paper prints its perplexities; without it nothing published is shown.
     """
-    scores = runs(results, name, parts=[part for part in parts if part in PARTS])
-    drawn = draw(results, scores, settings)
-    frame = lines(results, scores, drawn)
-    if "hidden" in parts:
-        frame["hidden"] = [hidden_size(results, cell) for cell in frame["cell"]]
-    names = [*keys, *(other for other in varying(frame) if other not in keys)]
+    scores = results.runs()
+    drawn = draw(results, scores, bootstrap)
+    frame = lines(scores, drawn).rename(columns={"variant": "setting"})
+    names = [*keys, *(name for name in varying(frame) if name not in keys)]
     frame = frame.sort_values(names, key=shown_order, kind="stable", ignore_index=True)
-    ranked, differences = distances(frame, drawn)
-    shown = {HEADINGS.get(column, column): [key_text(value, column) for value in frame[column]] for column in names}
-    shown |= {"PPL": ppl_texts(frame), "To the best": differences, "In %": percents(ranked["above_best_pct"])}
-    if where:
-        ranked = ranked.join(printed(frame, published, where))
-        shown["In %, published"] = percents(ranked["above_best_pct_published"])
-    shown["Order"] = [number(value, 0) for value in ranked["order"]]
-    text = [*read_sentence(frame), NOTE_ORDER, *notes, *several_seeds(frame["seeds"])]
-    if where:
-        shown["Order, published"] = [number(value, 0) for value in ranked["order_published"]]
-        text += [NOTE_PUBLISHED]
-        text[1:1] = agreement(frame, ranked["ppl_published"], drawn)
-        if results.standing.students:
-            shown["PPL, published"] = [number(value, 2) for value in ranked["ppl_published"]]
-        else:
-            ranked = ranked.drop(columns="ppl_published")
-    more, more_shown = extra(frame) if extra else (pd.DataFrame(), pd.DataFrame())
-    kept = [*names, *(["tokens"] if "tokens" not in names else []), "ppl", "ppl_se", "ppl_sd", "seeds"]
-    numbers = pd.concat([frame[kept], ranked, more], axis=1)
-    return Table(name, title, numbers, pd.concat([pd.DataFrame(shown), more_shown], axis=1), text + caveats(results))
+    best = frame["ppl"].idxmin() if frame["ppl"].notna().any() else None
+    base = frame.loc[best, "runs"] if best is not None else None
+    frame = add_differences(frame, "to_best", [drawn.difference(runs, base) for runs in frame["runs"]])
+    frame["is_best"] = frame.index == best
+    frame["above_best_pct"] = 100 * (frame["ppl"] / frame["ppl"].min() - 1)
+    frame["order"] = frame["ppl"].rank(method="min")
+    if source:
+        scale = scale_to_paper(results, frame) if "rank" in keys else pd.Series(1.0, frame.index)
+        settings = [printed_setting(row, keys, factor) for row, factor in zip(records(frame), scale, strict=True)]
+        ppl = [
+            published.value(source, "ppl", row["method"], teacher=row["teacher"], setting=setting)
+            for row, setting in zip(records(frame), settings, strict=True)
+        ]
+        frame["ppl_published"] = pd.Series(ppl, frame.index, dtype="float64")
+        frame["above_best_pct_published"] = 100 * (frame["ppl_published"] / frame["ppl_published"].min() - 1)
+        frame["order_published"] = frame["ppl_published"].rank(method="min")
+        frame["printed_setting"] = settings
+    return Ablation(results, frame, names, drawn, bool(source))
 
 
-def printed(frame: pd.DataFrame, published: Published, where: Where) -> pd.DataFrame:
-    """The paper's perplexity of every line, its distance to the paper's best in per cent, and its place."""
-    found = []
-    for _, row in frame.iterrows():
-        source, setting = where(row)
-        found.append(published.value(source, "ppl", row["method"], teacher=row["teacher"], setting=setting))
-    ppl = pd.Series(found, index=frame.index, dtype="float64")
-    above = 100 * (ppl / ppl.min() - 1)
-    return pd.DataFrame(
-        {"ppl_published": ppl, "above_best_pct_published": above, "order_published": ppl.rank(method="min")}
+def records(frame: pd.DataFrame) -> list[Record]:
+    """The lines as dictionaries."""
+    return frame.to_dict("records")
+
+
+def printed_setting(row: Record, keys: Sequence[str], scale: float) -> str:
+    """A line as the column `setting` of published.csv names it; ranks are scaled to the paper's width."""
+    words = {
+        "init": f"init={row['init']}", "temperature": f"T={row['temperature']}", "kd_weight": f"a={row['kd_weight']}",
+        "budget": f"F={float(row['budget'])}", "schedule": f"schedule={row['schedule']}",
+    }  # fmt: skip
+    if "rank" in keys:
+        words["rank"] = f"r={row['rank'] * scale:.0f} alpha={row['alpha'] * scale:.0f}"
+    order = ("init", "temperature", "kd_weight", "rank", "budget", "schedule")
+    return " ".join(words[name] for name in order if name in keys)
+
+
+def table3(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """First sweep of temperature and weight of the distillation, from the first layers and from scratch."""
+    found = measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 3")
+    return found.table("Table 3. Temperature T and weight a of the distillation, from first layers and from scratch")
+
+
+def table4(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Which layers of the first teacher the student starts from, KD Full."""
+    found = measured(results, published, bootstrap, "init", source="Table 4")
+    return found.table("Table 4. Construction of the student, KD Full")
+
+
+def table5(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Second sweep of temperature and weight, from mixed and middle layers."""
+    found = measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 5")
+    return found.table("Table 5. Temperature T and weight a again, from mixed and middle layers")
+
+
+def table6(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Rank of KD LoRA; a row is paired with the published one of the same rank over width."""
+    found = measured(results, published, bootstrap, "rank", source="Table 6")
+    paper_rank = found.frame["rank"] * scale_to_paper(results, found.frame)
+    more = pd.DataFrame({"rank_over_hidden": paper_rank / PAPER_HIDDEN, "rank_published": paper_rank})
+    columns = (Column("rank_over_hidden"), Column("rank_published", "r, published", 0))
+    note = "A rank is paired with the published one that has the same share of the width (768 in the paper)."
+    return found.table("Table 6. Rank of KD LoRA", more=more, columns=columns, notes=[note])
+
+
+def lora_construction(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Section C.2: which layers the student starts from, KD LoRA."""
+    found = measured(results, published, bootstrap, "init", source="Section C.2")
+    return found.table("Section C.2. Construction of the student, KD LoRA")
+
+
+def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Schedules of the budget: perplexity, train compute as scheduled and as executed, final average rank."""
+    found = measured(results, published, bootstrap, "budget", "schedule", source="Table 7")
+    more: dict[str, list[float]] = {"train_compute_published": [], "avg_rank_published": []}
+    for row in records(found.frame):
+        method, setting = row["method"], row["printed_setting"]
+        compute = published.value("Table 7", "train_compute", method, setting=setting)
+        rank = published.value("Section C.3", "avg_rank", method, teacher=row["teacher"], setting=setting)
+        more["train_compute_published"].append(compute)
+        more["avg_rank_published"].append(rank)
+    columns = (
+        Column("train_compute", "Train compute, scheduled", 2),
+        Column("train_compute_executed", "Executed", 2),
+        Column("avg_rank"),
+        Column("train_compute_published", "Train compute, published", 2),
+        Column("", "Avg. rank (of r)", text=average_rank),
+        Column("avg_rank_published", "Avg. rank, published (of 128)", 0),
     )
+    notes = (
+        "Train compute counts multiply-accumulates relative to KD Full: scheduled follows from F(t), executed is "
+        "what really ran (the smoothing of the coefficients delays the drop of a dense path).",
+        "The average rank moves only if gates cross the threshold; in a short run none can, so it says nothing there.",
+    )
+    values = pd.DataFrame(more).assign(train_compute_executed=found.frame["executed_compute"])
+    return found.table("Table 7. Schedule of the budget", more=values, columns=columns, notes=notes)
 
 
-def hidden_size(results: Results, cell: str) -> float:
-    """Width of a student, from the size of its query projections."""
-    record = results.json(f"{results.compressed(cell)}/compression.json") or {"modules": []}
-    sizes = [module["dense_macs"] for module in record["modules"] if module["name"].endswith("q_proj")]
-    return float(isqrt(sizes[0])) if sizes else float("nan")
+def any_table(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """A table that only the configuration knows: one line per recipe, with whatever its rows differ in."""
+    found = measured(results, published, bootstrap, "method", "budget")
+    return found.table(f"Table {results.shown.name} of the configuration")
+
+
+def scale_to_paper(results: Results, frame: pd.DataFrame) -> pd.Series:
+    """The paper's width over that of each line's student, which its query projections tell."""
+    widths = []
+    for cell in frame["cell"]:
+        record = results.json(FILES["compression"].format(cell=cell, variant=DEFAULT)) or {"modules": []}
+        sizes = [module["dense_macs"] for module in record["modules"] if module["name"].endswith("q_proj")]
+        widths.append(float(isqrt(sizes[0])) if sizes else nan)
+    return PAPER_HIDDEN / pd.Series(widths, frame.index)
 
 
 def shown_order(column: pd.Series) -> pd.Series:
@@ -246,49 +235,31 @@ def shown_order(column: pd.Series) -> pd.Series:
 
 def varying(frame: pd.DataFrame) -> list[str]:
     """Columns of the recipe in which lines of one method differ, and the method and setting where they do."""
-    found = [name for name in ("method", "teacher", "setting") if frame[name].nunique() > 1]
-    recipe = frame.columns[: list(frame.columns).index("structure")] if "structure" in frame else frame.columns
-    for name in recipe:
-        if name in FOLLOWS or name in found or name in ("cell", "tables", "settings", "asked", "seed", "setting"):
+    names = [name for name in ("method", "teacher", "setting") if frame[name].nunique() > 1]
+    for name in frame:
+        if name not in RECIPE or name in FOLLOWS or name in names:
             continue
         values = frame[name].div(frame["rank"]) if name == "alpha" else frame[name]  # alpha as a rule grows with r
         if values.groupby(frame["method"]).nunique().max() > 1:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
-def distances(frame: pd.DataFrame, drawn: Drawn) -> tuple[pd.DataFrame, list[str]]:
-    """Place of every line and its distance to the best one, paired and in per cent; and that distance as text."""
-    best = frame["ppl"].idxmin() if frame["ppl"].notna().any() else None
-    rows, texts = [], []
-    for index, line in frame.iterrows():
-        found = drawn.difference(line["runs"], frame.loc[best, "runs"]) if best is not None else None
-        names = {"value": "", "standard_error": "_se", "low": "_low", "high": "_high", "sd": "_sd"}
-        rows.append({f"to_best{end}": getattr(found, name) if found else float("nan") for name, end in names.items()})
-        texts.append("best" if index == best else difference_text(found))
-    ranked = pd.DataFrame(rows, index=frame.index)
-    ranked["above_best_pct"] = 100 * (frame["ppl"] / frame["ppl"].min() - 1)
-    ranked["order"] = frame["ppl"].rank(method="min")
-    return ranked, texts
-
-
-def agreement(frame: pd.DataFrame, ppl_published: pd.Series, drawn: Drawn) -> list[str]:
+def agreement(frame: pd.DataFrame, drawn: Drawn) -> list[str]:
     """How many pairs of rows stand in the published order, and how many of those that the intervals tell apart."""
-    pairs = same = told = told_same = 0
+    pairs = []  # of each: whether it is clear, whether it agrees
     for first, second in combinations(frame.index, 2):
-        paper = ppl_published[second] - ppl_published[first]
-        found = drawn.difference(frame.loc[second, "runs"], frame.loc[first, "runs"])
-        if found is None or not abs(paper) > 0:
-            continue
-        agrees = (found.value > 0) == (paper > 0)
-        pairs, same = pairs + 1, same + agrees
-        told, told_same = told + found.clear, told_same + (found.clear and agrees)
+        paper = frame.loc[second, "ppl_published"] - frame.loc[first, "ppl_published"]
+        ours = drawn.difference(frame.loc[second, "runs"], frame.loc[first, "runs"])
+        if ours is not None and abs(paper) > 0:
+            pairs.append((ours.clear, (ours.value > 0) == (paper > 0)))
     if not pairs:
         return []
+    clear = [agrees for is_clear, agrees in pairs if is_clear]
     percent = f"{100 * drawn.confidence:g} %"
     return [
-        f"Of {pairs} pairs of rows {same} stand in the published order. The paired {percent} interval tells {told} "
-        f"pairs apart; of these {told_same} stand in the published order."
+        f"Of {len(pairs)} pairs of rows {sum(agrees for _, agrees in pairs)} stand in the published order. The paired "
+        f"{percent} interval tells {len(clear)} pairs apart; of these {sum(clear)} stand in the published order."
     ]
 
 
@@ -298,15 +269,30 @@ def read_sentence(frame: pd.DataFrame) -> list[str]:
     return [f"Every student read {int(counts[0]):,} tokens."] if len(counts) == 1 else []
 
 
-def percents(values: pd.Series) -> list[str]:
+def to_best(row: Record) -> str:
+    """Paired difference to the best line."""
+    return "best" if row["is_best"] else difference_text(row["to_best_difference"])
+
+
+def percent(name: str, heading: str, *, csv: bool = True) -> Column:
     """+3.2 %, 0 for the best, a dash when missing."""
-    return [ABSENT if pd.isna(value) else f"{value:+.1f} %" if value else "0" for value in values]
+
+    def text(row: Record) -> str:
+        value = row[name]
+        return ABSENT if pd.isna(value) else f"{value:+.1f} %" if value else "0"
+
+    return Column(name if csv else "", heading, text=text)
 
 
-def key_text(value: object, column: str) -> str:
+def key_text(column: str) -> Any:
+    """How a column of the recipe is written for people: a function of the row."""
+    return lambda row: value_text(row[column], column)
+
+
+def value_text(value: object, column: str) -> str:
     """A value of the recipe as a person writes it."""
     if isinstance(value, str):
-        return method_label(value) if column == "method" else value or ABSENT
+        return METHODS[value] if column == "method" else value or ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
     if pd.isna(value):

@@ -1,129 +1,90 @@
 """Beyond the paper: other starts, orders and ranks at the paper's MACs, beside its rule, the controls and KD LoRA."""
 
-import re
-
 import pandas as pd
 
-from budgeted_lora.reporting.grouping import Settings, caveats
+from budgeted_lora.reporting.contents import BEYOND, TABLES
+from budgeted_lora.reporting.grouping import METHODS, caveats
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import ABSENT, Table, number
+from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
 from budgeted_lora.reporting.uncertainty import (
-    NOT_RECIPE,
+    PPL,
+    Bootstrap,
     Difference,
     Drawn,
     Run,
+    add_differences,
+    difference_columns,
     difference_text,
     draw,
     lines,
-    ppl_texts,
-    runs,
     several_seeds,
 )
 
-BEYOND = "beyond"
 PAPER = "paper's rule"
 UNDISTILLED = "no distillation, SVD"
-REFERENCES = {"kd_full": "KD Full", "kd_lora": "KD LoRA"}
+REFERENCES = {name: METHODS[name] for name in ("kd_full", "kd_lora")}
 STARTS = {"svd": "SVD of W", "activation_svd": "SVD of outputs"}
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
-PARTS = ("perplexity", "train", "structure", "speed")
+# Columns of a recipe that a rule's name says already, or in which its students may differ.
 SHARED = frozenset({"method", "budget", "low_rank_init", "order", "rank_step", "statistics_windows", "tokens", "steps"})
 
 
-def rules_of(frame: pd.DataFrame, results: Results) -> list[str]:
+def rules_of(frame: pd.DataFrame) -> list[str]:
     """The rule of each row; where budgeted students differ in anything else, what is not the most common value too."""
     budgeted = frame[frame["method"] == "budgeted_lora"]
-    keys = [name for name in results.cells.columns if name not in NOT_RECIPE | SHARED]
+    keys = [name for name in frame if name in RECIPE - SHARED]
     usual = {name: budgeted[name].map(str).mode()[0] for name in keys if budgeted[name].map(str).nunique() > 1}
     rules = []
-    for _, row in frame.iterrows():
+    for row in frame.to_dict("records"):
         own = row["method"] == "budgeted_lora"
         odd = [f"{name.replace('_', ' ')} {row[name]}" for name in usual if own and str(row[name]) != usual[name]]
         rules.append(", ".join([rule_of(row), *odd]))
     return rules
 
 
-def rule_of(row: pd.Series) -> str:
-    """What a student does otherwise than the paper's, in words."""
+def rule_of(row: Record) -> str:
+    """In what a student differs from the paper's, in words."""
+    if row.get("undistilled"):
+        return f"{UNDISTILLED} by {row['truncation']}"
     if row["method"] in REFERENCES:
         return REFERENCES[row["method"]]
-    words = [STARTS.get(row.get("low_rank_init")), ORDERS.get(row.get("order"))]
-    words += ["allocated ranks"] if pd.notna(row.get("rank_step")) else []
+    words = [STARTS.get(row["low_rank_init"]), ORDERS.get(row["order"])]
+    words += ["allocated ranks"] if pd.notna(row["rank_step"]) else []
     return " + ".join(word for word in words if word) or PAPER
 
 
 def beyond_lines(results: Results, drawn: Drawn | None = None) -> pd.DataFrame:
-    """One row a rule, budget and length of training (`seeds.lines`), with its `rule` and ICL composite `icl`.
+    """One row per rule, budget and length of training (`lines`), with its `rule` and ICL composite `icl`.
 
-    Compression settings that truncate the undistilled student make rows of their own: `rule` says by what.
+    Variants that truncate the undistilled student make rows of their own: `rule` says by what.
     """
-    scores = scored(results)
-    frame = lines(results, scores, drawn)
-    frame["rule"] = [
-        f"{UNDISTILLED} by {'outputs' if 'by-outputs' in setting else 'weights'}" if "undistilled" in setting else rule
-        for rule, setting in zip(rules_of(frame, results), frame["setting"], strict=True)
-    ]
-    return frame
+    frame = lines(scored(results), drawn)
+    return frame.assign(rule=rules_of(frame))
 
 
 def scored(results: Results) -> pd.DataFrame:
     """Runs of the table with their in-context composites, NaN where none was measured."""
-    scores = runs(results, BEYOND, parts=PARTS)
-    cut = (scores["setting"] != "default").to_numpy()  # nobody trains or times what is cut without distillation
-    for name in ("train_seconds", "tokens", *(name for name in scores if name.startswith("measured_"))):
+    results = results.of(TABLES[BEYOND])
+    scores = results.runs(BEYOND)
+    cut = scores["variant"] != DEFAULT  # undistilled models have no training time, timings or in-context scores
+    for name in ("tokens", *(name for name in COLUMNS if COLUMNS[name].file == "speed"), "train_seconds"):
         scores[name] = scores[name].astype(float).mask(cut)
-    scores["budget"] = scores["budget"].where(~cut, [budget_cut_to(name) for name in scores["setting"]])
-    found = [
-        results.json(f"{results.compressed(row.cell)}/icl.json") if row.setting == "default" else None
-        for row in scores.itertuples()
-    ]
-    columns = {"icl": "composite", "icl_chance": "chance_composite"}
-    return scores.assign(
-        **{name: [(icl or {}).get(key, float("nan")) for icl in found] for name, key in columns.items()}
-    )
+    return scores.assign(budget=scores["budget"].where(~cut, scores["cut_to"]))
 
 
-def budget_cut_to(setting: str) -> float:
-    """The budget whose MACs a compression setting brings a student to; NaN where it names none."""
-    found = re.search(r"macsF([0-9.]+)", setting)
-    return float(found[1]) if found else float("nan")
-
-
-def beyond(results: Results, published: Published, settings: Settings) -> Table:
+def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Every rule beside the paper's at the same budget and length: perplexity, paired difference, ICL, speed."""
-    drawn = draw(results, scored(results), settings)
+    drawn = draw(results, scored(results), bootstrap)
     frame = beyond_lines(results, drawn)
-    frame = frame.sort_values(["tokens", "budget", "ppl"], na_position="last", kind="stable").reset_index(drop=True)
+    frame = frame.sort_values(["tokens", "budget", "ppl"], na_position="last", kind="stable", ignore_index=True)
     paper = {(row.tokens, row.budget): row.runs for row in frame.itertuples() if row.rule == PAPER}
-    lowest = {}  # the frame is sorted by perplexity
+    lowest: dict[tuple[float, float], tuple[Run, ...]] = {}  # the frame is sorted by perplexity
     for row in frame[(frame["method"] == "budgeted_lora") & frame["ppl"].notna()].itertuples():
         lowest.setdefault((row.tokens, row.budget), row.runs)
-    differences, behind = against(frame, drawn, paper), against(frame, drawn, lowest)
-    names = ["rule", "method", "budget", "tokens", "seeds", "ppl", "ppl_se", "ppl_sd", "ppl_uncompressed"]
-    names += ["icl", "icl_chance", "kept", "svd", "dropped", "macs", "speedup_vs_dense"]
-    names += ["measured_modules", "measured_prefill", "measured_decode", "train_seconds", "executed_compute"]
-    numbers = frame[names].assign(
-        ppl_first_seed=[drawn.values.get(row.runs[0], float("nan")) for row in frame.itertuples()],
-        **difference_columns("to_paper", differences),
-        **difference_columns("to_lowest", behind),
-    )
-    shown = pd.DataFrame(
-        {
-            "Rule": frame["rule"],
-            "F": [ABSENT if pd.isna(value) else number(value, 1) for value in frame["budget"]],
-            "Tokens": [number(value, 0) for value in frame["tokens"]],
-            "PPL": ppl_texts(frame),
-            "Uncompressed": [number(value, 2) for value in frame["ppl_uncompressed"]],
-            "To the paper's rule": [difference_text(entry) for entry in differences],
-            "ICL %": [number(100 * value, 1) for value in frame["icl"]],
-            "Kept/svd/dropped": [f"{row.kept:.0f}/{row.svd:.0f}/{row.dropped:.0f}" for row in frame.itertuples()],
-            "MAC speedup": [number(value, 2, unit="×") for value in frame["speedup_vs_dense"]],
-            "Measured: modules": [number(value, 2, unit="×") for value in frame["measured_modules"]],
-            "Measured: prefill": [number(value, 2, unit="×") for value in frame["measured_prefill"]],
-            "Measured: decode": [number(value, 2, unit="×") for value in frame["measured_decode"]],
-        }
-    )
+    frame = add_differences(frame, "to_paper", against(frame, drawn, paper))
+    frame = add_differences(frame, "to_lowest", against(frame, drawn, lowest))
+    frame["ppl_first_seed"] = [drawn.values.get(runs[0], float("nan")) for runs in frame["runs"]]
     notes = [
         "Rules differ in where the low-rank path starts (the paper: A at random, B at zero), in which dense path goes "
         "first (the paper: the cheapest) and in how ranks are spread (the paper: evenly). Budget, schedule and MACs of "
@@ -138,7 +99,8 @@ def beyond(results: Results, published: Published, settings: Settings) -> Table:
         *chance_notes(frame["icl_chance"]),
         *several_seeds(frame["seeds"]),
     ]
-    return Table(BEYOND, "Beyond the paper: other rules at the same budget", numbers, shown, notes + caveats(results))
+    title = "Beyond the paper: other rules at the same budget"
+    return Table.of(BEYOND, title, rows=frame, columns=BEYOND_COLUMNS, notes=notes + caveats(results))
 
 
 def against(
@@ -146,18 +108,42 @@ def against(
 ) -> list[Difference | None]:
     """Each line minus the one of its length of training and budget in `base`; None for that one, or without one."""
     pairs = [(row.runs, base.get((row.tokens, row.budget))) for row in frame.itertuples()]
-    return [None if other is None or runs == other else drawn.difference(runs, other) for runs, other in pairs]
+    return [None if runs == other else drawn.difference(runs, other) for runs, other in pairs]
 
 
-def difference_columns(name: str, found: list[Difference | None]) -> dict[str, list[float | bool]]:
-    """A difference's value, standard error, standard deviation over seeds, and whether it is told from zero."""
-    nan = float("nan")
-    return {
-        name: [entry.value if entry else nan for entry in found],
-        f"{name}_se": [entry.standard_error if entry else nan for entry in found],
-        f"{name}_sd": [entry.sd if entry else nan for entry in found],
-        f"{name}_clear": [bool(entry and entry.clear) for entry in found],
-    }
+def decisions(row: Record) -> str:
+    """Dense paths by what became of them: 9/0/33."""
+    return f"{row['kept']:.0f}/{row['svd']:.0f}/{row['dropped']:.0f}"
+
+
+PPL_COLUMN, PPL_ERROR, PPL_SPREAD, SEEDS = PPL
+BEYOND_COLUMNS = (
+    Column("rule", "Rule"),
+    Column("method"),
+    Column("budget", "F", text=lambda row: ABSENT if pd.isna(row["budget"]) else number(row["budget"], 1)),
+    Column("tokens", "Tokens", 0),
+    SEEDS,
+    PPL_COLUMN,
+    PPL_ERROR,
+    PPL_SPREAD,
+    Column("ppl_uncompressed", "Uncompressed", 2),
+    Column("", "To the paper's rule", text=lambda row: difference_text(row["to_paper_difference"])),
+    Column("icl", "ICL %", 1, factor=100.0),
+    Column("icl_chance"),
+    Column("kept", "Kept/svd/dropped", text=decisions),
+    Column("svd"),
+    Column("dropped"),
+    Column("macs"),
+    Column("speedup_vs_dense", "MAC speedup", 2, "×"),
+    Column("measured_modules", "Measured: modules", 2, "×"),
+    Column("measured_prefill", "Measured: prefill", 2, "×"),
+    Column("measured_decode", "Measured: decode", 2, "×"),
+    Column("train_seconds"),
+    Column("executed_compute"),
+    Column("ppl_first_seed"),
+    *difference_columns("to_paper", "", "_se", "_sd", "_clear"),
+    *difference_columns("to_lowest", "", "_se", "_sd", "_clear"),
+)
 
 
 def chance_notes(chances: pd.Series) -> list[str]:

@@ -4,55 +4,41 @@ import numpy as np
 import pandas as pd
 
 from budgeted_lora.reporting.grouping import (
-    Settings,
+    budget_key,
     groups,
     icl_scores,
-    icl_tables,
     method_label,
-    one_variant,
-    parse_budget,
+    one_recipe,
     partial_note,
     setting_of,
     teacher_order,
 )
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results, probe_frame
-from budgeted_lora.reporting.table import Table, number
-from budgeted_lora.reporting.uncertainty import several_seeds, spread_text
+from budgeted_lora.reporting.table import Column, Record, Table, mean_text, number
+from budgeted_lora.reporting.uncertainty import Bootstrap, several_seeds
 
-COMPOSITE_COLUMNS = ("composite_pct", "se_pct", "low_pct", "high_pct", "chance_pct")
+PROBE_COLUMNS = [
+    "probe", "method", "budget", "teacher", "accuracy", "se", "n", "chance_constant", "chance_word", "ceiling", "sd",
+    "seeds", "published",
+]  # fmt: skip
 
 
-def table9(results: Results, published: Published, settings: Settings) -> Table:
+def table9(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Accuracy of every probe for every method and teacher, beside chance and ceiling."""
-    scored = icl_scores(results, *icl_tables(results))
-    one_variant(scored, "table9")
+    scored = icl_scores(results)
+    one_recipe(scored, "table9")
     frames = []
     for (method, budget), group in groups(scored):
         for teacher in teacher_order(scored):
-            found = [probe_frame(icl) for icl in group[group["teacher"] == teacher]["icl"] if icl]
-            if found:
-                mean = sum(found) / len(found)
-                errors = np.sqrt(sum(frame["se"] ** 2 for frame in found)) / len(found)
-                label = {"method": method, "budget": "" if pd.isna(budget) else str(float(budget)), "teacher": teacher}
-                spread = {"seeds": len(found), "sd": pd.DataFrame([f["accuracy"] for f in found]).std()}
-                frames.append(mean.assign(se=errors, **label, **spread).rename_axis("probe").reset_index())
-    columns = [
-        "probe",
-        "method",
-        "budget",
-        "teacher",
-        "accuracy",
-        "se",
-        "n",
-        "chance_constant",
-        "chance_word",
-        "ceiling",
-        "sd",
-        "seeds",
-    ]
-    frame = pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
-    frame["published"] = np.nan
+            probes = [probe_frame(icl) for icl in group[group["teacher"] == teacher]["icl"] if icl]
+            if probes:
+                errors = np.sqrt(sum(frame["se"] ** 2 for frame in probes)) / len(probes)
+                deviations = pd.DataFrame([frame["accuracy"] for frame in probes]).std()
+                mean = (sum(probes) / len(probes)).assign(se=errors, sd=deviations, seeds=len(probes))
+                mean = mean.assign(method=method, budget=budget_key(budget), teacher=teacher, published=np.nan)
+                frames.append(mean.rename_axis("probe").reset_index()[PROBE_COLUMNS])
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=PROBE_COLUMNS)
     notes = [
         "Exact match in %, 10-shot, mean over the demonstration seeds and, where there are several, the training seeds "
         "(their standard deviation is `sd` of the CSV). Chance: the best constant answer, and for list "
@@ -60,72 +46,87 @@ def table9(results: Results, published: Published, settings: Settings) -> Table:
         "the ceiling is under 100 where a query has two right answers.",
         "The paper's per-probe values (its Table 9) are not known to us: the column published of the CSV is empty.",
     ]
-    return Table(
-        "table9", "Table 9. In-context learning by probe", frame, table9_shown(frame), notes + partial_note(results)
-    )
+    title = "Table 9. In-context learning by probe"
+    return Table("table9", title, frame, table9_shown(frame), notes + partial_note(results))
 
 
 def table9_shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table 9 with one row a probe and one column a method and teacher; the macro mean closes it."""
+    """Table 9 with one row per probe and one column per method and teacher; the macro mean closes it."""
     if frame.empty:
         return pd.DataFrame({"Probe": []})
     facts = frame.groupby("probe", sort=False)[["chance_constant", "chance_word", "ceiling"]].first()
     shown = pd.DataFrame({"Probe": [*facts.index, "Macro mean"]})
     best_chance = facts[["chance_constant", "chance_word"]].max(axis=1)
-    for title, values in (("Chance", best_chance), ("Ceiling", facts["ceiling"])):
-        shown[title] = [number(100 * v, 1) for v in [*values, values.mean()]]
+    columns = {"Chance": best_chance, "Ceiling": facts["ceiling"]}
     for (method, budget, teacher), group in frame.groupby(["method", "budget", "teacher"], sort=False):
-        values = group.set_index("probe")["accuracy"].reindex(facts.index)
-        label = method_label(method, parse_budget(budget)).replace("Budgeted LoRA, ", "")
-        shown[f"{label} · {teacher}"] = [number(100 * v, 1) for v in [*values, values.mean()]]
+        label = method_label(method, budget).replace("Budgeted LoRA, ", "")
+        columns[f"{label} · {teacher}"] = group.set_index("probe")["accuracy"].reindex(facts.index)
+    for heading, values in columns.items():
+        shown[heading] = [number(100 * value, 1) for value in [*values, values.mean()]]
     return shown
 
 
-def figure2_values(results: Results, published: Published, settings: Settings) -> Table:
-    """Figure 2 as numbers, with the few composites the paper prints in words."""
+def figure2_values(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Figure 2 as numbers, with the few composites that the paper prints in words."""
     rows = []
-    for (method, budget), group in groups(icl_scores(results, *icl_tables(results))):
+    for (method, budget), group in groups(icl_scores(results)):
         for teacher in teacher_order(group):
-            found = [icl for icl in group[group["teacher"] == teacher]["icl"] if icl]
-            runs = [value for icl in found for value in icl["per_seed"].values()]
-            if not runs:
-                continue
-            error = float(np.sqrt(sum(icl["composite_se"] ** 2 for icl in found))) / len(found)
-            label = {"teacher": teacher, "method": method, "budget": "" if pd.isna(budget) else str(float(budget))}
-            values = (np.mean(runs), error, min(runs), max(runs), found[0]["chance_composite"])
-            row = label | {name: 100 * float(v) for name, v in zip(COMPOSITE_COLUMNS, values, strict=True)}
-            row |= {"sd_pct": 100 * float(pd.Series([icl["composite"] for icl in found]).std()), "seeds": len(found)}
-            setting = setting_of(budget)
-            row["published_pct"] = published.value(
-                "Figure 2", "icl_composite_pct", method, teacher=teacher, setting=setting
-            )
-            rows.append(row)
-    frame = pd.DataFrame(
-        rows, columns=["teacher", "method", "budget", *COMPOSITE_COLUMNS, "published_pct", "sd_pct", "seeds"]
-    )
-    shown = pd.DataFrame(
-        {
-            "Teacher": frame["teacher"],
-            "Method": [method_label(m, parse_budget(b)) for m, b in zip(frame["method"], frame["budget"], strict=True)],
-            "Composite %": [
-                spread_text(value, error, sd, seeds, 1)
-                for value, error, sd, seeds in zip(
-                    *(frame[name] for name in ("composite_pct", "se_pct", "sd_pct", "seeds")), strict=True
+            scored = [icl for icl in group[group["teacher"] == teacher]["icl"] if icl]
+            if any(icl["per_seed"] for icl in scored):
+                printed = published.value(
+                    "Figure 2", "icl_composite_pct", method, teacher=teacher, setting=setting_of(budget)
                 )
-            ],
-            "Over runs": [f"{a:.1f} to {b:.1f}" for a, b in zip(frame["low_pct"], frame["high_pct"], strict=True)],
-            "Chance %": [number(v, 1) for v in frame["chance_pct"]],
-            "Published %": [number(v, 1) for v in frame["published_pct"]],
-        }
-    )
+                about = {"teacher": teacher, "method": method, "budget": budget_key(budget), "published_pct": printed}
+                rows.append(about | composite(scored))
     notes = [
         "The paper prints three of these composites in words (1B teacher); the others stand only in its drawing and "
         "are not known to us: a dash. "
         f"{printed_of(results)}± is a standard error over queries. "
         "Over runs: the least and the most of the demonstration seeds and training seeds.",
-        *several_seeds(frame["seeds"]),
+        *several_seeds(row["seeds"] for row in rows),
     ]
-    return Table("figure2_values", "Figure 2 as numbers", frame, shown, notes + partial_note(results))
+    return Table.of(
+        "figure2_values",
+        "Figure 2 as numbers",
+        rows=rows,
+        columns=COMPOSITE_COLUMNS,
+        notes=notes + partial_note(results),
+    )
+
+
+def composite(scored: list[Record]) -> Record:
+    """Mean composite of the runs of one row, in %, its errors, and the range over all seeds."""
+    runs = [value for icl in scored for value in icl["per_seed"].values()]
+    return {
+        "composite_pct": 100 * float(np.mean(runs)),
+        "se_pct": 100 * float(np.sqrt(sum(icl["composite_se"] ** 2 for icl in scored))) / len(scored),
+        "low_pct": 100 * float(min(runs)),
+        "high_pct": 100 * float(max(runs)),
+        "chance_pct": 100 * float(scored[0]["chance_composite"]),
+        "sd_pct": 100 * float(pd.Series([icl["composite"] for icl in scored]).std()),
+        "seeds": len(scored),
+    }
+
+
+def composite_text(row: Record) -> str:
+    """A composite with its error or spread."""
+    error, deviation = row["se_pct"], row["sd_pct"]
+    return mean_text(row["composite_pct"], error=error, deviation=deviation, seeds=row["seeds"], digits=1)
+
+
+COMPOSITE_COLUMNS = (
+    Column("teacher", "Teacher"),
+    Column("method", "Method", text=lambda row: method_label(row["method"], row["budget"])),
+    Column("budget"),
+    Column("composite_pct", "Composite %", text=composite_text),
+    Column("se_pct"),
+    Column("low_pct", "Over runs", text=lambda row: f"{row['low_pct']:.1f} to {row['high_pct']:.1f}"),
+    Column("high_pct"),
+    Column("chance_pct", "Chance %", 1),
+    Column("published_pct", "Published %", 1),
+    Column("sd_pct"),
+    Column("seeds"),
+)
 
 
 def printed_of(results: Results) -> str:

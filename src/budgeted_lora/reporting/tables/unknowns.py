@@ -2,37 +2,37 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import BaseModel
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.files import canonical_json
-from budgeted_lora.reporting.table import Table, write_table
-
-
-def build_unknowns(*, config: Config, out: Path) -> list[Path]:
-    """Writes out/tables/unknowns.csv, .md and .tex: every constant the paper leaves open, with the value used."""
-    rows = [row for row in constants(config) if row["tag"] == "U"]
-    frame = pd.DataFrame(rows, columns=["key", "value", "meaning"])
-    shown = frame.rename(columns={"key": "Key", "value": "Value used", "meaning": "Meaning"})
-    notes = ["Unknown outside the authors: the values are ours, and each is a key of the configuration."]
-    return write_table(Table("unknowns", "Constants the paper does not state", frame, shown, notes), out / "tables")
-
+from budgeted_lora.reporting.table import Column, Record, Table
 
 TAG = re.compile(r"\s*\[(S|D|U|ours)\]")
 
 
-def constants(config: Config) -> list[dict[str, str]]:
-    """Every setting whose value the paper does not state ([U]) or that is derived ([D]): key, value, tag, meaning."""
+def unknowns(config: Config) -> Table:
+    """Every constant that the paper leaves open, with the value used."""
+    columns = (
+        Column("key", "Key"),
+        Column("value", "Value used", text=lambda row: row["value"]),
+        Column("meaning", "Meaning", text=lambda row: row["meaning"]),
+    )
+    note = "Unknown outside the authors: the values are ours, and each is a key of the configuration."
+    rows = [row for row in constants(config) if row["tag"] == "U"]
+    return Table.of("unknowns", "Constants the paper does not state", rows=rows, columns=columns, notes=[note])
+
+
+def constants(config: Config) -> list[Record]:
+    """Every key whose value the paper does not state ([U]) or that is derived ([D]): key, value, tag, meaning."""
     unused = () if config.corpus.source == "hub" else ("corpus.hub.",)
     return [row for row in walk(config, "") if row["tag"] in ("U", "D") and not row["key"].startswith(unused)]
 
 
-def walk(model: BaseModel, prefix: str) -> Iterator[dict[str, str]]:
-    """All tagged leaves of a settings model, depth first; the rows of the tables are no constants and are left out."""
+def walk(model: BaseModel, prefix: str) -> Iterator[Record]:
+    """All tagged leaves of a configuration, depth first; the rows of the tables are no constants and are left out."""
     for name, field in type(model).model_fields.items():
         value: Any = getattr(model, name)
         text = field.description or ""

@@ -1,0 +1,166 @@
+"""The report's part of the workflow: the cells that each table lists, the files that tables and figures need."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from budgeted_lora.config.scale import CLAIM_TABLES, MAIN_CELLS
+from budgeted_lora.files import canonical_json, short_hash
+from budgeted_lora.reporting.contents import ICL_TABLES, Shown, figures_of, tables_of
+from budgeted_lora.reporting.standing import Standing, standing_of
+from budgeted_lora.workflow.code import source_folder
+from budgeted_lora.workflow.graph import Graph
+
+
+class ReportJobs:
+    """The jobs that make a scale's report."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.configured = list(graph.config.tables)
+        self.tables = tables_of(self.configured)
+        self.figures = figures_of(self.configured)
+
+    def names(self, *targets: str) -> list[str]:
+        """Tables that belong to any of these targets of `contents`: main, ablations, own."""
+        return [name for name, table in self.tables.items() if table.target in targets]
+
+    @cached_property
+    def standing(self) -> Standing:
+        """What the scale shares with the paper."""
+        return standing_of(self.graph.config, [self.graph.recipe_of(cell) for cell in self.graph.listed(MAIN_CELLS)])
+
+    # --- what the stages are told ---
+
+    def table_options(self, table: str) -> str:
+        """Options of make_table."""
+        report = self.graph.config.report.model_dump()
+        return canonical_json({"table": table, "standing": self.standing.model_dump()} | report)
+
+    def figure_options(self, figure: str) -> str:
+        """Options of make_figure."""
+        return canonical_json({"figure": figure, "standing": self.standing.model_dump()})
+
+    def page_options(self) -> str:
+        """Options of make_index and judge_claims: the configuration without what only decides whether a run starts."""
+        config = self.graph.config.model_dump(mode="json", exclude={"fit"})
+        return canonical_json({"config": config, "standing": self.standing.model_dump()})
+
+    # --- inputs ---
+
+    def cells(self, shown: Shown) -> list[str]:
+        """The files that list the cells which a table or figure shows."""
+        return [f"{self.graph.results}/tables/{name}.csv" for name in shown.cells or self.configured]
+
+    def inputs(self, shown: Shown) -> list[str]:
+        """The result files that a table or figure is made from."""
+        graph, tables = self.graph, shown.cells
+        listed = graph.listed(tables)
+        files = {
+            "references": graph.references,
+            "perplexity": lambda: self.scored(tables, "perplexity.json", "perplexity_windows.parquet"),
+            "compression": lambda: self.scored(tables, "compression.json"),
+            "icl": lambda: graph.of_cells(graph.listed(ICL_TABLES & set(tables)), "@icl.json"),
+            "train": lambda: graph.of_cells(listed, "train.json"),
+            "curves": lambda: graph.of_cells(listed, "train.json", "history.csv", "retention.csv", "trained.sha256"),
+            "speed": lambda: graph.speeds(tables),
+            "statistics": lambda: [f"{folder}.json" for cell in listed for folder in graph.statistics_files(cell)],
+        }
+        return list(dict.fromkeys(path for kind in shown.reads for path in files[kind]()))
+
+    def scored(self, tables: Iterable[str], *names: str) -> list[str]:
+        """Files of the compressed models that these tables list."""
+        graph, tables = self.graph, set(tables)
+        folders = [
+            f"{graph.results}/cells/{cell}/compressed/{variant}"
+            for cell in graph.listed(tables)
+            for variant in graph.settings_listed(cell, tables)
+        ]
+        return [f"{folder}/{name}" for folder in folders for name in names]
+
+    def lists(self) -> list[str]:
+        """The lists of all cells, and the record of what they were trained on."""
+        return [f"{self.graph.results}/{name}" for name in ("cells.csv", "tables.csv", "data/manifest.json")]
+
+    def page_inputs(self) -> list[str]:
+        """Result files that the page itself reads, beside those of its tables and figures."""
+        return [*self.lists(), *self.graph.references(), *self.graph.scores(MAIN_CELLS)]
+
+    def claim_inputs(self, tables: Iterable[str]) -> list[str]:
+        """Result files that verdicts over the students of these tables are made from."""
+        windows = [f"{self.graph.results}/teachers/{name}/perplexity_windows.parquet" for name in self.graph.teachers]
+        first = [*self.lists(), *self.graph.calibration(), *self.graph.references(), *windows]
+        return [*first, *self.graph.scores(CLAIM_TABLES & set(tables))]
+
+    def templates(self) -> list[str]:
+        """Files beside the reporting code that shape the page."""
+        folder = source_folder("reporting/page")
+        return sorted(str(path) for pattern in ("*.j2", "*.css") for path in folder.glob(pattern))
+
+    def makers(self) -> list[str]:
+        """Modules that make tables and figures."""
+        return sorted({shown.module for shown in (*self.tables.values(), *self.figures.values())})
+
+    # --- what joins the page after the main tables ---
+
+    def parts(self) -> list[str]:
+        """All ablations, or a table with a target of its own."""
+        return ["all", *self.names("own")]
+
+    def part_files(self, part: str) -> list[str]:
+        """Tables, figures and verdicts of one of these parts."""
+        reports = self.graph.reports
+        if part == "all":
+            tables = [f"{reports}/tables/{name}.csv" for name in self.names("ablations")]
+            return [*tables, f"{reports}/claims_all.csv"]
+        figures = [name for name, figure in self.figures.items() if figure.target == "own" and part in figure.cells]
+        return [f"{reports}/tables/{part}.csv", *(f"{reports}/figures/{name}.svg" for name in figures)]
+
+    def main_figures(self) -> list[str]:
+        """Figures that stand on the page from the beginning."""
+        return [name for name, figure in self.figures.items() if figure.target == "main"]
+
+    def digest(self, table: str) -> str:
+        """Digest of the lines of a configured table."""
+        return short_hash(table_lines(self.graph, table))
+
+
+def cell_rows(graph: Graph) -> list[dict[str, Any]]:
+    """Lines of cells.csv: a cell's tables, the variants it is compressed as, its recipe and its structure.
+
+    The column `asked` says which variants a table lists: `<table>:<variant>,<variant>` for each, spaces between.
+    """
+    rows = []
+    for cell in graph.cells.values():
+        listing = [f"{table}:{','.join(graph.settings_listed(cell.id, [table]))}" for table in cell.tables]
+        about = {"cell": cell.id, "tables": " ".join(cell.tables), "settings": " ".join(cell.variants)}
+        rows.append(about | {"asked": " ".join(listing)} | recipe_columns(graph, cell.id))
+    return rows
+
+
+def table_lines(graph: Graph, table: str) -> list[dict[str, Any]]:
+    """Lines of tables.csv: one per cell and variant that a configured table lists.
+
+    `cut_to` is the budget to whose MACs a variant truncates a student.
+    """
+    lines = []
+    for cell in graph.listed([table]):
+        for name in graph.settings_listed(cell, [table]):
+            variant = graph.settings[name]
+            facts = {
+                "rank_threshold": variant.rank_threshold,
+                "svd_threshold": variant.svd_threshold,
+                "cut_to": variant.macs_of_budget,
+                "truncation": variant.truncation,
+                "undistilled": variant.undistilled,
+            }
+            about = {"table": table, "cell": cell, "variant": name}
+            lines.append(about | facts | recipe_columns(graph, cell))
+    return lines
+
+
+def recipe_columns(graph: Graph, cell: str) -> dict[str, Any]:
+    """A cell's recipe, its training tokens and the name of its structure."""
+    recipe = graph.recipe_of(cell)
+    columns = recipe.model_dump(mode="json") | {"tokens": recipe.tokens}
+    return columns | {"structure": graph.structure_of(cell)}
