@@ -1,4 +1,4 @@
-"""Maintainers' tool: puts teachers that the pipeline made and evaluated into the package, each with its card.
+"""Tool for maintainers: copies teachers that the pipeline made and evaluated into the package, each with its card.
 
 snakemake table1 --config teachers=pretrain && python tools/ship_teachers.py results/mini
 """
@@ -9,19 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.files import (
-    read_json,
-    sha256_file,
-    write_json,
-    write_text,
-)
+from budgeted_lora.files import read_json, sha256_file, write_json, write_text
 from budgeted_lora.models.checkpoint import shipped_tokenizer
 
 LIMIT_BYTES = 25_000_000
 
 
 def card(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a reader must know of a shipped teacher, gathered from the results of its making."""
+    """What a user must know of a shipped teacher, from the results of the run that made it."""
     made, scores, icl = (read_json(folder / name) for name in ("teacher.json", "perplexity.json", "icl.json"))
     about, values = made["provenance"], manifest["provenance"]["values"]
     return {
@@ -46,7 +41,7 @@ def card(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def readme(about: dict[str, Any]) -> str:
-    """The card as a page."""
+    """The card as Markdown."""
     shape, scores, icl = about["shape"], about["perplexity"], about["icl"]
     return f"""# Teacher standing for {about["stands_for"]}
 
@@ -69,7 +64,7 @@ It knows docstrings and small puzzles, nothing else; it is of use only as a teac
 
 def ship(results: Path, assets: Path) -> None:
     """Copies every teacher of a results folder into `assets/teachers` and their tokenizer into `assets/tokenizer`."""
-    own = results / "data" / "teachers" / "manifest.json"  # where the teachers read another mix than the students
+    own = results / "data" / "teachers" / "manifest.json"  # exists if teachers and students read different mixes
     manifest = read_json(own if own.is_file() else results / "data" / "manifest.json")
     shutil.rmtree(assets / "teachers", ignore_errors=True)
     shutil.rmtree(assets / "tokenizer", ignore_errors=True)

@@ -161,7 +161,7 @@ def test_a_narrower_slice_is_fine(package: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("package")
 def test_a_wider_slice_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, source="shipped", slice_per_mille=41)
-    assert message.startswith("corpus.slice_per_mille is 41, but the shipped teacher A was kept only from the first 40")
+    assert message.startswith("corpus.slice_per_mille is 41, but only 40 were held out from the shipped teacher A")
 
 
 @pytest.mark.usefixtures("package")
@@ -176,7 +176,7 @@ def test_damaged_shipped_weights_are_refused(package: Path, tmp_path: Path) -> N
     data = bytearray((package / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (package / "model.safetensors").write_bytes(data)
-    assert "model.safetensors: its SHA-256 is not the card's; reinstall the package" in refusal(
+    assert "model.safetensors: checksum mismatch with card.json; reinstall the package" in refusal(
         tmp_path, source="shipped"
     )
 
@@ -193,7 +193,7 @@ def test_a_teacher_that_does_not_ship_is_refused_with_those_that_do(package: Pat
     message = refusal(tmp_path, source="shipped")
     assert message == "teacher 'A' does not ship with the package, which has B; use teachers: pretrain"
     shutil.rmtree(package.parent)
-    assert "it has none" in refusal(tmp_path, source="shipped")
+    assert "which has none" in refusal(tmp_path, source="shipped")
 
 
 # --- the Hub
@@ -233,8 +233,8 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
     assert message == (
-        f"owner/name at {COMMIT}: not in the Hub's cache, and HF_HUB_OFFLINE keeps us off the network; unset it, or "
-        f"fetch it where there is one: hf download owner/name --revision {COMMIT}"
+        f"owner/name at {COMMIT}: not in the Hub's cache, and HF_HUB_OFFLINE forbids the network; unset it, or run "
+        f"with a network: hf download owner/name --revision {COMMIT}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage: a teacher that exists already: shipped with the package, in a local folder, or on the Hub."""
+"""Stage fetch_teacher: bring a shipped, local or Hub checkpoint into the results."""
 
 import re
 import shutil
@@ -30,58 +30,56 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_words: bool) -> dict[str, Any]:
-    """The card of a shipped teacher, once it is shown to fit the configuration.
+    """The card of a shipped teacher, checked against the configuration.
 
     Raises:
-        BadInput: damaged weights, another shape, or a slice the teacher may have been trained on.
+        BadInput: the weights are damaged, the shape differs, or the teacher may have been trained on the slice.
     """
     card = read_json(folder / "card.json", expected="the card of a shipped teacher")
     if sha256_file(folder / "model.safetensors") != card["sha256"]:
-        raise BadInput(f"{folder}/model.safetensors: its SHA-256 is not the card's; reinstall the package")
+        raise BadInput(f"{folder}/model.safetensors: checksum mismatch with card.json; reinstall the package")
     shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
     if shape != card["shape"]:
         raise BadInput(f"teacher_ladder.{card['stands_for']} is {shape}, but the shipped teacher is {card['shape']}")
     trained = card["held_out"]
     if slice_per_mille > trained["slice_per_mille"]:
         raise BadInput(
-            f"corpus.slice_per_mille is {slice_per_mille}, but the shipped teacher {card['stands_for']} was kept "
-            f"only from the first {trained['slice_per_mille']} per mille; a wider slice may hold its training text"
+            f"corpus.slice_per_mille is {slice_per_mille}, but only {trained['slice_per_mille']} were held out from "
+            f"the shipped teacher {card['stands_for']}; a wider slice may contain its training text"
         )
     if hold_out_words and not trained["hold_out_words"]:
         raise BadInput(
-            "corpus.hold_out_words is on, but the shipped teachers saw the held-out words; use teachers: pretrain"
+            "corpus.hold_out_words is on, but the shipped teachers have seen these words; use teachers: pretrain"
         )
     return card
 
 
 def copy_checkpoint(source: Path, out: Path) -> None:
-    """Copies configuration, safetensors and tokenizer of a checkpoint folder, nothing else.
+    """Copies configuration, safetensors and tokenizer of a checkpoint folder and nothing else.
 
     Raises:
-        BadInput: the folder is missing or has no safetensors; see `checkpoint.weight_files`.
+        BadInput: the folder has no safetensors; see `checkpoint.weight_files`.
     """
-    if not source.is_dir():
-        raise BadInput(f"{source}: no such checkpoint folder")
     weights = weight_files(source)
-    beside = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
+    others = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     with atomic_folder(out) as folder:
-        for path in [*weights, *(source / name for name in beside if (source / name).is_file())]:
+        for path in [*weights, *(source / name for name in others if (source / name).is_file())]:
             shutil.copyfile(path, folder / path.name)
 
 
 def download(spec: Teacher) -> Path:
-    """Folder of a Hub checkpoint at its pinned commit: weights, configuration and tokenizer only.
+    """Downloads weights, configuration and tokenizer of a Hub checkpoint at its pinned commit; returns the folder.
 
     Raises:
-        BadInput: no revision is pinned, the name is unknown or gated, or the Hub cannot be reached.
+        BadInput: no commit is pinned, the name is unknown or gated, or the Hub cannot be reached.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if not COMMIT.fullmatch(spec.revision or ""):
         raise BadInput(
-            f"teacher {spec.hub}: revision is {spec.revision!r}; expected the 40 hex digits of a commit, "
-            "since a branch or tag can move"
+            f"teacher {spec.hub}: revision is {spec.revision!r}; expected the 40 hex digits of a commit, since a "
+            "branch or tag can move"
         )
     try:
         return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*DOWNLOADED, *TOKENIZER]))
@@ -92,11 +90,11 @@ def download(spec: Teacher) -> Path:
             f"{spec.hub} at {spec.revision}: not on the Hub under that name and commit (a private one needs "
             "`hf auth login`)"
         ) from None
-    except Exception as error:  # from no network to a malformed name; the HTTP library's own kinds among them
+    except Exception as error:  # no network, a malformed name, ...: the HTTP library has exception types of its own
         if constants.HF_HUB_OFFLINE:
             raise BadInput(
-                f"{spec.hub} at {spec.revision}: not in the Hub's cache, and HF_HUB_OFFLINE keeps us off the network; "
-                f"unset it, or fetch it where there is one: hf download {spec.hub} --revision {spec.revision}"
+                f"{spec.hub} at {spec.revision}: not in the Hub's cache, and HF_HUB_OFFLINE forbids the network; unset "
+                f"it, or run with a network: hf download {spec.hub} --revision {spec.revision}"
             ) from None
         raise BadInput(f"{spec.hub}: cannot be downloaded ({' '.join(str(error).split())[:200]})") from None
 
@@ -113,10 +111,10 @@ def fetch_teacher(
     scale: str,
     first: Path | None = None,
 ) -> None:
-    """Puts a shipped, local or downloaded checkpoint under `out`, once it is shown to be whole and what is asked for.
+    """Checks a shipped, local or downloaded checkpoint against the configuration and copies it to `out`.
 
     Args:
-        first: folder of the first teacher, whose vocabulary this one must share; None for the first itself.
+        first: folder of the first teacher, whose vocabulary this one must share; None for the first teacher.
 
     Raises:
         BadInput: see `check_card`, `copy_checkpoint`, `download` and the checks of `models.checkpoint`.

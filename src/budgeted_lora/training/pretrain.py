@@ -106,8 +106,8 @@ def pretrain(
     windows = Windows(tokens, plan.sequence_length, plan.packing)
     if not plan.steps or not windows.count:
         raise BadInput(
-            f"{title}: {plan.tokens} tokens from {windows.count} windows of {tokens.path}; expected at least one window "
-            f"and one step of {plan.batch_windows * plan.sequence_length} tokens"
+            f"{title}: {plan.tokens} tokens from {windows.count} windows of {tokens.path}; expected at least one "
+            f"window and one step of {plan.batch_windows * plan.sequence_length} tokens"
         )
     order = window_order(windows.count, count=plan.steps * plan.batch_windows, seed=plan.seed)
     made = optimizers(model, plan)
