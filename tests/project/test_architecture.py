@@ -30,13 +30,13 @@ PLAN = {
     "training": ["errors", "files", "config", "method", "beyond", "data"],
     "evaluation": ["errors", "method", "data", "models"],
     "reporting": ["errors", "files", "config"],
-    "workflow": ["errors", "files", "config", "method", "reporting.contents"],
+    "workflow": ["errors", "files", "config", "method", "reporting.contents", "reporting.standing"],
     "stages": [
         *["errors", "files", "provenance", "config", "method", "beyond", "data", "models", "training", "evaluation"],
         *["reporting", "workflow"],
     ],
-    "planning": ["errors", "files", "config", "method", "data", "models", "training", "workflow"],
-    "commands": ["errors", "files", "provenance", "config", "method", "workflow", "stages", "planning"],
+    "planning": ["errors", "files", "config", "method", "data", "models", "training", "reporting.contents", "workflow"],
+    "commands": ["errors", "files", "provenance", "config", "method", "reporting", "workflow", "stages", "planning"],
 }
 LOOSE = {"errors", "files", "provenance"}  # modules beside the packages
 
@@ -47,14 +47,10 @@ MEASURING = {"planning.measure", "planning.memory"}  # these two run a model
 # What is not yet so. A line that is no longer needed fails the test.
 EXCEPTIONS: set[str] = {
     "commands.prune imports training.state",
-    "reporting.contents loads pandas",
-    "reporting.contents_tables loads pandas",
     "stages/compress_cell.py: compress_cell is over 70 lines",
     "stages/dispatch.py is over 400 lines",
     "stages/train_cell.py: train_cell is over 70 lines",
     "the package is over 18000 lines",
-    "workflow may import reporting.contents and does not",
-    "workflow/graph.py is over 400 lines",
 }
 
 
