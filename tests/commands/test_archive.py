@@ -382,7 +382,7 @@ def test_a_file_that_changes_meanwhile(source: Path, monkeypatch: pytest.MonkeyP
         changing.write_text("other")
         return writing(*arguments, **named)
 
-    monkeypatch.setattr("budgeted_lora.commands.archive.writing", later)
+    monkeypatch.setattr("budgeted_lora.commands.archive_format.writing", later)
     with pytest.raises(BadInput, match=r"index\.html: changed while it was exported"):
         export_archive(Path("a.tar.gz"), scale="tiny")
     assert not Path("a.tar.gz").exists()

@@ -38,9 +38,9 @@ Overrides = Annotated[
 ]
 
 
-def print_version(asked: bool) -> None:
+def print_version(requested: bool) -> None:
     """Print the package's version, and its commit if it is in a checkout; then end."""
-    if asked:
+    if requested:
         git = provenance.git_state()
         changed = ", with changes" if git["git_dirty"] else ""
         commit = f" (commit {git['git_commit']}{changed})" if git["git_commit"] else ""

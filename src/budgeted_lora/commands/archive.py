@@ -20,24 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import budgeted_lora
+from budgeted_lora.commands import archive_format as form
 from budgeted_lora.commands import snakemake_records as snakemake
-from budgeted_lora.commands.archive_format import (
-    BLOCK,
-    DIGEST,
-    ENDINGS,
-    MANIFEST,
-    RECORDS,
-    Entry,
-    Hashing,
-    Manifest,
-    digest_line,
-    is_plain,
-    member,
-    read_manifest,
-    read_member,
-    reading,
-    writing,
-)
+from budgeted_lora.commands.archive_format import Entry, Hashing, Manifest
 from budgeted_lora.commands.text import size
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_path, canonical_json, sha256_file
@@ -73,7 +58,7 @@ def export_archive(archive: Path, *, scale: str, with_cache: bool = False) -> Su
         BadInput: there are no results, Snakemake is at work on them, a file is a link or changed meanwhile, or the
             archive's name has another ending or is inside the folders that it is to hold.
     """
-    if not archive.name.endswith(ENDINGS):
+    if not archive.name.endswith(form.ENDINGS):
         raise BadInput(f"{archive}: expected a name that ends in .tar.zst or .tar.gz")
     if any(archive.resolve().is_relative_to(Path(root).resolve()) for root in snakemake.roots(scale)):
         raise BadInput(f"{archive}: is inside what it would hold; name a place outside {snakemake.roots(scale)[0]}")
@@ -164,14 +149,14 @@ def write_archive(path: Path, manifest: Manifest, records: bytes, *, name: str) 
         BadInput: a file changed since the manifest was made.
     """
     head = canonical_json(manifest.model_dump(mode="json")).encode()
-    with writing(path, name=name) as tar:
-        for first, content in ((MANIFEST, head), (DIGEST, digest_line(head)), (RECORDS, records)):
-            tar.addfile(member(first, size=len(content)), io.BytesIO(content))
+    with form.writing(path, name=name) as tar:
+        for first, content in ((form.MANIFEST, head), (form.DIGEST, form.digest_line(head)), (form.RECORDS, records)):
+            tar.addfile(form.member(first, size=len(content)), io.BytesIO(content))
         for file, entry in manifest.files.items():
             with Path(file).open("rb") as source:
                 reader = Hashing(source)
                 try:
-                    tar.addfile(member(file, size=entry.bytes, mtime=entry.mtime_ns // 10**9), reader)
+                    tar.addfile(form.member(file, size=entry.bytes, mtime=entry.mtime_ns // 10**9), reader)
                 except OSError as error:
                     if error.errno is not None:
                         raise
@@ -198,8 +183,8 @@ def import_archive(archive: Path, *, force: bool = False) -> Summary:
     if not Path("Snakefile").is_file():
         raise BadInput("import: no Snakefile in this folder; expected the root of a checkout")
     with ExitStack() as stack:
-        tar = stack.enter_context(reading(archive))
-        manifest = read_manifest(tar)
+        tar = stack.enter_context(form.reading(archive))
+        manifest = form.read_manifest(tar)
         check_before(archive, manifest)
         staged = {root: stack.enter_context(staging(Path(root), manifest.scale)) for root in ("results", "reports")}
         records = unpack(tar, manifest, staged)
@@ -243,19 +228,19 @@ def unpack(tar: tarfile.TarFile, manifest: Manifest, staged: dict[str, Path]) ->
     Raises:
         ValueError: a member is missing, or not in the manifest, or differs from it.
     """
-    text = read_member(tar, RECORDS, limit=max(manifest.records.bytes, 0))
+    text = form.read_member(tar, form.RECORDS, limit=max(manifest.records.bytes, 0))
     if hashlib.sha256(text).hexdigest() != manifest.records.sha256:
-        raise ValueError(f"{RECORDS} does not match its digest in the manifest")
+        raise ValueError(f"{form.RECORDS} does not match its digest in the manifest")
     waiting = dict(manifest.files)
     for about in iter(tar.next, None):
         entry = waiting.pop(about.name, None)
-        if entry is None or not is_plain(about) or about.size != entry.bytes:
+        if entry is None or not form.is_plain(about) or about.size != entry.bytes:
             raise ValueError(f"{about.name!r} is not a file as the manifest names it")
         target = beside(about.name, staged)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
             reader = Hashing(tar.extractfile(about))
-            shutil.copyfileobj(reader, out, BLOCK)
+            shutil.copyfileobj(reader, out, form.BLOCK)
             out.flush()
             os.fsync(out.fileno())
         if reader.sha256.hexdigest() != entry.sha256:
@@ -263,12 +248,12 @@ def unpack(tar: tarfile.TarFile, manifest: Manifest, staged: dict[str, Path]) ->
         os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
     if waiting:
         raise ValueError(f"{len(waiting)} files are missing, e.g. {min(waiting)}")
-    while tar.fileobj.read(BLOCK):  # the end of the stream has the checksum of the whole
+    while tar.fileobj.read(form.BLOCK):  # the end of the stream has the checksum of the whole
         pass
     records = json.loads(text)
     strange = [name for name, record in records.items() if not snakemake.of_scale(name, manifest.scale)]
     if strange or not all(isinstance(record, str) for record in records.values()):
-        raise ValueError(f"{RECORDS} is not of scale {manifest.scale}")
+        raise ValueError(f"{form.RECORDS} is not of scale {manifest.scale}")
     return records
 
 

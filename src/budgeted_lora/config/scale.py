@@ -11,25 +11,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
+from budgeted_lora.config import sections
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.files import merged_layers, origin_note, read_layers
 from budgeted_lora.config.messages import problems, row_place
 from budgeted_lora.config.rows import Row, Sweep
-from budgeted_lora.config.sections import (
-    Budget,
-    Calibration,
-    Compression,
-    Evaluation,
-    Lora,
-    Report,
-    Speed,
-    Student,
-    Teacher,
-    TeachersMade,
-    Threads,
-    Tokenizer,
-    Training,
-)
 from budgeted_lora.config.types import Packing, Positive, Strict, key
 from budgeted_lora.errors import BadInput
 
@@ -54,28 +40,28 @@ class Config(Strict):
     gpus_per_run: Positive = key(
         1, "GPUs that train one student together, each computing its part of every step (processes on a CPU). [ours]"
     )
-    threads: Threads = key(Threads(), "CPU threads; bytes repeat only with equal counts.")
+    threads: sections.Threads = key(sections.Threads(), "CPU threads; bytes repeat only with equal counts.")
     sequence_length: Positive = key(1024, "Tokens of a window. [S]")
     rows: Packing = key(
         "packed", "How documents become windows: joined and cut, or one padded document per window. [U]"
     )
     corpus: Corpus = Corpus()
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: sections.Tokenizer = sections.Tokenizer()
     teachers: Literal["shipped", "pretrain", "folder", "hub"] = key("shipped", "Where teachers come from. [ours]")
-    teacher_ladder: dict[str, Teacher] = key(
+    teacher_ladder: dict[str, sections.Teacher] = key(
         ..., "Teachers by the name they stand for, smallest first. [S]", min_length=1
     )
-    calibration: Calibration = Calibration()
-    pretraining: TeachersMade = TeachersMade()
-    student: Student = Student()
-    training: Training = Training()
-    lora: Lora = Lora()
-    budget: Budget = Budget()
-    compression: Compression = Compression()
+    calibration: sections.Calibration = sections.Calibration()
+    pretraining: sections.TeachersMade = sections.TeachersMade()
+    student: sections.Student = sections.Student()
+    training: sections.Training = sections.Training()
+    lora: sections.Lora = sections.Lora()
+    budget: sections.Budget = sections.Budget()
+    compression: sections.Compression = sections.Compression()
     sweeps: dict[str, Sweep] = key({}, "Lists of compression variants that a row can name, see above. [ours]")
-    evaluation: Evaluation = Evaluation()
-    speed: Speed = Speed()
-    report: Report = Report()
+    evaluation: sections.Evaluation = sections.Evaluation()
+    speed: sections.Speed = sections.Speed()
+    report: sections.Report = sections.Report()
     tables: dict[str, list[Row]] = key({}, "Rows of each table, see above. [S]")
 
     @model_validator(mode="after")

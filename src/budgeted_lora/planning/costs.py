@@ -15,27 +15,11 @@ from budgeted_lora.config.sections import Teacher
 from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.method.cost import (
-    ModelShape,
-    forward_flops,
-    lora_macs,
-    projections,
-    step_flops,
-)
+from budgeted_lora.method.cost import ModelShape, forward_flops, lora_macs, projections, step_flops
 from budgeted_lora.method.schedule import BudgetRule
+from budgeted_lora.planning import memory
 from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
-from budgeted_lora.planning.memory import (
-    PROCESS,
-    Network,
-    caching_bytes,
-    evaluation_bytes,
-    host_bytes,
-    pretraining_bytes,
-    statistics_bytes,
-    trained_numbers,
-    training_bytes,
-    width_of,
-)
+from budgeted_lora.planning.memory import Network
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import student_shape
@@ -201,7 +185,7 @@ class ScaleCosts:
         in_context = bool(ICL_TABLES & set(cell.tables))
         networks = [student, student]  # the compressed student at its largest, and the uncompressed one
         variants, adapters = len(cell.variants), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
-        scored = variants * 2 * self._scored_tokens() + (self._prompt_tokens() if in_context else 0)
+        scored = variants * 2 * self.config.corpus.validation_tokens + (self._prompt_tokens() if in_context else 0)
         scoring = scored * self._forward(student)
         device_bytes, host = self._training_memory(recipe)
         return CellCost(
@@ -222,7 +206,7 @@ class ScaleCosts:
             evaluation_bytes=self._evaluation_bytes(networks, prompts=in_context),
             host_bytes=host,
             disk_bytes=4 * (student.parameters + adapters) * (1 + variants),
-            state_bytes=2 * 12 * trained_numbers(recipe, student),  # a new state is written beside the old one
+            state_bytes=2 * 12 * memory.trained_numbers(recipe, student),  # a new state is written beside the old one
         )
 
     def _training_flops(self, recipe: Recipe) -> tuple[float, float]:
@@ -243,7 +227,7 @@ class ScaleCosts:
     def _training_memory(self, recipe: Recipe) -> tuple[int, int]:
         """Bytes on each device, and bytes of the host for all processes, including one that starts several others."""
         processes, student, teacher = self.config.gpus_per_run, self.student(recipe), self.teacher(recipe.teacher)
-        one = training_bytes(
+        one = memory.training_bytes(
             of_one_process(recipe, processes=processes),
             student=student,
             teacher=teacher,
@@ -252,11 +236,8 @@ class ScaleCosts:
             device=self.kind,
             processes=processes,
         )
-        host = host_bytes([student, teacher], device="cuda") if self.device.is_gpu else one
-        return one, processes * host + (PROCESS["cpu"] if processes > 1 else 0)
-
-    def _scored_tokens(self) -> int:
-        return self.config.corpus.validation_tokens
+        host = memory.host_bytes([student, teacher], device="cuda") if self.device.is_gpu else one
+        return one, processes * host + (memory.PROCESS["cpu"] if processes > 1 else 0)
 
     def _prompt_tokens(self) -> int:
         evaluation = self.config.evaluation
@@ -264,7 +245,7 @@ class ScaleCosts:
 
     def _evaluation_bytes(self, networks: list[Network], *, prompts: bool) -> int:
         evaluation, length = self.config.evaluation, self.config.sequence_length
-        return evaluation_bytes(
+        return memory.evaluation_bytes(
             networks,
             tokens=evaluation.batch_windows * length,
             prompts=evaluation.icl_batch if prompts else 0,
@@ -273,19 +254,19 @@ class ScaleCosts:
         )
 
     def _evaluation(self, name: str, network: Network) -> JobCost:
-        tokens = self._scored_tokens() + self._prompt_tokens()
+        tokens = self.config.corpus.validation_tokens + self._prompt_tokens()
         flops = tokens * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=False) + START_UP_SECONDS
-        memory = self._evaluation_bytes([network], prompts=True)
-        return JobCost("evaluate", f"evaluate {name}", tokens, flops, seconds, memory, 0)
+        size = self._evaluation_bytes([network], prompts=True)
+        return JobCost("evaluate", f"evaluate {name}", tokens, flops, seconds, size, 0)
 
     def _pretraining(self, name: str) -> JobCost:
         network, tokens = self.teacher(name), self.config.teacher_ladder[name].tokens or 0
         flops = 3 * tokens * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
         batch = self.config.pretraining.micro_batch_windows * self.config.sequence_length
-        memory = pretraining_bytes(network, tokens=batch, device=self.kind)
-        return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, memory, 2 * network.parameters)
+        size = memory.pretraining_bytes(network, tokens=batch, device=self.kind)
+        return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, size, 2 * network.parameters)
 
     def _statistics(self, name: str) -> JobCost:
         """Forward and backward passes, every projection's inputs times themselves, and a forward pass without each."""
@@ -296,9 +277,10 @@ class ScaleCosts:
         removals = min(REMOVAL_WINDOWS, self.config.lora.statistics_windows) * length * (3 * len(widths) + 1)
         flops += removals * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
-        memory = statistics_bytes(network, tokens=self.config.training.micro_batch_windows * length, device=self.kind)
+        batch = self.config.training.micro_batch_windows * length
+        size = memory.statistics_bytes(network, tokens=batch, device=self.kind)
         stored = 4 * sum(module.d_in**2 + module.macs for module in projections(network.shape))
-        return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, memory, stored)
+        return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, size, stored)
 
     def _caching(self, cache: str) -> JobCost:
         recipe, length = self.graph.caches()[cache], self.config.sequence_length
@@ -309,9 +291,9 @@ class ScaleCosts:
         flops = tokens * (self._forward(network) - 2.0 * network.shape.hidden * self.vocab_size)
         seconds = flops / self.device.rate(self.precision, gradients=False) + START_UP_SECONDS
         batch = self.config.training.micro_batch_windows * length
-        memory = caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
-        stored = tokens * network.shape.hidden * width_of(self.precision)  # as the teacher computed them
-        return JobCost("cache", f"cache teacher {cache}", tokens, flops, seconds, memory, stored)
+        size = memory.caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
+        stored = tokens * network.shape.hidden * memory.width_of(self.precision)  # as the teacher computed them
+        return JobCost("cache", f"cache teacher {cache}", tokens, flops, seconds, size, stored)
 
     def of(self, *targets: str) -> "ScaleCosts":
         """The costs of some of Snakemake's targets only: `main`, `all`, `sensitivity` ..."""
@@ -359,7 +341,8 @@ class ScaleCosts:
         """Largest host memory of a job that is not a training, and which job."""
         if not self.device.is_gpu:
             return max(self._on_one_device(), default=(0, "no job"))
-        return max((host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in self.graph.teachers)
+        teachers = self.graph.teachers
+        return max((memory.host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in teachers)
 
 
 def measured_students(graph: Graph) -> list[str]:

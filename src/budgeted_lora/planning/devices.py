@@ -155,6 +155,8 @@ class Slots:
 
 def of_one_process(recipe: Recipe, *, processes: int) -> Recipe:
     """The part of each step that one of the processes computes; `training.distributed` cuts it likewise."""
+    if processes == 1:
+        return recipe
     windows = recipe.batch_windows // processes
     micro = math.gcd(recipe.micro_batch_windows, windows)
     return recipe.model_copy(update={"batch_windows": windows, "micro_batch_windows": micro})

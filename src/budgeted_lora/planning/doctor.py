@@ -45,10 +45,10 @@ def examine_quickly(graph: Graph, *, remote: bool, ask_hub: bool = False) -> lis
 
 def refusal(graph: Graph, *, remote: bool) -> str | None:
     """Why a scale cannot run here, in one line; None if it can."""
-    found = troubles(examine_quickly(graph, remote=remote))
-    if not found:
+    problems = troubles(examine_quickly(graph, remote=remote))
+    if not problems:
         return None
-    text = " | ".join(f"{item.name} {item.state}: {item.line()}" for item in found)
+    text = " | ".join(f"{item.name} {item.state}: {item.line()}" for item in problems)
     return f"scale {graph.config.scale} cannot run here: {text} (`budgeted-lora doctor`; --config fit=warn starts it)"
 
 

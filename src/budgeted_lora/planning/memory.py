@@ -7,13 +7,7 @@ two); the rest was counted from the code. Estimates are too large by `SLACK` rat
 from dataclasses import dataclass
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.method.cost import (
-    CHUNK_ELEMENTS,
-    ModelShape,
-    parameters,
-    projections,
-    trainable_parameters,
-)
+from budgeted_lora.method.cost import CHUNK_ELEMENTS, ModelShape, parameters, projections, trainable_parameters
 
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
