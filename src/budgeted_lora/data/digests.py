@@ -70,11 +70,7 @@ def open_digests(path: Path, *, documents: int) -> np.ndarray:
 
 
 def merged(shards: Sequence[np.ndarray], *, limit: int = LIMIT) -> Iterator[np.ndarray]:
-    """Records of all shards sorted by digest, then shard, then document; equal digests come in the same array.
-
-    Yields:
-        arrays of `MERGED` of about `limit` records.
-    """
+    """Arrays of `MERGED` of about `limit` records, sorted by digest, shard, document; equal digests share an array."""
     parts = -(-sum(map(len, shards)) // limit)
     bounds = [(part << 64) // parts for part in range(1, parts)]  # MD5s are uniform: equal ranges, equal parts
     starts = [0] * len(shards)
@@ -100,11 +96,7 @@ def equal_to_previous(records: np.ndarray) -> np.ndarray:
 
 
 def first_occurrences(shards: Sequence[np.ndarray], counts: Sequence[tuple[int, int]], *, limit: int = LIMIT) -> Marks:
-    """Marks each distinct document where it occurs first: in the earliest shard, at the earliest place.
-
-    Args:
-        counts: number of training and held-out documents per shard.
-    """
+    """Marks each distinct document where it occurs first; `counts` are training and held-out documents per shard."""
     kept = Marks(counts)
     for records in merged(shards, limit=limit):
         kept.flat[kept.places(records[equal_to_previous(records)])] = False

@@ -27,10 +27,7 @@ def in_slice(digest: bytes, *, slice_per_mille: int) -> bool:
 
 
 def encodable(text: str) -> str:
-    """The text with a question mark for each lone surrogate, which escapes in JSON or source code can leave.
-
-    A lone surrogate has no UTF-8 form. The length does not change.
-    """
+    """The text with a question mark for each lone surrogate, which has no UTF-8 form; escapes can leave some."""
     return text.encode(errors="replace").decode()
 
 
@@ -98,9 +95,7 @@ def split_documents(
 
 def document_table(rows: list[tuple[str, bytes, str]]) -> pa.Table:
     """A table of `SCHEMA` from (text, md5, split)."""
-    columns = list(zip(*rows, strict=True)) if rows else ([], [], [])
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    return pa.table(arrays, schema=SCHEMA)
+    return pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], schema=SCHEMA)
 
 
 def texts_of(path: Path, split: str) -> Iterator[tuple[str, bytes]]:

@@ -33,10 +33,9 @@ def read_documents(corpus: Corpus, *, processes: int = 1) -> Iterator[str]:
 
 
 def read_docstrings(packages: Iterable[str], *, processes: int = 1) -> list[str]:
-    """Docstrings of every module, class and function of installed packages, sorted by MD5.
+    """Docstrings of every module, class and function of installed packages, without their test folders.
 
-    The source is parsed, never imported. Test folders are skipped. Sorting by MD5 is a shuffle that every machine
-    repeats.
+    The source is parsed, never imported. Sorting by MD5 shuffles the texts in a way that every machine repeats.
     """
     paths = [path for name in packages for path in _sources(name)]
     with ProcessPoolExecutor(processes) as pool:
@@ -54,12 +53,8 @@ def _sources(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise BadInput(f"corpus.packages: {package!r} is not an installed package; install it or remove it")
-    root = Path(spec.submodule_search_locations[0])
-    return [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not {"tests", "test", "testing"} & set(path.relative_to(root).parts)
-    ]
+    root, tests = Path(spec.submodule_search_locations[0]), {"tests", "test", "testing"}
+    return [path for path in sorted(root.rglob("*.py")) if not tests & set(path.relative_to(root).parts)]
 
 
 def _docstrings(path: Path) -> list[str]:
@@ -112,15 +107,11 @@ def _read_lines(path: Path, text_field: str) -> Iterator[str]:
         lines = _split_lines(_decompressed(stream, path)) if path.name.endswith(".zst") else stream
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _field(line, f"{path}, line {number}", text_field)
+                place = f"{path}, line {number}"
+                yield _text(_parsed(line, place), place, text_field)
 
 
 def _decompressed(stream: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Blocks of a Zstandard file of one or several frames.
-
-    Raises:
-        BadInput: the data is damaged or ends inside a frame.
-    """
     import zstandard
 
     frame = None
@@ -144,31 +135,25 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     yield rest
 
 
-def _field(line: bytes, where: str, text_field: str) -> str:
+def _parsed(line: bytes, place: str) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except UnicodeDecodeError as error:
-        raise BadInput(f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line)") from None
+        raise BadInput(f"{place}: not UTF-8 text ({error.reason} at byte {error.start} of the line)") from None
     except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: not JSON ({error.msg}); is the file truncated?") from None
+        raise BadInput(f"{place}: not JSON ({error.msg}); is the file truncated?") from None
     except RecursionError:
-        raise BadInput(f"{where}: not JSON (nested too deeply)") from None
-    return _text(record, where, text_field)
+        raise BadInput(f"{place}: not JSON (nested too deeply)") from None
 
 
-def _text(record: Any, where: str, text_field: str) -> str:
-    """The text of a record.
-
-    Raises:
-        BadInput: the record has no such field, or the field does not hold text.
-    """
+def _text(record: Any, place: str, text_field: str) -> str:
     if not isinstance(record, dict):
-        raise BadInput(f"{where}: no field {text_field!r} (corpus.text_field); it is {record!r:.40}, not a record")
+        raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it is {record!r:.40}, not a record")
     if text_field not in record:
-        raise BadInput(f"{where}: no field {text_field!r} (corpus.text_field); it has {', '.join(record)}")
+        raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it has {', '.join(record)}")
     value = record[text_field]
     if not isinstance(value, str):
-        raise BadInput(f"{where}: field {text_field!r} (corpus.text_field) holds {type(value).__name__}, expected text")
+        raise BadInput(f"{place}: field {text_field!r} (corpus.text_field) holds {type(value).__name__}, expected text")
     return value
 
 

@@ -129,11 +129,9 @@ def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 class TokenWriter:
-    """Appends documents to a token file; memory holds only where each document ends.
+    """Appends documents to a token file; memory holds only `ends`, the end of each document in tokens after a first 0.
 
-    Attributes:
-        ends: end of each document in tokens, after a first entry 0.
-        record: content of `x.json`, complete once `token_writer` has closed the file.
+    `record` is the content of `x.json` once `token_writer` has closed the file.
     """
 
     def __init__(self, stream: BinaryIO, *, dtype: np.dtype, eos_id: int) -> None:
@@ -190,11 +188,7 @@ def token_writer(path: Path, *, vocab_size: int, eos_id: int) -> Iterator[TokenW
 
 
 def write_tokens(path: Path, documents: Iterator[list[int]], *, vocab_size: int, eos_id: int) -> dict[str, Any]:
-    """Writes documents as a token file, each closed by the end token; memory holds one document at a time.
-
-    Returns:
-        The content of `x.json`.
-    """
+    """Writes documents as a token file, one in memory at a time; returns the content of `x.json`."""
     dtype = token_dtype(vocab_size)
     with token_writer(path, vocab_size=vocab_size, eos_id=eos_id) as writer:
         for ids in documents:

@@ -93,8 +93,8 @@ def word_pattern(about: dict[str, Any]) -> re.Pattern[str] | None:
         about: content of tokenizer.json.
     """
     model = about["model"]
-    plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    if model["type"] != "BPE" or not plain or model.get("ignore_merges") or _prefix(about) is None:
+    special = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    if model["type"] != "BPE" or any(model.get(key) for key in special) or _prefix(about) is None:
         return None
     if not model.get("byte_fallback") or not model["vocab"].keys() >= BYTES:
         return None  # an unknown character would be one token with its neighbours
