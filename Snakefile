@@ -6,7 +6,8 @@
 #   snakemake --config teachers=pretrain                    any top-level key of the scale, laid on top
 #   snakemake --config scale=paper fit=warn                 start although the machine is too small by the plan
 #
-# Values and file lists come from budgeted_lora.workflow.graph; what a stage does is in src/budgeted_lora.
+# Rule `train_cell` calls the function `train_cell` of src/budgeted_lora/stages/train_cell.py, and so on. File lists
+# come from workflow/graph.py there, options of the stages from workflow/options.py.
 import re
 import sys
 from os.path import dirname
@@ -17,11 +18,14 @@ from snakemake.utils import min_version
 from budgeted_lora.config.scale import MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
-from budgeted_lora.workflow.graph import load_graph
+from budgeted_lora.workflow import options
+from budgeted_lora.workflow.cells import DEFAULT_VARIANT
+from budgeted_lora.workflow.code import source_files
+from budgeted_lora.workflow.graph import load_graph, token_files
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.workflow.runs import begin_run, join_run, refuse_a_clock_set_back
 from budgeted_lora.workflow.slurm import job_name
-from budgeted_lora.workflow.code import source_files
+from budgeted_lora.workflow.stage_command import stage_command
 from budgeted_lora.workflow.report import ReportJobs
 
 min_version("9.0")
@@ -40,7 +44,7 @@ except BadInput as error:
 # of Snakemake's own, without which a stage that fails before a pipe would count as done.
 shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')
 
-settings = graph.config
+scale_config = graph.config
 results, reports = graph.results, graph.reports
 report_jobs = ReportJobs(graph)
 
@@ -49,9 +53,9 @@ wildcard_constraints:
     cell="|".join(graph.cells) or "none",
     teacher="|".join(graph.teachers),
     student="|".join(graph.students),
-    settings="|".join(map(re.escape, graph.settings)),
+    variant="|".join(map(re.escape, graph.variants)),
     cache="|".join(graph.caches()) or "none",
-    structure="|".join(graph.structures()) or "none",
+    structure="|".join(graph.timed()) or "none",
 
 
 report: "workflow/report/workflow.rst"
@@ -60,9 +64,7 @@ report: "workflow/report/workflow.rst"
 onstart:
     if not workflow.touch:
         targets = workflow.dag_settings.targets
-        refuse_what_cannot_fit(
-            graph, targets=targets, remote=not workflow.local_exec
-        )
+        refuse_what_cannot_fit(graph, targets=targets, remote=not workflow.local_exec)
     begin_run(results, slurm=job_name(workflow))
 
 
@@ -73,7 +75,7 @@ rule all:
         f"{reports}/contents/all.json",
 
 
-if settings.corpus.shards:
+if scale_config.corpus.shards:
 
     include: "workflow/rules/shards.smk"
 
@@ -88,7 +90,6 @@ include: "workflow/rules/students.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/compress.smk"
 include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/undistilled.smk"
 include: "workflow/rules/speed.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/report.smk"

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import zstandard
 from fixtures.checkout import checkout
+from fixtures.snakemake_runs import FOLDERS, pending, snakemake
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_workflow import FOLDERS, pending, snakemake
 
 from budgeted_lora.commands import archive_format
 from budgeted_lora.commands import snakemake_records as metadata

@@ -1,35 +1,32 @@
 """What `cells`, `why` and `prune` know of statistics, shards, the teachers' own tokens and timings of one student."""
 
-import json
 import shutil
 from pathlib import Path
 
 import click
 import pytest
-from fixtures.training_world import VOCABULARY, make_world
-from test_status import SCALE as BASE
-from test_status import TINY, write_scale
+from fixtures.tiny_scale import SCALE as BASE
+from fixtures.tiny_scale import TINY, write_scale
+from fixtures.training_world import make_world
 
 from budgeted_lora.commands.chain import chain, data_and_teachers
 from budgeted_lora.commands.prune import leftovers, remove
 from budgeted_lora.commands.show_status import render_why
 from budgeted_lora.commands.status import CellStatus, Inspector
-from budgeted_lora.evaluation.speed import SpeedShape
 from budgeted_lora.files import (
     read_json,
     write_json,
     write_record,
     write_text,
 )
-from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student
-from budgeted_lora.stages.dispatch import write_digest
-from budgeted_lora.stages.evaluate import evaluate_model
-from budgeted_lora.stages.measure_speed import compressed_structure, measure_speed
+from budgeted_lora.stages.evaluate import evaluate
+from budgeted_lora.stages.measure_speed import measure_speed
 from budgeted_lora.stages.measure_statistics import measure_statistics
 from budgeted_lora.stages.train_cell import train_cell
+from budgeted_lora.workflow import options
 from budgeted_lora.workflow.graph import Graph
 
 CUT = "macsF0.4_by-outputs_undistilled-True"
@@ -67,16 +64,14 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(data / "tokenizer" / "tokenizer.json", {})
         student = TINY / "students/mixed"
         cut_student(
-            **json.loads(graph.student("mixed")), teacher=teacher, out=student / "model",
+            **options.student(graph, "mixed"), teacher=teacher, out=student / "model",
             record=student / "student.json", scale="tiny",
         )  # fmt: skip
         measure_statistics(
-            **json.loads(graph.statistics()), student=student / "model", tokens=data / "train.bin",
+            **options.statistics(graph), student=student / "model", tokens=data / "train.bin",
             out=student / "statistics", record=student / "statistics.json", scale="tiny", device="cpu",
             threads=graph.config.threads.training,
         )  # fmt: skip
-        for name in ("model", "statistics"):
-            write_digest(student / name)
         for cell in graph.cells:
             make_cell(graph, cell)
     return folder
@@ -90,36 +85,32 @@ def make_cell(graph: Graph, cell: str) -> None:
         recipe=recipe, cell=cell, scale="tiny", student=student / "model", teacher=TINY / "teachers/A/model",
         tokens=data / "train.bin", cache=None, out=place, state=TINY / "state", device="cpu",
         threads=threads.training, log_every=2, checkpoint_every=100,
-        statistics=next(map(Path, graph.statistics_files(cell)), None),
+        statistics=next(map(Path, graph.statistics_read(cell)), None),
     )  # fmt: skip
-    write_digest(place / "trained")
     about = {"scale": "tiny", "cell": cell, "threads": threads.evaluation}
     for settings in graph.cells[cell].variants:
         out = place / "compressed" / settings
         compress_cell(
             recipe=recipe, student=student / "model", trained=place / "trained", tokens=data / "validation.bin",
-            tokenizer=data / "tokenizer", settings=json.loads(graph.compression(settings)), out=out,
-            statistics=student / "statistics" if graph.truncation_files(cell, settings) else None, **about,
+            tokenizer=data / "tokenizer", settings=options.compression(graph, settings), out=out,
+            statistics=student / "statistics" if graph.statistics_read(cell, settings) else None, **about,
         )  # fmt: skip
-        write_digest(out / "model")
-        evaluate_model(
+        evaluate(
             model=out / "model", tokens=data, tokenizer=data / "tokenizer", out=out,
-            values=json.loads(graph.evaluation()), device="cpu", icl=False, **about,
+            values=options.evaluation(graph), device="cpu", icl=False, **about,
         )  # fmt: skip
     if cell in graph.own_structures():
         out = place / "compressed/default"
-        made(out / "icl.json", json.loads(graph.evaluation()))
+        made(out / "icl.json", options.evaluation(graph))
         write_text(out / "icl_examples.parquet", "x")
         time_cell(graph, cell)
 
 
 def time_cell(graph: Graph, cell: str) -> None:
-    about = json.loads(graph.own_speed_values(cell))["student"]
-    shape = SpeedShape(**about | {"shape": ModelShape(**about["shape"]), "vocab_size": VOCABULARY})
-    structure = compressed_structure(TINY / "cells" / cell / "compressed/default/compression.json")
+    name = graph.structure_of(cell)
     measure_speed(
-        student=shape, structure=structure, out=TINY / f"speed/cell_{cell}.json", scale="tiny",
-        threads=graph.config.threads.timing, device="cpu", **graph.config.speed.model_dump(),
+        **options.measure_speed(graph, name) | {"device": "cpu", "scale": "tiny"}, tokens=TINY / "data/train.json",
+        compressed=Path(graph.structure_record(name)[0]), out=TINY / f"speed/{name}.json",
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_workflow import FOLDERS, checkout, snakemake
+from fixtures.checkout import checkout
+from fixtures.snakemake_runs import FOLDERS, snakemake
 
 from budgeted_lora.commands.archive import export_archive, import_archive
 

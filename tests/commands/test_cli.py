@@ -131,14 +131,14 @@ def train(run: Run, world: World, out: Path, **changed: object) -> Outcome:
     recipe = paths.pop("recipe", make_recipe("kd_lora").model_dump(mode="json"))
     options = [word for name, path in paths.items() for word in (f"--{name}", path)]
     return run(
-        "stage", "train", "--values", recipe, "--cell", "c", *options, "--out", out / "cell", "--state", out / "state",
-        "--log-every", 4, "--checkpoint-every", 100, *ON_CPU,
+        "stage", "train_cell", "--recipe", recipe, "--cell", "c", *options, "--out", out / "cell",
+        "--state", out / "state", "--log-every", 4, "--checkpoint-every", 100, *ON_CPU,
     )  # fmt: skip
 
 
 def cache(run: Run, teacher: Path, tokens: Path, out: Path, *, length: int = LENGTH) -> Outcome:
     return run(
-        "stage", "cache-teacher", "--teacher", teacher, "--tokens", tokens, "--windows", 4, "--sequence-length", length,
+        "stage", "cache_teacher", "--teacher", teacher, "--tokens", tokens, "--windows", 4, "--sequence-length", length,
         "--rows", "packed", "--batch-windows", 2, "--precision", "float32", "--out", out / "cache",
         "--state", out / "state", *ON_CPU,
     )  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_student_of_other_weights(run: Run, world: World, tmp_path: Path) -> N
 def test_a_missing_teacher(run: Run, tmp_path: Path) -> None:
     where = ["--out", tmp_path / "model", "--record", tmp_path / "record.json", "--scale", "tiny"]
     rule = {"slice_per_mille": 40, "hold_out_words": False}
-    fetch = ["stage", "fetch-teacher", "--name", "9B", "--values", rule, *where]
+    fetch = ["stage", "fetch_teacher", "--name", "9B", "--options", rule, *where]
     assert run(*fetch, "--source", "shipped", "--spec", TEACHER).refusal().startswith("teacher '9B' does not ship with")
     gone = TEACHER | {"folder": str(tmp_path / "gone")}
     line = run(*fetch, "--source", "folder", "--spec", gone).refusal()
@@ -231,7 +231,7 @@ def test_a_missing_teacher(run: Run, tmp_path: Path) -> None:
     line = run(*fetch, "--source", "hub", "--spec", TEACHER | {"hub": "owner/name"}).refusal()
     assert "revision is None; expected the 40 hex digits of a commit" in line
     line = run(
-        "stage", "cut-student", "--teacher", tmp_path / "gone", "--values", '{"init": "mixed", "depth": 1}', *where
+        "stage", "cut_student", "--teacher", tmp_path / "gone", "--options", '{"init": "mixed", "depth": 1}', *where
     ).refusal()
     assert line.startswith(f"{tmp_path}/gone/config.json: no such file")
 
@@ -240,16 +240,16 @@ def test_an_empty_slice(run: Run, tmp_path: Path) -> None:
     (tmp_path / "documents.jsonl").write_text('{"text": "Lone document."}\n')
     corpus = {"source": "files", "files": [str(tmp_path / "*.jsonl")], "min_characters": 1, "slice_per_mille": 1}
     collect = ["--out", tmp_path / "d.parquet", "--record", tmp_path / "r.json", "--scale", "tiny"]
-    line = run("stage", "collect", "--values", corpus, *collect).refusal()
+    line = run("stage", "collect_corpus", "--corpus", corpus, *collect).refusal()
     assert line.startswith("corpus: 1 documents read, 0 in a slice of 1 per mille; expected at least one document")
     assert not (tmp_path / "d.parquet").exists()
-    line = run("stage", "collect", "--values", corpus | {"files": [str(tmp_path / "*.txt")]}, *collect).refusal()
+    line = run("stage", "collect_corpus", "--corpus", corpus | {"files": [str(tmp_path / "*.txt")]}, *collect).refusal()
     assert "*.txt" in line
 
 
 @pytest.mark.parametrize("values", ["{", '{"method": "kd_lora"}', '{"method": "kd_lora", "shape": 1}', "[]"])
 def test_values_that_are_none(run: Run, world: World, tmp_path: Path, values: str) -> None:
-    assert train(run, world, tmp_path, recipe=values).refusal().startswith("--values: ")
+    assert train(run, world, tmp_path, recipe=values).refusal().startswith("--recipe: ")
 
 
 def test_a_second_run_of_a_cell_is_refused(
@@ -286,7 +286,7 @@ def test_a_file_in_the_way_is_status_1_and_one_line(run: Run, world: World, tmp_
     (tmp_path / "file").write_text("")
     place = ["--out", tmp_path / "file" / "model", "--record", tmp_path / "r.json", "--scale", "tiny"]
     outcome = run(
-        "stage", "cut-student", "--teacher", world.teacher, "--values", '{"init": "mixed", "depth": 1}', *place
+        "stage", "cut_student", "--teacher", world.teacher, "--options", '{"init": "mixed", "depth": 1}', *place
     )
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1].startswith("budgeted-lora: ")

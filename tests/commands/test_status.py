@@ -4,13 +4,13 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from fixtures.training_world import LENGTH, SHAPE, VOCABULARY, make_world
+from fixtures.tiny_scale import SCALE, TINY, write_scale
+from fixtures.training_world import VOCABULARY, make_world
 
 from budgeted_lora.commands import app as cli
 from budgeted_lora.commands.status import (
@@ -18,7 +18,6 @@ from budgeted_lora.commands.status import (
     Inspector,
     changes,
 )
-from budgeted_lora.config.scale import load_config
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.files import (
     is_locked,
@@ -29,37 +28,16 @@ from budgeted_lora.files import (
 )
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student
-from budgeted_lora.stages.dispatch import write_digest
-from budgeted_lora.stages.evaluate import evaluate_model
+from budgeted_lora.stages.evaluate import evaluate
 from budgeted_lora.stages.train_cell import train_cell
 from budgeted_lora.training.state import LOCK, locked_folder
+from budgeted_lora.workflow import options
 from budgeted_lora.workflow.graph import Graph
-
-SCALE = {
-    "scale": "tiny", "sequence_length": LENGTH, "corpus": {"packages": ["numpy"]}, "student": {"layers": 2},
-    "teacher_ladder": {"A": {"layers": 3} | {name: SHAPE[name] for name in ("hidden", "ffn", "heads", "kv_heads")}},
-    "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
-    "training": {"tokens": LENGTH * 4 * 6, "batch_windows": 4, "micro_batch_windows": 4, "precision": "float32"},
-    "tables": {"table6": [{"method": "kd_lora", "seed": [0, 1]}]},
-}  # fmt: skip
-TINY = Path("results/tiny")
 
 
 def configured(folder: Path, **over: object) -> Graph:
     """The scale with some sections replaced, key by key."""
     return write_scale(folder, SCALE, over)
-
-
-def write_scale(folder: Path, *parts: Mapping[str, object]) -> Graph:
-    """Writes a scale, each part laid over those before it, key by key, and reads it; a table without rows goes."""
-    values: dict[str, object] = {}
-    for part in parts:
-        values |= {
-            key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in part.items()
-        }
-    values["tables"] = {name: rows for name, rows in values["tables"].items() if rows}
-    write_text(folder / "config" / "tiny.yaml", yaml.safe_dump(values))
-    return Graph(load_config(folder / "config" / "tiny.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -86,27 +64,24 @@ def compute(folder: Path) -> None:
     cell = next(iter(graph.cells))
     student = TINY / "students" / graph.student_of(cell) / "model"
     cut_student(
-        **json.loads(graph.student(graph.student_of(cell))),
+        **options.student(graph, graph.student_of(cell)),
         teacher=teacher, out=student, record=student.parent / "student.json", scale="tiny",
     )  # fmt: skip
-    write_digest(student)
     place, recipe, threads = TINY / "cells" / cell, graph.recipe_of(cell), graph.config.threads
     train_cell(
         recipe=recipe, cell=cell, scale="tiny", student=student, teacher=teacher, tokens=data / "train.bin",
         cache=None, out=place, state=TINY / "state", device="cpu", threads=threads.training, log_every=2,
         checkpoint_every=100,
     )  # fmt: skip
-    write_digest(place / "trained")
     out = place / "compressed/default"
     compress_cell(
         recipe=recipe, cell=cell, scale="tiny", student=student, trained=place / "trained",
-        tokens=data / "validation.bin", tokenizer=data / "tokenizer", settings=json.loads(graph.compression("default")),
+        tokens=data / "validation.bin", tokenizer=data / "tokenizer", settings=options.compression(graph, "default"),
         out=out, threads=threads.evaluation,
     )  # fmt: skip
-    write_digest(out / "model")
-    evaluate_model(
+    evaluate(
         model=out / "model", student=student, uncompressed=place / "trained", tokens=data, tokenizer=data / "tokenizer",
-        out=out, values=json.loads(graph.evaluation()), scale="tiny", cell=cell, device="cpu",
+        out=out, values=options.evaluation(graph), scale="tiny", cell=cell, device="cpu",
         threads=threads.evaluation, icl=False,
     )  # fmt: skip
 
@@ -351,7 +326,7 @@ def test_prune_removes_what_is_unused_and_nothing_else(here: Path, run: Run) -> 
 
 def test_prune_takes_caches_in_use_only_when_asked(here: Path, run: Run) -> None:
     cached = {"training": {"teacher_cache": "hidden"}}
-    name = Path(configured(here, **cached).cache_files(first(here).name)[0]).parent.name
+    name = configured(here, **cached).cache_of(first(here).name).name
     configured(here, **cached)
     write_text(TINY / "cache" / name / "cache.json", "{}")
     assert run("prune", "--scale", "tiny")[1] == "results/tiny: nothing to remove\n"

@@ -24,15 +24,16 @@ from budgeted_lora.data.overlap import ngram_hashes, shared_fractions
 from budgeted_lora.data.tokenizer import END, open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.stages.collect_corpus import collect
+from budgeted_lora.stages.collect_corpus import collect_corpus
+from budgeted_lora.stages.copy_tokenizer import copy_tokenizer
 from budgeted_lora.stages.tokenize_corpus import (
     at_most,
     disjointness,
     interleave,
     list_digest,
-    tokenize,
+    tokenize_corpus,
 )
-from budgeted_lora.stages.tokenizer import copy_tokenizer, make_tokenizer
+from budgeted_lora.stages.train_tokenizer import train_tokenizer
 
 SLICE = 200
 COMMON = settings(deadline=None, max_examples=40)
@@ -55,7 +56,7 @@ def prose(count: int) -> list[str]:
 
 def collected(folder: Path, documents: list[str], **values: object) -> tuple[Path, dict]:
     out, report = folder / "documents.parquet", folder / "corpus.json"
-    collect(corpus=corpus(folder, documents, **values), out=out, report=report, scale="tiny")
+    collect_corpus(corpus=corpus(folder, documents, **values), out=out, record=report, scale="tiny")
     return out, json.loads(report.read_text())
 
 
@@ -155,7 +156,8 @@ def test_collect_writes_every_document_once_on_its_side(tmp_path: Path) -> None:
     assert (counts["read"], counts["duplicates"]) == (87, 7)
     assert counts["train"] + counts["held_out"] == 80
     assert counts["overlap"] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"documents.jsonl", "documents.parquet", "corpus.json"}
+    files = {"documents.jsonl", "documents.parquet", "documents.parquet.sha256", "corpus.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 def test_held_out_copies_of_training_text_are_set_apart(tmp_path: Path) -> None:
@@ -246,13 +248,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("world")
     documents, _ = collected(folder, prose(150))
     rule = {"function_share": 0.3, "slice_per_mille": SLICE, "hold_out_words": False, "prompt_space": False}
-    make_tokenizer(documents=documents, vocab_size=300, out=folder / "tokenizer", **rule)
+    train_tokenizer(documents=documents, vocab_size=300, out=folder / "tokenizer", **rule)
     return {"documents": documents, "collected": folder / "corpus.json", "tokenizer": folder / "tokenizer"}
 
 
 def run(world: dict[str, Path], out: Path, **values: object) -> dict:
     common = {"train_tokens": 12_000, "validation_tokens": 500, "function_share": 0.3, "slice_per_mille": SLICE}
-    tokenize(**world, out=out, hold_out_words=False, prompt_space=False, scale="tiny", **(common | values))
+    tokenize_corpus(**world, out=out, hold_out_words=False, prompt_space=False, scale="tiny", **(common | values))
     return json.loads((out / "manifest.json").read_text())
 
 
@@ -267,7 +269,7 @@ def test_tokenizer_gives_the_text_back(world: dict[str, Path]) -> None:
 def test_tokenizer_that_comes_out_too_small_is_refused(world: dict[str, Path], tmp_path: Path) -> None:
     rule = {"function_share": 0.0, "slice_per_mille": SLICE, "hold_out_words": False, "prompt_space": False}
     with pytest.raises(BadInput, match="vocab_size is 60000, but the corpus yields only"):
-        make_tokenizer(documents=world["documents"], vocab_size=60_000, out=tmp_path / "t", **rule)
+        train_tokenizer(documents=world["documents"], vocab_size=60_000, out=tmp_path / "t", **rule)
     assert not (tmp_path / "t").exists()
 
 
@@ -278,6 +280,7 @@ def test_broken_tokenizer_folders_are_refused(world: dict[str, Path], tmp_path: 
         open_tokenizer(tmp_path)
     copy_tokenizer(source=world["tokenizer"], out=tmp_path / "copy")
     assert open_tokenizer(tmp_path / "copy")[1] == open_tokenizer(world["tokenizer"])[1]
+    (tmp_path / "copy.sha256").unlink()
     (tmp_path / "copy" / "tokenizer_config.json").write_text('{"eos_token": "</nothing>"}')
     with pytest.raises(BadInput, match="names no eos_token of the vocabulary"):
         open_tokenizer(tmp_path / "copy")

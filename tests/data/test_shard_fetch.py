@@ -47,9 +47,9 @@ def start(
     """As `fetch`; does not wait for it."""
     values = {"hub": {"name": name, "revision": COMMIT}, "pattern": pattern.format(shard)}
     command = [
-        sys.executable, "-c", "from budgeted_lora.commands.app import main; main()", "stage", "fetch-shard", "--values",
-        json.dumps(values), "--out", str(out / "source.parquet"), "--record", str(out / "source.json"), "--downloads",
-        str(out / "downloads"), "--scale", "tiny",
+        sys.executable, "-c", "from budgeted_lora.commands.app import main; main()", "stage", "fetch_shard",
+        "--options", json.dumps(values), "--out", str(out / "source.parquet"), "--record", str(out / "source.json"), 
+        "--downloads", str(out / "downloads"), "--scale", "tiny",
     ]  # fmt: skip
     own = os.environ | {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(out / "home")}
     own.pop("HF_HUB_OFFLINE", None)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from fixtures.mistral import small_tokenizer, write_tokenizer
+from fixtures.shard_files import TEXTS, A, B, hub_folder, zst_files
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
@@ -31,36 +32,6 @@ SLICE = 200
 VALUES = {"text_field": "text", "min_characters": 5, "slice_per_mille": SLICE}
 JOIN = {"source": "hub", "hub": {"name": "x"}, "slice_per_mille": SLICE, "overlap_ngram": 13}
 PATTERN = "data/train-{shard:05d}-of-00003-*.parquet"
-
-
-def documents(count: int, start: int = 0) -> list[str]:
-    rng = np.random.default_rng(start)
-    words = ["matrix", "vector", "graph", "sum", "root\n", "  field", "kernel", "basis", "naïve", "漢字"]
-    return [f"Number {start + i}: " + " ".join(rng.choice(words, size=12)) + "." for i in range(count)]
-
-
-A, B, C = documents(40), documents(40, 100), documents(40, 200)
-# Duplicates in a shard, from the shard before and from the first, on both sides of the split; two too short.
-TEXTS = [[*A, A[3], "tiny"], [*B[:20], *A[10:30], *B[20:], "tiny"], [*C, *A[35:], *B[:9], C[0]]]
-
-
-def hub_folder(folder: Path, shards: list[list[str]]) -> Path:
-    """A dataset as it lies on the Hub: a card, and shards named by number, count and a digest."""
-    (folder / "data").mkdir(parents=True)
-    for number, texts in enumerate(shards):
-        name = f"train-{number:05d}-of-{len(shards):05d}-{text_md5(str(number)).hex()}.parquet"
-        table = pa.table({"text": texts, "meta": [{"pile_set_name": "x"}] * len(texts)})
-        pq.write_table(table, folder / "data" / name, row_group_size=7)
-    (folder / "README.md").write_text("---\ndataset_info: {}\n---\n")
-    return folder
-
-
-def zst_files(folder: Path, shards: list[list[str]]) -> Path:
-    folder.mkdir(parents=True)
-    for number, texts in enumerate(shards):
-        lines = "".join(json.dumps({"text": text, "meta": {}}) + "\n" for text in texts)
-        (folder / f"{number:02d}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +381,7 @@ def test_jobs_of_a_hub_dataset_and_of_a_local_copy(tmp_path: Path) -> None:
     assert jobs.downloaded
     assert jobs.pattern("00043") == "data/train-00043-of-01650-*.parquet"
     assert jobs.source("00007") == "results/paper/data/shards/00007/source.parquet"
-    assert [json.loads(jobs.values(name))["training"] for name in jobs.names] == [True] * 22 + [False] * 22
+    assert [jobs.reading(name)["training"] for name in jobs.names] == [True] * 22 + [False] * 22
     hub = hub_folder(tmp_path / "hub", TEXTS)
     local = Graph(paper(hub={"name": str(hub)}, shards={"pattern": PATTERN, "train": 3, "held_out": 4})).shard_jobs()
     assert not local.downloaded

@@ -16,7 +16,7 @@ from budgeted_lora.data.tokenizer import END
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import icl
 from budgeted_lora.evaluation.decoding import batches, greedy_decode
-from budgeted_lora.stages.tokenizer import train_tokenizer
+from budgeted_lora.stages.train_tokenizer import train_bpe
 
 SLICE, VOCABULARY = 40, 600
 
@@ -33,7 +33,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = (rules.function_document(number, seed=0, slice_per_mille=SLICE) for number in range(400))
-    return train_tokenizer(texts, vocab_size=VOCABULARY)
+    return train_bpe(texts, vocab_size=VOCABULARY)
 
 
 @pytest.fixture(scope="module")

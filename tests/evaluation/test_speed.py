@@ -15,6 +15,7 @@ from budgeted_lora.evaluation.speed import (
     factor_ranks,
     take_turns,
 )
+from budgeted_lora.files import write_json
 from budgeted_lora.method.cost import (
     ModelShape,
     dense_macs,
@@ -116,8 +117,11 @@ def test_threads_are_put_back_and_devices_checked():
 def test_the_stage_writes_what_the_report_reads(tmp_path):
     planned = plan(0.8)
     out = tmp_path / "speed.json"
+    write_json(tmp_path / "train.json", {"vocab_size": STUDENT.vocab_size})
+    student = vars(STUDENT) | {"shape": vars(SHAPE)}
+    del student["vocab_size"]
     measure_speed(
-        student=STUDENT, structure=planned, out=out, scale="smoke",
+        student=student, structure=planned, tokens=tmp_path / "train.json", out=out, scale="smoke",
         batch=2, length=24, decode_tokens=3, repeats=3, threads=1, device="cpu",
     )  # fmt: skip
     result = json.loads(out.read_text())

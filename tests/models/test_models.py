@@ -26,9 +26,9 @@ from budgeted_lora.models.load import (
 )
 from budgeted_lora.models.student import cut, layer_indices
 from budgeted_lora.stages.compress_cell import compress_cell
+from budgeted_lora.stages.copy_tokenizer import copy_tokenizer
 from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.fetch_teacher import fetch_teacher
-from budgeted_lora.stages.tokenizer import copy_tokenizer
 from budgeted_lora.stages.train_cell import train_cell
 
 IDS = torch.arange(12).reshape(2, 6) % VOCABULARY

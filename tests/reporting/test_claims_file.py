@@ -139,7 +139,7 @@ def test_a_bad_file_ends_the_command_with_status_2(tmp_path: Path) -> None:
         "-c",
         "from budgeted_lora.commands.app import main; main()",
         "stage",
-        "judge-claims",
+        "judge_claims",
         *words,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

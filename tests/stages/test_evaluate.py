@@ -12,8 +12,8 @@ from budgeted_lora.files import write_json
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.load import mistral_config, new_model, save_model
 from budgeted_lora.models.trained import save_trained
-from budgeted_lora.stages.evaluate import evaluate_model
-from budgeted_lora.stages.tokenizer import train_tokenizer
+from budgeted_lora.stages.evaluate import evaluate
+from budgeted_lora.stages.train_tokenizer import train_bpe
 
 VOCABULARY = 500
 VALUES = {
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     """A data folder, a tokenizer, a model, and a trained student whose adapters do nothing yet."""
     root = tmp_path_factory.mktemp("evaluate")
     texts = [rules.function_document(number, seed=0, slice_per_mille=40) for number in range(300)]
-    tokenizer = train_tokenizer(iter(texts), vocab_size=VOCABULARY)
+    tokenizer = train_bpe(iter(texts), vocab_size=VOCABULARY)
     tokenizer.save(str(root / "tokenizer.json"))
     write_json(root / "tokenizer_config.json", {"eos_token": END})
     documents = [tokenizer.encode(text).ids for text in texts[:80]]
@@ -52,7 +52,7 @@ def run(folder, out, *, tokens=None, values=VALUES, **changes):
         "model": folder / "model", "tokens": tokens or folder, "tokenizer": folder, "out": out, "values": values,
         "scale": "smoke", "cell": "c", "device": "cpu", "threads": 1, "icl": True,
     }  # fmt: skip
-    evaluate_model(**arguments | changes)
+    evaluate(**arguments | changes)
 
 
 def test_the_stage_writes_scores_windows_and_examples(folder, tmp_path):

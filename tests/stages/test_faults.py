@@ -25,8 +25,8 @@ from fixtures.command_line import (
     status_of,
     train_words,
 )
+from fixtures.snakemake_runs import snakemake
 from fixtures.training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
-from test_workflow import snakemake
 
 from budgeted_lora import provenance
 from budgeted_lora.commands import app as cli
@@ -71,7 +71,7 @@ def caching(root: Path, out: Path) -> Words:
 
 def cutting(root: Path, out: Path) -> Words:
     return [
-        "stage", "cut-student", "--teacher", root / "teacher", "--values", {"init": "last", "depth": 2}, "--out",
+        "stage", "cut_student", "--teacher", root / "teacher", "--options", {"init": "last", "depth": 2}, "--out",
         out / "model", "--record", out / "student.json", "--scale", "tiny",
     ]  # fmt: skip
 
@@ -80,7 +80,7 @@ def measuring(root: Path, out: Path) -> Words:
     values = {"windows": 4, "batch_windows": 2, "sequence_length": LENGTH, "rows": "packed", "rank": 2}
     values |= {"removal_windows": 2}
     return [
-        "stage", "measure-statistics", "--values", values, "--student", root / "student", "--tokens",
+        "stage", "measure_statistics", "--options", values, "--student", root / "student", "--tokens",
         root / "train.bin", "--out", out / "statistics", "--record", out / "statistics.json", *ON_CPU,
     ]  # fmt: skip
 
@@ -97,7 +97,7 @@ def scoring(root: Path, out: Path) -> Words:
     return [
         "stage", "evaluate", "--values", values, "--model", root / "compressed" / "model", "--student",
         root / "student", "--uncompressed", root / "cell" / "trained", "--tokens", root, "--tokenizer",
-        root / "tokenizer", "--out", out / "compressed", "--no-icl", *ON_CPU,
+        root / "tokenizer", "--out", out / "compressed", "--icl", "false", *ON_CPU,
     ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def tokenizing(root: Path, out: Path) -> Words:
         "hold_out_words": False, "prompt_space": False,
     }  # fmt: skip
     return [
-        "stage", "tokenize", "--values", values, "--documents", root / "documents.parquet", "--record",
+        "stage", "tokenize_corpus", "--options", values, "--documents", root / "documents.parquet", "--collected",
         root / "corpus.json", "--tokenizer", root / "tokenizer", "--out", out, "--scale", "tiny",
     ]  # fmt: skip
 
@@ -117,7 +117,7 @@ def training_a_tokenizer(root: Path, out: Path) -> Words:
         "vocab_size": 300, "function_share": 0.0, "slice_per_mille": 40, "hold_out_words": False, "prompt_space": False,
     }  # fmt: skip
     return [
-        "stage", "train-tokenizer", "--values", values, "--documents", root / "documents.parquet", "--out", out / "t",
+        "stage", "train_tokenizer", "--options", values, "--documents", root / "documents.parquet", "--out", out / "t",
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from budgeted_lora.method import loop
 from budgeted_lora.stages import cache_teacher as cache_stage
 from budgeted_lora.stages import pretrain_teacher as teacher_stage
 from budgeted_lora.stages import train_cell as stage
-from budgeted_lora.stages.pretrain_teacher import make_teacher
+from budgeted_lora.stages.pretrain_teacher import pretrain_teacher
 from budgeted_lora.training import cache as caching
 from budgeted_lora.training import pretrain as pretraining
 
@@ -322,14 +322,14 @@ def test_a_teachers_state(
         pretraining.pretrain, "__kwdefaults__", pretraining.pretrain.__kwdefaults__ | {"checkpoint_every": 2}
     )
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    cut(monkeypatch, pretraining, "next_token_loss", lambda: make_teacher(**arguments), after=4)
+    cut(monkeypatch, pretraining, "next_token_loss", lambda: pretrain_teacher(**arguments), after=4)
     arguments |= {
         "recipe": {"settings": arguments["settings"].model_copy(update={"weight_decay": 0.2})},
         "tokens": {"tokens": other_world.tokens},
         "threads": {"threads": 2},
     }.get(change, {})
     changed_code(monkeypatch, change, teacher_stage)
-    steps = calls_of(monkeypatch, pretraining, "next_token_loss", lambda: make_teacher(**arguments))
+    steps = calls_of(monkeypatch, pretraining, "next_token_loss", lambda: pretrain_teacher(**arguments))
     assert steps == (1 if change == "nothing" else 5)
 
 

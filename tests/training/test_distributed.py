@@ -182,7 +182,7 @@ def command(world: World, out: Path, *, gpus: int = 2) -> list[str]:
     recipe = job.pop("recipe")
     words = [f"--{name.replace('_', '-')}={value}" for name, value in job.items() if value is not None]
     program = "from budgeted_lora.commands.app import main; main()"
-    return [sys.executable, "-c", program, "stage", "train", f"--values={recipe.model_dump_json()}", *words]
+    return [sys.executable, "-c", program, "stage", "train_cell", f"--recipe={recipe.model_dump_json()}", *words]
 
 
 def start(world: World, out: Path) -> subprocess.Popen[str]:

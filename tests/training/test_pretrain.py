@@ -18,7 +18,7 @@ from budgeted_lora.data.tokens import TokenFile, Windows, write_tokens
 from budgeted_lora.errors import BadInput, TrainingDiverged
 from budgeted_lora.files import sha256_file
 from budgeted_lora.models.load import load_model, mistral_config, new_model
-from budgeted_lora.stages.pretrain_teacher import make_teacher
+from budgeted_lora.stages.pretrain_teacher import pretrain_teacher
 from budgeted_lora.training import pretrain as module
 from budgeted_lora.training.pretrain import (
     PretrainPlan,
@@ -221,7 +221,7 @@ def test_less_than_one_step_is_refused(tokens: TokenFile, tmp_path: Path) -> Non
 
 @pytest.fixture
 def made_from(tmp_path: Path) -> dict[str, object]:
-    """Arguments of `make_teacher` on random tokens."""
+    """Arguments of `pretrain_teacher` on random tokens."""
     make_world(tmp_path)
     spec = Teacher(layers=2, hidden=16, ffn=48, heads=2, kv_heads=1, tokens=5 * 4 * LENGTH + 7)
     return {
@@ -234,7 +234,7 @@ def made_from(tmp_path: Path) -> dict[str, object]:
 
 
 def test_the_stage_writes_model_record_and_history(made_from: dict, tmp_path: Path) -> None:
-    make_teacher(**made_from)
+    pretrain_teacher(**made_from)
     record = json.loads((tmp_path / "teacher.json").read_text())
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
@@ -256,8 +256,8 @@ def test_the_stage_writes_model_record_and_history(made_from: dict, tmp_path: Pa
 
 
 def test_the_stage_repeats_its_bytes(made_from: dict, tmp_path: Path) -> None:
-    make_teacher(**made_from)
-    make_teacher(**made_from | {"out": tmp_path / "again"})
+    pretrain_teacher(**made_from)
+    pretrain_teacher(**made_from | {"out": tmp_path / "again"})
     assert sha256_file(tmp_path / "again") == sha256_file(tmp_path / "model")
 
 
@@ -269,7 +269,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     """The kill comes in the backward pass of a step; what was saved every second step is gone on from."""
     recipe = made_from["settings"].model_copy(update={"matrix_learning_rate": matrix_rate})
     made_from |= {"settings": recipe}
-    make_teacher(**made_from | {"out": tmp_path / "whole"})
+    pretrain_teacher(**made_from | {"out": tmp_path / "whole"})
     monkeypatch.setattr(pretrain, "__kwdefaults__", pretrain.__kwdefaults__ | {"checkpoint_every": 2})
     calls = []
 
@@ -281,11 +281,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(module, "next_token_loss", dying)
     with pytest.raises(KeyboardInterrupt):
-        make_teacher(**made_from)
+        pretrain_teacher(**made_from)
     assert not (tmp_path / "model").exists()
     counted = []
     monkeypatch.setattr(module, "next_token_loss", lambda *inputs: counted.append(None) or next_token_loss(*inputs))
-    make_teacher(**made_from)
+    pretrain_teacher(**made_from)
     assert len(counted) == 2 * (5 - killed_at // 2 * 2)
     assert sha256_file(tmp_path / "model") == sha256_file(tmp_path / "whole")
     assert not list((tmp_path / "state").iterdir())
@@ -293,7 +293,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 def test_a_teachers_own_rate_replaces_the_common_one(made_from: dict, tmp_path: Path) -> None:
     spec = made_from["spec"].model_copy(update={"learning_rate": 1e-12})
-    make_teacher(**made_from | {"spec": spec})
+    pretrain_teacher(**made_from | {"spec": spec})
     untrained = model().state_dict()
     for name, tensor in load_file(tmp_path / "model" / "model.safetensors").items():
         assert torch.equal(tensor, untrained[name].half()), name
@@ -302,11 +302,11 @@ def test_a_teachers_own_rate_replaces_the_common_one(made_from: dict, tmp_path: 
 def test_the_stage_refuses_what_does_not_fit(made_from: dict, tmp_path: Path) -> None:
     spec = made_from["spec"]
     with pytest.raises(BadInput, match=r"teacher_ladder.A.tokens must say how long"):
-        make_teacher(**made_from | {"spec": spec.model_copy(update={"tokens": None})})
+        pretrain_teacher(**made_from | {"spec": spec.model_copy(update={"tokens": None})})
     with pytest.raises(BadInput, match="one step of 64 tokens"):
-        make_teacher(**made_from | {"spec": spec.model_copy(update={"tokens": 63})})
+        pretrain_teacher(**made_from | {"spec": spec.model_copy(update={"tokens": 63})})
     other = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w1"))
     other.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     with pytest.raises(BadInput, match=f"vocabulary of {VOCABULARY}, but the tokenizer has 50"):
-        make_teacher(**made_from)
+        pretrain_teacher(**made_from)
     assert not (tmp_path / "model").exists()

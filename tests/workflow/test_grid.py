@@ -16,6 +16,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
+from budgeted_lora.workflow import options
 from budgeted_lora.workflow.cells import Cell, cells
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import (
@@ -232,7 +233,7 @@ def test_controls_and_sweeps_are_named_by_what_differs() -> None:
     assert full.variants == {"default": ("table2",), "macsF0.4": ("t",)}
     assert list(budgeted.variants) == ["default", "gate0.3_rmax2", "gate0.3", "rmax2"]
     assert full.tables == ("table2", "t")
-    assert json.loads(graph.compression("macsF0.4"))["macs"] == graph.planned[budgeted.id].totals.macs
+    assert options.compression(graph, "macsF0.4")["macs"] == graph.planned[budgeted.id].totals.macs
 
 
 def test_a_longer_row_reads_a_cache_of_its_own() -> None:
@@ -241,9 +242,9 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
     graph = Graph(
         config(tables={"t": [*rows, {"method": "kd_full", "rows": "document"}]}, training__teacher_cache="hidden")
     )
-    names = [graph.cache_name(cell) for cell in graph.cells]
+    names = [graph.cache_of(cell).name for cell in graph.cells]
     assert names == ["A_1200", "A_1204", "A_1200", "A_1200_document"]
-    assert [graph.cached_windows(name) for name in graph.caches()] == [1200, 1204, 1200]
+    assert [cache.windows for cache in graph.caches().values()] == [1200, 1204, 1200]
     assert graph.train_tokens() == Graph(config()).train_tokens()
 
 
@@ -408,6 +409,6 @@ def test_no_two_students_of_a_scale_read_the_same(scale: str) -> None:
 def test_a_teachers_training_is_told_nothing_of_what_its_files_hold() -> None:
     graph = Graph(config(pretraining__function_share=0.6, pretraining__clip=2.0))
     assert graph.teachers_share == 0.6
-    values = json.loads(graph.pretraining())
+    values = options.pretraining(graph)
     assert Pretraining.model_validate(values).clip == 2.0
     assert "function_share" not in values

@@ -211,7 +211,7 @@ def test_each_row_of_the_sensitivity_table_changes_one_constant() -> None:
     own = set(GRAPH.listed(["table2", "table8"]))
     again = [cell for cell in GRAPH.listed(["sensitivity"]) if cell in own]
     assert [GRAPH.recipe_of(cell).budget for cell in again] == [0.8]  # compressed anew, not trained anew
-    assert set(GRAPH.settings_listed(again[0], ["sensitivity"])) == {"rmax32", "rmax128"}
+    assert set(GRAPH.variants_listed(again[0], ["sensitivity"])) == {"rmax32", "rmax128"}
     assert {GRAPH.recipe_of(cell).tokens for cell in GRAPH.listed(["sensitivity"])} == {
         GRAPH.recipe_of(cell).tokens for cell in own
     }

@@ -9,8 +9,8 @@ import pytest
 import yaml
 import zstandard
 from fixtures.checkout import checkout
-from test_shards import TEXTS, hub_folder, zst_files
-from test_workflow import snakemake
+from fixtures.shard_files import TEXTS, hub_folder, zst_files
+from fixtures.snakemake_runs import snakemake
 
 from budgeted_lora.data.tokens import TokenFile
 
@@ -42,7 +42,7 @@ def planned(folder: Path) -> Counter[str]:
 
 
 def test_a_damaged_shard_costs_that_shard(pile: Path) -> None:
-    assert planned(pile) == {"tokenize_shard": 3, "join_shards": 1, "copy_shipped_tokenizer": 1}
+    assert planned(pile) == {"tokenize_shard": 3, "join_shards": 1, "copy_tokenizer": 1}
     run = (MANIFEST, "--cores", "2", "--config", "scale=pile")
     failed = snakemake(pile, *run)
     assert failed.returncode == 1
@@ -78,4 +78,4 @@ def test_the_hubs_layout_in_a_folder_needs_no_download(pile: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert Counter(re.findall(r"^(?:local)?rule (\w+):", done.stdout, flags=re.MULTILINE))["tokenize_shard"] == 3
     assert "fetch_shard" not in done.stdout
-    assert "--source 'mirror/data/train-00002-of-00003-*.parquet'" in done.stdout
+    assert '"source":"mirror/data/train-00002-of-00003-*.parquet"' in done.stdout

@@ -1,12 +1,8 @@
 """The workflow as Snakemake plans it: dry runs in a copy of the checkout, without results and with all done."""
 
-import csv
-import io
-import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,38 +10,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-import typer
 import yaml
 from fixtures.checkout import checkout
+from fixtures.snakemake_runs import FOLDERS, pending, snakemake
 
-from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.config.jobs import read_options
-from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
-from budgeted_lora.config.sections import Pretraining, Teacher
 from budgeted_lora.planning.start import requested_targets, targets_of
 from budgeted_lora.reporting.contents import CONTROLS
-from budgeted_lora.stages import dispatch as stages
+from budgeted_lora.stages.arguments import bind, read_words
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.report import ReportJobs
+from budgeted_lora.workflow.stage_command import check_arguments, stage_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
-FOLDERS = {"model", "trained", "tokenizer"}  # outputs that are folders, by their last name
 CORES = 2
 ABLATIONS = ("table3", "table4", "table5", "table6", "lora_construction", "table7", "thresholds")
+ALIASES = {  # rules that call another one's stage
+    "evaluate_reference": "evaluate", "evaluate_cell": "evaluate", "score_cell": "evaluate",
+    "tokenize_for_teachers": "tokenize_corpus", "judge_all_claims": "judge_claims", "make_contents": "make_index",
+}  # fmt: skip
 TARGETS = (
     "table1", "table2", "table8", "table9", "figure2", "pareto", "claims", "report", "main", *ABLATIONS, "ablations",
     "all",
 )  # fmt: skip
-
-
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", *arguments]
-    own = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=own)
 
 
 @dataclass(frozen=True)
@@ -57,9 +48,10 @@ class Job:
     command: str
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
+        """The arguments that the stage gets."""
         words = shlex.split(self.command.partition(" 2>&1 |")[0])
-        return {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
+        return read_words(words[2:])[1] if words[2:] else {}
 
 
 Plan = Callable[..., list[Job]]
@@ -109,12 +101,12 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     cells, references = graph.listed(wanted), len(graph.references()) // 2
     assert found["train_cell"] == len(cells)
     assert found["evaluate_cell"] == len(graph.listed(MAIN_CELLS))
-    assert found["compress_cell"] == sum(len(graph.settings_listed(cell, wanted)) for cell in cells)
+    assert found["compress_cell"] == sum(len(graph.variants_listed(cell, wanted)) for cell in cells)
     assert found["score_cell"] == found["compress_cell"] - found["evaluate_cell"]
     assert found["evaluate_reference"] == references
     assert found["measure_speed"] == len(graph.structures())
     assert found["cut_student"] == len({graph.config.training.init, *map(graph.student_of, cells)})
-    assert found["cache_teacher"] == (len({graph.cache_name(cell) for cell in cells}) if graph.cached else 0)
+    assert found["cache_teacher"] == len({graph.cache_of(cell) for cell in cells} - {None})
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
     assert found["calibrate_teachers"] == len(graph.calibration())
     calibrated = Counter(job.rule for job in jobs if "calibration.json" in job.fields.get("input", ""))
@@ -153,7 +145,7 @@ def test_ablations_at_smoke_leave_main_as_it_was(plan: Plan) -> None:
 def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
     """Three teachers by four methods, three seeds on the smallest; there all of Table 8 and uniform decay as well."""
     jobs = [job for job in plan("main", "--config", "scale=mini") if job.rule == "train_cell"]
-    recipes = [json.loads(job.options["--values"]) for job in jobs]
+    recipes = [job.options["recipe"] for job in jobs]
     recipes = [recipe for recipe in recipes if recipe.get("student_ffn") is None]  # the others are controls
     named = ("teacher", "method", "budget", "controller", "seed")
     seeds = Counter(tuple(recipe.get(name) for name in named) for recipe in recipes)
@@ -179,25 +171,18 @@ def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_every_command_is_one_that_the_command_line_takes(plan: Plan, scale: str) -> None:
-    commands = typer.main.get_command(stages.app).commands
-    values = {
-        "train": Recipe.model_validate, "compress": Recipe.model_validate, "collect": Corpus.model_validate,
-        "pretrain-teacher": Pretraining.model_validate, "evaluate": read_options,
-    }  # fmt: skip
     for job in plan("all", "--config", f"scale={scale}"):
         if job.rule == "all":
             continue
         words, _, rest = job.command.partition(" 2>&1 | tee ")
         assert rest == job.fields["log"], job.rule
-        program, group, name, *options = shlex.split(words)
+        program, group, *options = shlex.split(words)
         assert (program, group) == ("budgeted-lora", "stage")
-        commands[name].make_context(name, options)  # raises on an unknown or missing option, and runs nothing
+        assert options[0] == ALIASES.get(job.rule, job.rule), "a rule calls the stage of its name"
         assert not any(word.startswith("/") for word in options), job.command
-        given = job.options
-        if name in values:
-            values[name](json.loads(given["--values"]))
-        if "--spec" in given:
-            Teacher.model_validate_json(given["--spec"])
+        stage, given = read_words(options)
+        check_arguments(stage, given)
+        bind(stage, given)  # raises where a value does not have its argument's type, and runs nothing
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
@@ -207,10 +192,10 @@ def test_every_job_has_log_and_benchmark_and_those_with_a_device_a_gpu(plan: Pla
             continue
         assert job.fields["log"].startswith(f"results/{scale}/logs/")
         assert job.fields["benchmark"].startswith(f"results/{scale}/benchmarks/")
-        assert ("gpu=1" in job.fields["resources"]) == ("--device" in job.options), job.rule
-        if "--threads" in job.options:
+        assert ("gpu=1" in job.fields["resources"]) == ("device" in job.options), job.rule
+        if "threads" in job.options:
             planned = int(job.fields.get("threads", "1"))  # Snakemake caps it at --cores; the option is never capped
-            assert planned == min(int(job.options["--threads"]), CORES), job.rule
+            assert planned == min(job.options["threads"], CORES), job.rule
 
 
 def test_gpus_per_run_reaches_the_trainings_and_nothing_else(plan: Plan) -> None:
@@ -218,13 +203,13 @@ def test_gpus_per_run_reaches_the_trainings_and_nothing_else(plan: Plan) -> None
     assert rules(jobs) == rules(plan("table2", "--config", "scale=smoke"))
     for job in jobs:
         if job.rule == "train_cell":
-            assert job.options["--gpus"] == job.fields["threads"] == "2"
+            assert (job.options["gpus"], job.fields["threads"]) == (2, "2")
             assert "gpu=2" in job.fields["resources"]
         else:
-            assert "--gpus" not in job.options
+            assert "gpus" not in job.options
             assert "gpu=2" not in job.fields.get("resources", "")
     one, two = (
-        {job.options["--cell"] for job in plan("table2", "--config", "scale=smoke", *words) if job.rule == "train_cell"}
+        {job.options["cell"] for job in plan("table2", "--config", "scale=smoke", *words) if job.rule == "train_cell"}
         for words in ((), ("gpus_per_run=2",))
     )
     assert one == two
@@ -298,12 +283,12 @@ def test_a_target_that_a_scale_has_not_is_status_2_and_one_line(
 
 def test_an_undistilled_student_is_scored_without_the_distilled_one(plan: Plan) -> None:
     scored = [job for job in plan("beyond", "--config", "scale=mini") if job.rule.startswith("score_")]
-    folders = {job.options["--out"].rpartition("/")[2]: job for job in scored}
-    undistilled = graph_of("mini").undistilled()
+    folders = {job.options["out"].rpartition("/")[2]: job for job in scored}
+    undistilled = {name for name, variant in graph_of("mini").variants.items() if variant.undistilled}
     assert len(undistilled) == 4
-    assert {name for name, job in folders.items() if job.rule == "score_undistilled"} == set(undistilled)
+    assert {name for name, job in folders.items() if job.options["uncompressed"] is None} == undistilled
     for name in undistilled:
-        assert not {"--uncompressed", "--student"} & folders[name].options.keys()
+        assert folders[name].options["student"] is None
         assert not re.search(r"/trained(\.sha256)?(,|$)", folders[name].fields["input"])
 
 
@@ -314,10 +299,10 @@ def test_an_undistilled_student_is_scored_without_the_distilled_one(plan: Plan) 
     ("words", "teacher", "tokenizer"),
     [
         (("scale=smoke",), "pretrain_teacher", "train_tokenizer"),
-        (("scale=mini",), "fetch_teacher", "copy_shipped_tokenizer"),
-        (("scale=paper",), "fetch_teacher", "copy_checkpoint_tokenizer"),
+        (("scale=mini",), "fetch_teacher", "copy_tokenizer"),
+        (("scale=paper",), "fetch_teacher", "copy_tokenizer"),
         (("scale=mini", "teachers=pretrain"), "pretrain_teacher", "train_tokenizer"),
-        (("scale=local",), "fetch_teacher", "copy_checkpoint_tokenizer"),
+        (("scale=local",), "fetch_teacher", "copy_tokenizer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -330,12 +315,9 @@ def test_the_source_of_teachers_switches_the_rules(
     (fresh / "config" / "local.yaml").write_text(yaml.safe_dump(local | {"tables": tables}))
     jobs = plan("all", "--config", *words)
     found = rules(jobs)
-    options = {"pretrain_teacher", "fetch_teacher"}, {
-        "train_tokenizer", "copy_shipped_tokenizer", "copy_checkpoint_tokenizer",
-    }  # fmt: skip
-    assert found.keys() & options[0] == {teacher}
-    assert found.keys() & options[1] == {tokenizer}
-    sources = {job.options["--source"] for job in jobs if job.rule == "fetch_teacher"}
+    assert found.keys() & {"pretrain_teacher", "fetch_teacher"} == {teacher}
+    assert found.keys() & {"train_tokenizer", "copy_tokenizer"} == {tokenizer}
+    sources = {job.options["source"] for job in jobs if job.rule == "fetch_teacher"}
     assert sources == {("scale=mini",): {"shipped"}, ("scale=paper",): {"hub"}, ("scale=local",): {"folder"}}.get(
         words, set()
     )
@@ -350,9 +332,9 @@ def test_the_source_of_teachers_switches_the_rules(
         (("scale=huge",), "config/huge.yaml: no such scale file; expected one of: "),
         (
             ("scale=mini", "rows=loose"),
-            "config/mini.yaml: rows is 'loose', expected one of packed, document (said in --config)",
+            "config/mini.yaml: rows is 'loose', expected one of packed, document (given in --config)",
         ),
-        (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael; did you mean scale? (said in --config)"),
+        (("scale=mini", "scael=mini"), "config/mini.yaml: unknown key scael; did you mean scale? (given in --config)"),
         (
             ("scale=short",),
             "config/short.yaml: tables.table2, row 1 {method: budgeted_lora, budget: 0.4}: 20 steps are too few for "
@@ -393,14 +375,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran = snakemake(folder, "--touch", "--forceall", "--cores", "1", "all", "--config", "scale=smoke")
     assert ran.returncode == 0, ran.stderr[-2000:]
     return folder
-
-
-def pending(folder: Path, target: str = "all") -> dict[str, str]:
-    """Files that Snakemake would make for a target, and the rules that make them."""
-    ran = snakemake(folder, "--summary", target, "--config", "scale=smoke")
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    table = csv.DictReader(io.StringIO(ran.stdout), delimiter="\t")
-    return {row["output_file"]: row["rule"] for row in table if row["plan"] != "no update" and row["rule"] != "rule"}
 
 
 @contextmanager
@@ -533,7 +507,9 @@ def rule_blocks() -> dict[str, str]:
     found = {}
     for path in [ROOT / "Snakefile", *RULE_FILES]:
         text = path.read_text(encoding="utf-8")
-        for block in re.split(r"^(?= *rule\b)", text, flags=re.MULTILINE)[1:]:
+        for block in re.split(r"^(?= *(?:use )?rule\b)", text, flags=re.MULTILINE)[1:]:
+            if block.lstrip().startswith("use rule"):  # takes what it does not say from another one
+                continue
             name = re.match(r" *rule (\w+):|\s*rule:\s+name:\s+(\w+)", block)
             assert name, block[:100]
             found[name[1] or name[2]] = block
@@ -556,11 +532,12 @@ def test_every_rule_that_runs_something_names_log_benchmark_and_environment() ->
         for directive in ("log", "benchmark", "conda", "shell"):
             assert re.search(rf"^\s+{directive}:", block, flags=re.MULTILINE), f"{name} has no {directive}:"
         assert '"../../environment.yml"' in block, name
-        assert (" gpu=" in block) == ("--device" in block), name
-        assert "code=" in block or name == "list_cells", name
+        stage = re.search(r"stage_command\(\s*\"(\w+)\"", block)[1]
+        assert (" gpu=" in block) == ("device" in stage_arguments(stage)), name
+        assert re.search(rf'code=(lambda wildcards: )?source_files\(\s*"{stage}"', block), name
     for name in blocks.keys() - working.keys():
         assert "shell:" not in blocks[name], f"{name} runs something and makes nothing"
-    assert "gpu=settings.gpus_per_run" in blocks["train_cell"]
+    assert "gpu=scale_config.gpus_per_run" in blocks["train_cell"]
 
 
 def test_the_default_profile_is_as_designed() -> None:

@@ -8,7 +8,7 @@ rule judge_claims:
         claims="config/claims.yaml",
         files=report_jobs.claim_inputs(MAIN_CELLS),
     output:
-        csv=report(
+        out=report(
             f"{reports}/claims.csv",
             caption="../report/claims.rst",
             category="Claims",
@@ -22,11 +22,10 @@ rule judge_claims:
     conda:
         "../../environment.yml"
     params:
-        options=report_jobs.page_options(),
+        options=options.as_json(report_jobs.page_options()),
         results=lambda wildcards: results,
     shell:
-        "budgeted-lora stage judge-claims --options {params.options:q} --results {params.results}"
-        " --published {input.published} --claims {input.claims} --out {output.csv} 2>&1 | tee {log}"
+        stage_command("judge_claims", input=["published", "claims"], output=["out"], params=["options", "results"])
 
 
 use rule judge_claims as judge_all_claims with:
@@ -36,7 +35,7 @@ use rule judge_claims as judge_all_claims with:
         claims="config/claims.yaml",
         files=report_jobs.claim_inputs(report_jobs.configured),
     output:
-        csv=report(
+        out=report(
             f"{reports}/claims_all.csv",
             caption="../report/claims.rst",
             category="Claims",

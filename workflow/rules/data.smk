@@ -3,10 +3,10 @@
 
 rule collect_corpus:
     input:
-        code=source_files("collect"),
+        code=source_files("collect_corpus"),
         files=graph.corpus_files(),
     output:
-        documents=f"{results}/data/documents.parquet",
+        out=f"{results}/data/documents.parquet",
         digest=f"{results}/data/documents.parquet.sha256",
         record=f"{results}/data/corpus.json",
     log:
@@ -17,27 +17,21 @@ rule collect_corpus:
         "../../environment.yml"
     threads: 2
     params:
-        values=graph.corpus(),
-        scale=scale,
+        options=options.as_json(options.collect_corpus(graph)),
+        processes=lambda wildcards, threads: threads,
     shell:
-        "budgeted-lora stage collect --values {params.values:q} --out {output.documents} --record {output.record}"
-        " --scale {params.scale} --processes {threads} 2>&1 | tee {log}"
+        stage_command("collect_corpus", output=["out", "record"], params=["options", "processes"])
 
 
 rule tokenize_corpus:
     input:
-        code=source_files("tokenize"),
-        digests=[
-            f"{results}/data/documents.parquet.sha256",
-            f"{results}/data/tokenizer.sha256",
-        ],
+        code=source_files("tokenize_corpus"),
+        digests=[f"{results}/data/documents.parquet.sha256", f"{results}/data/tokenizer.sha256"],
         documents=ancient(f"{results}/data/documents.parquet"),
-        record=ancient(f"{results}/data/corpus.json"),
+        collected=ancient(f"{results}/data/corpus.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
     output:
-        tokens=multiext(f"{results}/data/train", ".bin", ".idx", ".json"),
-        held_out=multiext(f"{results}/data/validation", ".bin", ".idx", ".json"),
-        functions=multiext(f"{results}/data/functions", ".bin", ".idx", ".json"),
+        token_files(f"{results}/data"),
         manifest=f"{results}/data/manifest.json",
     log:
         f"{results}/logs/tokenize_corpus.log",
@@ -46,31 +40,22 @@ rule tokenize_corpus:
     conda:
         "../../environment.yml"
     params:
-        values=graph.mix(),
-        folder=lambda wildcards, output: dirname(output.manifest),
-        scale=scale,
+        options=options.as_json(options.tokenize_corpus(graph)),
+        out=lambda wildcards, output: dirname(output.manifest),
     shell:
-        "budgeted-lora stage tokenize --values {params.values:q} --documents {input.documents} --record {input.record}"
-        " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} 2>&1 | tee {log}"
+        stage_command("tokenize_corpus", input=["documents", "collected", "tokenizer"], params=["options", "out"])
 
 
 if graph.pretraining_data != f"{results}/data":
 
     use rule tokenize_corpus as tokenize_for_teachers with:
         output:
-            tokens=multiext(f"{graph.pretraining_data}/train", ".bin", ".idx", ".json"),
-            held_out=multiext(
-                f"{graph.pretraining_data}/validation", ".bin", ".idx", ".json"
-            ),
-            functions=multiext(
-                f"{graph.pretraining_data}/functions", ".bin", ".idx", ".json"
-            ),
+            token_files(graph.pretraining_data),
             manifest=f"{graph.pretraining_data}/manifest.json",
         log:
             f"{results}/logs/tokenize_for_teachers.log",
         benchmark:
             f"{results}/benchmarks/tokenize_for_teachers.tsv"
         params:
-            values=graph.mix(for_teachers=True),
-            folder=lambda wildcards, output: dirname(output.manifest),
-            scale=scale,
+            options=options.as_json(options.tokenize_corpus(graph, for_teachers=True)),
+            out=lambda wildcards, output: dirname(output.manifest),

@@ -1,4 +1,4 @@
-# Perplexity and in-context learning in one job a model.
+# Perplexity and in-context learning in one job per model.
 
 
 rule evaluate_reference:
@@ -14,6 +14,8 @@ rule evaluate_reference:
         model=ancient(f"{results}/{{kind}}/{{name}}/model"),
         manifest=ancient(f"{results}/data/manifest.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
+        student=[],
+        uncompressed=[],
     output:
         perplexity=f"{results}/{{kind}}/{{name}}/perplexity.json",
         windows=f"{results}/{{kind}}/{{name}}/perplexity_windows.parquet",
@@ -28,128 +30,82 @@ rule evaluate_reference:
         name="[^/]+",
     conda:
         "../../environment.yml"
-    threads: settings.threads.evaluation
+    threads: scale_config.threads.evaluation
     resources:
         gpu=1,
     params:
-        values=graph.evaluation(),
-        folder=lambda wildcards, output: dirname(output.perplexity),
-        data=lambda wildcards, input: dirname(input.manifest),
-        device=settings.device,
-        threads=settings.threads.evaluation,
-        scale=scale,
+        options=options.as_json(options.evaluate(graph)),
+        tokens=lambda wildcards, input: dirname(input.manifest),
+        out=lambda wildcards, output: dirname(output.perplexity),
     shell:
-        "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --tokens {params.data}"
-        " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} --threads {params.threads}"
-        " --device {params.device} 2>&1 | tee {log}"
+        stage_command(
+            "evaluate", input=["model", "tokenizer", "student", "uncompressed"], params=["options", "tokens", "out"]
+        )
 
 
-rule evaluate_cell:
+# A compressed student, with the trained one beside it unless that is another one (`models_beside`).
+use rule evaluate_reference as score_cell with:
     input:
         code=source_files("evaluate"),
-        digests=[
-            f"{results}/cells/{{cell}}/compressed/default/model.sha256",
-            f"{results}/cells/{{cell}}/trained.sha256",
+        digests=lambda wildcards: [
+            f"{results}/cells/{wildcards.cell}/compressed/{wildcards.variant}/model.sha256",
+            *[f"{path}.sha256" for path in graph.trained_beside(**wildcards)],
             f"{results}/data/validation.json",
             f"{results}/data/functions.json",
             f"{results}/data/tokenizer.sha256",
         ],
         probes=graph.probe_files(),
-        model=ancient(f"{results}/cells/{{cell}}/compressed/default/model"),
-        trained=ancient(f"{results}/cells/{{cell}}/trained"),
-        student=lambda wildcards: ancient(
-            f"{results}/students/{graph.student_of(wildcards.cell)}/model"
-        ),
+        model=ancient(f"{results}/cells/{{cell}}/compressed/{{variant}}/model"),
         manifest=ancient(f"{results}/data/manifest.json"),
         tokenizer=ancient(f"{results}/data/tokenizer"),
+        student=lambda wildcards: ancient(graph.untrained_beside(**wildcards)),
+        uncompressed=lambda wildcards: ancient(graph.trained_beside(**wildcards)),
     output:
-        perplexity=f"{results}/cells/{{cell}}/compressed/default/perplexity.json",
-        windows=f"{results}/cells/{{cell}}/compressed/default/perplexity_windows.parquet",
-        icl=f"{results}/cells/{{cell}}/compressed/default/icl.json",
-        examples=f"{results}/cells/{{cell}}/compressed/default/icl_examples.parquet",
+        perplexity=f"{results}/cells/{{cell}}/compressed/{{variant}}/perplexity.json",
+        windows=f"{results}/cells/{{cell}}/compressed/{{variant}}/perplexity_windows.parquet",
     log:
-        f"{results}/logs/evaluate_cell/{{cell}}.log",
+        f"{results}/logs/score_cell/{{cell}}_{{variant}}.log",
     benchmark:
-        f"{results}/benchmarks/evaluate_cell/{{cell}}.tsv"
+        f"{results}/benchmarks/score_cell/{{cell}}_{{variant}}.tsv"
+    params:
+        options=lambda wildcards: options.as_json(options.evaluate(graph, cell=wildcards.cell, icl=False)),
+        tokens=lambda wildcards, input: dirname(input.manifest),
+        out=lambda wildcards, output: dirname(output.perplexity),
+
+
+# Cells of the main tables are scored in context too, in the default variant.
+use rule score_cell as evaluate_cell with:
+    output:
+        perplexity=f"{results}/cells/{{cell}}/compressed/{{variant}}/perplexity.json",
+        windows=f"{results}/cells/{{cell}}/compressed/{{variant}}/perplexity_windows.parquet",
+        icl=f"{results}/cells/{{cell}}/compressed/{{variant}}/icl.json",
+        examples=f"{results}/cells/{{cell}}/compressed/{{variant}}/icl_examples.parquet",
+    log:
+        f"{results}/logs/evaluate_cell/{{cell}}_{{variant}}.log",
+    benchmark:
+        f"{results}/benchmarks/evaluate_cell/{{cell}}_{{variant}}.tsv"
     wildcard_constraints:
         cell="|".join(graph.listed(ICL_TABLES)) or "none",
-    conda:
-        "../../environment.yml"
-    threads: settings.threads.evaluation
-    resources:
-        gpu=1,
+        variant=DEFAULT_VARIANT,
     params:
-        values=graph.evaluation(),
-        folder=lambda wildcards, output: dirname(output.perplexity),
-        data=lambda wildcards, input: dirname(input.manifest),
-        device=settings.device,
-        threads=settings.threads.evaluation,
-        scale=scale,
-    shell:
-        "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --student {input.student}"
-        " --uncompressed {input.trained} --cell {wildcards.cell} --tokens {params.data} --tokenizer {input.tokenizer}"
-        " --out {params.folder} --scale {params.scale} --threads {params.threads} --device {params.device}"
-        " 2>&1 | tee {log}"
+        options=lambda wildcards: options.as_json(options.evaluate(graph, cell=wildcards.cell)),
+        tokens=lambda wildcards, input: dirname(input.manifest),
+        out=lambda wildcards, output: dirname(output.perplexity),
 
 
-# Cells of ablations, and other compression settings than the default, are scored by perplexity only.
 ruleorder: evaluate_cell > score_cell
 
 
-rule score_cell:
-    input:
-        code=source_files("evaluate"),
-        digests=[
-            f"{results}/cells/{{cell}}/compressed/{{settings}}/model.sha256",
-            f"{results}/cells/{{cell}}/trained.sha256",
-            f"{results}/data/validation.json",
-            f"{results}/data/functions.json",
-            f"{results}/data/tokenizer.sha256",
-        ],
-        probes=graph.probe_files(),
-        model=ancient(f"{results}/cells/{{cell}}/compressed/{{settings}}/model"),
-        trained=ancient(f"{results}/cells/{{cell}}/trained"),
-        student=lambda wildcards: ancient(
-            f"{results}/students/{graph.student_of(wildcards.cell)}/model"
-        ),
-        manifest=ancient(f"{results}/data/manifest.json"),
-        tokenizer=ancient(f"{results}/data/tokenizer"),
-    output:
-        perplexity=f"{results}/cells/{{cell}}/compressed/{{settings}}/perplexity.json",
-        windows=f"{results}/cells/{{cell}}/compressed/{{settings}}/perplexity_windows.parquet",
-    log:
-        f"{results}/logs/score_cell/{{cell}}_{{settings}}.log",
-    benchmark:
-        f"{results}/benchmarks/score_cell/{{cell}}_{{settings}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: settings.threads.evaluation
-    resources:
-        gpu=1,
-    params:
-        values=graph.evaluation(),
-        folder=lambda wildcards, output: dirname(output.perplexity),
-        data=lambda wildcards, input: dirname(input.manifest),
-        device=settings.device,
-        threads=settings.threads.evaluation,
-        scale=scale,
-    shell:
-        "budgeted-lora stage evaluate --values {params.values:q} --model {input.model} --student {input.student}"
-        " --uncompressed {input.trained} --cell {wildcards.cell} --tokens {params.data} --tokenizer {input.tokenizer}"
-        " --out {params.folder} --scale {params.scale} --threads {params.threads} --device {params.device}"
-        " --no-icl 2>&1 | tee {log}"
-
-
-if settings.calibration.teachers:
+if scale_config.calibration.teachers:
 
     rule calibrate_teachers:
         input:
-            code=source_files("calibrate"),
+            code=source_files("calibrate_teachers"),
             published="config/published.csv",
             scores=graph.teacher_scores(),
         output:
-            record=f"{results}/calibration.json",
-            page=report(
+            out=f"{results}/calibration.json",
+            report=report(
                 f"{reports}/calibration.md",
                 caption="../report/calibration.rst",
                 category="Tables",
@@ -162,11 +118,11 @@ if settings.calibration.teachers:
         conda:
             "../../environment.yml"
         params:
-            values=graph.section("calibration"),
-            scale=scale,
+            options=options.as_json(options.calibrate_teachers(graph)),
         shell:
-            "budgeted-lora stage calibrate {input.scores} --values {params.values:q} --published {input.published}"
-            " --out {output.record} --report {output.page} --scale {params.scale} 2>&1 | tee {log}"
+            stage_command(
+                "calibrate_teachers", input=["scores", "published"], output=["out", "report"], params=["options"]
+            )
 
     rule calibration:
         input:

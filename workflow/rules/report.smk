@@ -2,8 +2,10 @@
 
 
 rule list_cells:
+    input:
+        code=source_files("list_cells"),
     output:
-        cells=f"{results}/cells.csv",
+        out=f"{results}/cells.csv",
         tables=f"{results}/tables.csv",
     log:
         f"{results}/logs/list_cells.log",
@@ -12,10 +14,9 @@ rule list_cells:
     conda:
         "../../environment.yml"
     params:
-        values=graph.listing(),
+        options=options.as_json(report_jobs.list_options()),
     shell:
-        "budgeted-lora stage list-cells --values {params.values:q} --out {output.cells} --tables {output.tables}"
-        " 2>&1 | tee {log}"
+        stage_command("list_cells", output=["out", "tables"], params=["options"])
 
 
 # One configured table each, so that an edit of its rows makes again what shows it and nothing else.
@@ -24,7 +25,7 @@ rule list_table:
         code=source_files("list_table"),
         tables=ancient(f"{results}/tables.csv"),
     output:
-        f"{results}/tables/{{table}}.csv",
+        out=f"{results}/tables/{{table}}.csv",
     log:
         f"{results}/logs/list_table/{{table}}.log",
     benchmark:
@@ -36,14 +37,12 @@ rule list_table:
     params:
         digest=lambda wildcards: report_jobs.digest(wildcards.table),
     shell:
-        "budgeted-lora stage list-table {wildcards.table} --tables {input.tables} --out {output} 2>&1 | tee {log}"
+        stage_command("list_table", wildcards=["table"], input=["tables"], output=["out"], params=["digest"])
 
 
 rule make_table:
     input:
-        code=lambda wildcards: source_files(
-            "make_table", report_jobs.tables[wildcards.table].module
-        ),
+        code=lambda wildcards: source_files("make_table", report_jobs.tables[wildcards.table].module),
         lines=lambda wildcards: report_jobs.cells(report_jobs.tables[wildcards.table]),
         published="config/published.csv",
         files=lambda wildcards: report_jobs.inputs(report_jobs.tables[wildcards.table]),
@@ -65,23 +64,18 @@ rule make_table:
     conda:
         "../../environment.yml"
     params:
-        options=lambda wildcards: report_jobs.table_options(wildcards.table),
+        options=lambda wildcards: options.as_json(report_jobs.table_options(wildcards.table)),
         results=lambda wildcards: results,
-        reports=lambda wildcards, output: dirname(dirname(output[0])),
+        out=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
-        "budgeted-lora stage make-table {input.lines} --options {params.options:q} --results {params.results}"
-        " --published {input.published} --out {params.reports} 2>&1 | tee {log}"
+        stage_command("make_table", input=["lines", "published"], params=["options", "results", "out"])
 
 
 rule make_figure:
     input:
-        code=lambda wildcards: source_files(
-            "make_figure", report_jobs.figures[wildcards.figure].module
-        ),
+        code=lambda wildcards: source_files("make_figure", report_jobs.figures[wildcards.figure].module),
         lines=lambda wildcards: report_jobs.cells(report_jobs.figures[wildcards.figure]),
-        files=lambda wildcards: report_jobs.inputs(
-            report_jobs.figures[wildcards.figure]
-        ),
+        files=lambda wildcards: report_jobs.inputs(report_jobs.figures[wildcards.figure]),
     output:
         report(
             f"{reports}/figures/{{figure}}.svg",
@@ -100,12 +94,11 @@ rule make_figure:
     conda:
         "../../environment.yml"
     params:
-        options=lambda wildcards: report_jobs.figure_options(wildcards.figure),
+        options=lambda wildcards: options.as_json(report_jobs.figure_options(wildcards.figure)),
         results=lambda wildcards: results,
-        reports=lambda wildcards, output: dirname(dirname(output[0])),
+        out=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
-        "budgeted-lora stage make-figure {input.lines} --options {params.options:q} --results {params.results}"
-        " --out {params.reports} 2>&1 | tee {log}"
+        stage_command("make_figure", input=["lines"], params=["options", "results", "out"])
 
 
 rule make_index:
@@ -118,9 +111,7 @@ rule make_index:
         claims=f"{reports}/claims.csv",
         files=report_jobs.page_inputs(),
     output:
-        report(
-            f"{reports}/index.html", caption="../report/index.rst", category="Report"
-        ),
+        report(f"{reports}/index.html", caption="../report/index.rst", category="Report"),
         contents=f"{reports}/contents/main.json",
         unknowns=multiext(f"{reports}/tables/unknowns", ".csv", ".md", ".tex"),
     log:
@@ -130,12 +121,11 @@ rule make_index:
     conda:
         "../../environment.yml"
     params:
-        options=report_jobs.page_options(),
+        options=options.as_json(report_jobs.page_options()),
         results=lambda wildcards: results,
-        reports=lambda wildcards: reports,
+        out=lambda wildcards: reports,
     shell:
-        "budgeted-lora stage make-index --options {params.options:q} --results {params.results}"
-        " --published {input.published} --out {params.reports} --contents {output.contents} 2>&1 | tee {log}"
+        stage_command("make_index", input=["published"], output=["contents"], params=["options", "results", "out"])
 
 
 # A file has one rule, and the page must not wait for ablations: so it is written again once they are there.

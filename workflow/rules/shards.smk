@@ -1,4 +1,4 @@
-# A large corpus: one job a shard, then one that joins them. What a shard's file is called is in shards.py.
+# A large corpus: one job per shard, then one that joins them. The name of a shard's file is in shards.py.
 
 shards = graph.shard_jobs()
 
@@ -11,9 +11,9 @@ if shards.downloaded:
 
     rule fetch_shard:
         input:
-            code=source_files("fetch-shard"),
+            code=source_files("fetch_shard"),
         output:
-            file=shards.download_name(),
+            out=shards.download_name(),
             record=f"{shards.folder}/{{shard}}/source.json",
         log:
             f"{results}/logs/fetch_shard/{{shard}}.log",
@@ -23,17 +23,15 @@ if shards.downloaded:
         conda:
             "../../environment.yml"
         params:
-            values=lambda wildcards: shards.fetch_values(wildcards.shard),
+            options=lambda wildcards: options.as_json(options.fetch_shard(graph, wildcards.shard)),
             downloads=f"{shards.folder}/.downloads/{{shard}}",
-            scale=scale,
         shell:
-            "budgeted-lora stage fetch-shard --values {params.values:q} --out {output.file} --record {output.record}"
-            " --downloads {params.downloads} --scale {params.scale} 2>&1 | tee {log}"
+            stage_command("fetch_shard", output=["out", "record"], params=["options", "downloads"])
 
 
 rule tokenize_shard:
     input:
-        code=source_files("tokenize-shard"),
+        code=source_files("tokenize_shard"),
         digests=[
             f"{results}/data/tokenizer.sha256",
             *([f"{shards.folder}/{{shard}}/source.json"] if shards.downloaded else []),
@@ -42,10 +40,8 @@ rule tokenize_shard:
         downloaded=ancient([shards.download_name()] if shards.downloaded else []),
         local=lambda wildcards: shards.local_files(wildcards.shard),
     output:
-        train=multiext(f"{shards.folder}/{{shard}}/train", ".bin", ".idx", ".json"),
-        held_out=multiext(
-            f"{shards.folder}/{{shard}}/held_out", ".bin", ".idx", ".json"
-        ),
+        multiext(f"{shards.folder}/{{shard}}/train", ".bin", ".idx", ".json"),
+        multiext(f"{shards.folder}/{{shard}}/held_out", ".bin", ".idx", ".json"),
         digests=f"{shards.folder}/{{shard}}/digests.bin",
         record=f"{shards.folder}/{{shard}}/shard.json",
     log:
@@ -55,24 +51,19 @@ rule tokenize_shard:
     conda:
         "../../environment.yml"
     params:
-        values=lambda wildcards: shards.values(wildcards.shard),
-        source=lambda wildcards: shards.source(wildcards.shard),
-        folder=lambda wildcards, output: dirname(output.record),
-        scale=scale,
+        options=lambda wildcards: options.as_json(options.tokenize_shard(graph, wildcards.shard)),
+        out=lambda wildcards, output: dirname(output.record),
     shell:
-        "budgeted-lora stage tokenize-shard --values {params.values:q} --source {params.source:q}"
-        " --tokenizer {input.tokenizer} --out {params.folder} --scale {params.scale} 2>&1 | tee {log}"
+        stage_command("tokenize_shard", input=["tokenizer"], params=["options", "out"])
 
 
 rule join_shards:
     input:
-        code=source_files("join-shards"),
+        code=source_files("join_shards"),
         records=shards.records(),
         tokens=ancient(shards.tokens()),
     output:
-        tokens=multiext(f"{results}/data/train", ".bin", ".idx", ".json"),
-        held_out=multiext(f"{results}/data/validation", ".bin", ".idx", ".json"),
-        functions=multiext(f"{results}/data/functions", ".bin", ".idx", ".json"),
+        token_files(f"{results}/data"),
         manifest=f"{results}/data/manifest.json",
     log:
         f"{results}/logs/join_shards.log",
@@ -81,10 +72,8 @@ rule join_shards:
     conda:
         "../../environment.yml"
     params:
-        values=shards.join_values(),
-        shards=lambda wildcards, input: dirname(dirname(input.records[0])),
-        folder=lambda wildcards, output: dirname(output.manifest),
-        scale=scale,
+        options=options.as_json(options.join_shards(graph)),
+        folder=lambda wildcards, input: dirname(dirname(input.records[0])),
+        out=lambda wildcards, output: dirname(output.manifest),
     shell:
-        "budgeted-lora stage join-shards --values {params.values:q} --shards {params.shards} --out {params.folder}"
-        " --scale {params.scale} 2>&1 | tee {log}"
+        stage_command("join_shards", params=["options", "folder", "out"])

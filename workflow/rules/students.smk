@@ -3,11 +3,11 @@
 
 rule cut_student:
     input:
-        code=source_files("student"),
-        digest=f"{results}/teachers/{settings.first_teacher}/model.sha256",
-        teacher=ancient(f"{results}/teachers/{settings.first_teacher}/model"),
+        code=source_files("cut_student"),
+        digest=f"{results}/teachers/{scale_config.first_teacher}/model.sha256",
+        teacher=ancient(f"{results}/teachers/{scale_config.first_teacher}/model"),
     output:
-        model=directory(f"{results}/students/{{student}}/model"),
+        out=directory(f"{results}/students/{{student}}/model"),
         digest=f"{results}/students/{{student}}/model.sha256",
         record=f"{results}/students/{{student}}/student.json",
     log:
@@ -17,24 +17,19 @@ rule cut_student:
     conda:
         "../../environment.yml"
     params:
-        values=lambda wildcards: graph.student(wildcards.student),
-        scale=scale,
+        options=lambda wildcards: options.as_json(options.cut_student(graph, wildcards.student)),
     shell:
-        "budgeted-lora stage cut-student --values {params.values:q} --teacher {input.teacher} --out {output.model}"
-        " --record {output.record} --scale {params.scale} 2>&1 | tee {log}"
+        stage_command("cut_student", input=["teacher"], output=["out", "record"], params=["options"])
 
 
 rule measure_statistics:
     input:
-        code=source_files("statistics"),
-        digests=[
-            f"{results}/students/{{student}}/model.sha256",
-            f"{results}/data/train.json",
-        ],
+        code=source_files("measure_statistics"),
+        digests=[f"{results}/students/{{student}}/model.sha256", f"{results}/data/train.json"],
         student=ancient(f"{results}/students/{{student}}/model"),
         tokens=ancient(f"{results}/data/train.bin"),
     output:
-        folder=directory(f"{results}/students/{{student}}/statistics"),
+        out=directory(f"{results}/students/{{student}}/statistics"),
         digest=f"{results}/students/{{student}}/statistics.sha256",
         record=f"{results}/students/{{student}}/statistics.json",
     log:
@@ -43,15 +38,10 @@ rule measure_statistics:
         f"{results}/benchmarks/measure_statistics/{{student}}.tsv"
     conda:
         "../../environment.yml"
-    threads: settings.threads.training
+    threads: scale_config.threads.training
     resources:
         gpu=1,
     params:
-        values=graph.statistics(),
-        device=settings.device,
-        threads=settings.threads.training,
-        scale=scale,
+        options=options.as_json(options.measure_statistics(graph)),
     shell:
-        "budgeted-lora stage measure-statistics --values {params.values:q} --student {input.student} --tokens {input.tokens}"
-        " --out {output.folder} --record {output.record} --scale {params.scale} --threads {params.threads}"
-        " --device {params.device} 2>&1 | tee {log}"
+        stage_command("measure_statistics", input=["student", "tokens"], output=["out", "record"], params=["options"])

@@ -1,18 +1,15 @@
 # Teachers: made here, or brought in. Either way results/<scale>/teachers/<name>/model.
 
-if settings.teachers == "pretrain":
+if scale_config.teachers == "pretrain":
 
     rule pretrain_teacher:
         input:
-            code=source_files("pretrain"),
-            digests=[
-                f"{graph.pretraining_data}/train.json",
-                f"{results}/data/tokenizer.sha256",
-            ],
+            code=source_files("pretrain_teacher"),
+            digests=[f"{graph.pretraining_data}/train.json", f"{results}/data/tokenizer.sha256"],
             tokens=ancient(f"{graph.pretraining_data}/train.bin"),
             tokenizer=ancient(f"{results}/data/tokenizer"),
         output:
-            model=directory(f"{results}/teachers/{{teacher}}/model"),
+            out=directory(f"{results}/teachers/{{teacher}}/model"),
             digest=f"{results}/teachers/{{teacher}}/model.sha256",
             record=f"{results}/teachers/{{teacher}}/teacher.json",
             history=f"{results}/teachers/{{teacher}}/history.csv",
@@ -22,34 +19,30 @@ if settings.teachers == "pretrain":
             f"{results}/benchmarks/pretrain_teacher/{{teacher}}.tsv"
         conda:
             "../../environment.yml"
-        threads: settings.threads.training
+        threads: scale_config.threads.training
         resources:
             gpu=1,
         params:
-            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
-            values=graph.pretraining(),
-            sequence_length=settings.sequence_length,
-            rows=settings.rows,
-            device=settings.device,
-            threads=settings.threads.training,
-            scale=scale,
+            options=lambda wildcards: options.as_json(options.pretrain_teacher(graph, wildcards.teacher)),
             state=f"{results}/state",
         shell:
-            "budgeted-lora stage pretrain-teacher --name {wildcards.teacher} --spec {params.spec:q}"
-            " --values {params.values:q} --sequence-length {params.sequence_length} --rows {params.rows}"
-            " --tokens {input.tokens} --tokenizer {input.tokenizer} --out {output.model} --record {output.record}"
-            " --history {output.history} --state {params.state} --scale {params.scale} --threads {params.threads}"
-            " --device {params.device} 2>&1 | tee {log}"
+            stage_command(
+                "pretrain_teacher",
+                input=["tokens", "tokenizer"],
+                output=["out", "record", "history"],
+                params=["options", "state"],
+            )
 
 else:
 
     rule fetch_teacher:
         input:
-            code=source_files("fetch"),
+            code=source_files("fetch_teacher"),
             source=lambda wildcards: graph.teacher_files(wildcards.teacher),
-            first=lambda wildcards: graph.first_teacher_digest(wildcards.teacher),
+            digest=lambda wildcards: [f"{folder}.sha256" for folder in graph.vocabulary_of(wildcards.teacher)],
+            first=lambda wildcards: ancient(graph.vocabulary_of(wildcards.teacher)),
         output:
-            model=directory(f"{results}/teachers/{{teacher}}/model"),
+            out=directory(f"{results}/teachers/{{teacher}}/model"),
             digest=f"{results}/teachers/{{teacher}}/model.sha256",
             record=f"{results}/teachers/{{teacher}}/teacher.json",
         log:
@@ -59,27 +52,19 @@ else:
         conda:
             "../../environment.yml"
         params:
-            source=settings.teachers,
-            spec=lambda wildcards: graph.teacher_spec(wildcards.teacher),
-            values=graph.held_out_rule(),
-            first=lambda wildcards: graph.first_teacher_option(wildcards.teacher),
-            scale=scale,
+            options=lambda wildcards: options.as_json(options.fetch_teacher(graph, wildcards.teacher)),
         shell:
-            "budgeted-lora stage fetch-teacher --name {wildcards.teacher} --source {params.source}"
-            " --spec {params.spec:q} --values {params.values:q} {params.first} --out {output.model}"
-            " --record {output.record} --scale {params.scale} 2>&1 | tee {log}"
+            stage_command("fetch_teacher", input=["first"], output=["out", "record"], params=["options"])
 
 
 rule cache_teacher:
     input:
-        code=source_files("cache"),
+        code=source_files("cache_teacher"),
         digests=lambda wildcards: [
             f"{results}/teachers/{graph.caches()[wildcards.cache].teacher}/model.sha256",
             f"{results}/data/train.json",
         ],
-        teacher=lambda wildcards: ancient(
-            f"{results}/teachers/{graph.caches()[wildcards.cache].teacher}/model"
-        ),
+        teacher=lambda wildcards: ancient(f"{results}/teachers/{graph.caches()[wildcards.cache].teacher}/model"),
         tokens=ancient(f"{results}/data/train.bin"),
     output:
         hidden=f"{results}/cache/{{cache}}/hidden.bin",
@@ -90,23 +75,12 @@ rule cache_teacher:
         f"{results}/benchmarks/cache_teacher/{{cache}}.tsv"
     conda:
         "../../environment.yml"
-    threads: settings.threads.training
+    threads: scale_config.threads.training
     resources:
         gpu=1,
     params:
-        windows=lambda wildcards: graph.cached_windows(wildcards.cache),
-        sequence_length=settings.sequence_length,
-        rows=lambda wildcards: graph.caches()[wildcards.cache].rows,
-        batch_windows=settings.training.micro_batch_windows,
-        precision=settings.training.precision,
-        folder=f"{results}/cache/{{cache}}",
+        options=lambda wildcards: options.as_json(options.cache_teacher(graph, wildcards.cache)),
+        out=lambda wildcards, output: dirname(output.record),
         state=f"{results}/state",
-        device=settings.device,
-        threads=settings.threads.training,
-        scale=scale,
     shell:
-        "budgeted-lora stage cache-teacher --teacher {input.teacher} --tokens {input.tokens}"
-        " --windows {params.windows} --sequence-length {params.sequence_length} --rows {params.rows}"
-        " --batch-windows {params.batch_windows} --precision {params.precision} --out {params.folder}"
-        " --state {params.state} --scale {params.scale} --threads {params.threads} --device {params.device}"
-        " 2>&1 | tee {log}"
+        stage_command("cache_teacher", input=["teacher", "tokens"], params=["options", "out", "state"])

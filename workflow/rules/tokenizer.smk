@@ -1,14 +1,14 @@
-# The tokenizer: trained here, shipped, or the checkpoint's own.
+# The tokenizer that all models share: trained here with the teachers, or copied from the shipped or first checkpoint.
 
-if settings.teachers == "pretrain":
+if scale_config.teachers == "pretrain":
 
     rule train_tokenizer:
         input:
-            code=source_files("tokenizer"),
+            code=source_files("train_tokenizer"),
             digest=f"{results}/data/documents.parquet.sha256",
             documents=ancient(f"{results}/data/documents.parquet"),
         output:
-            folder=directory(f"{results}/data/tokenizer"),
+            out=directory(f"{results}/data/tokenizer"),
             digest=f"{results}/data/tokenizer.sha256",
         log:
             f"{results}/logs/train_tokenizer.log",
@@ -17,38 +17,20 @@ if settings.teachers == "pretrain":
         conda:
             "../../environment.yml"
         params:
-            values=graph.tokenizer_values(),
+            options=options.as_json(options.train_tokenizer(graph)),
         shell:
-            "budgeted-lora stage train-tokenizer --values {params.values:q} --documents {input.documents}"
-            " --out {output.folder} 2>&1 | tee {log}"
-
-elif settings.teachers == "shipped":
-
-    rule copy_shipped_tokenizer:
-        input:
-            code=source_files("tokenizer"),
-            shipped=graph.shipped_tokenizer_files(),
-        output:
-            folder=directory(f"{results}/data/tokenizer"),
-            digest=f"{results}/data/tokenizer.sha256",
-        log:
-            f"{results}/logs/copy_tokenizer.log",
-        benchmark:
-            f"{results}/benchmarks/copy_tokenizer.tsv"
-        conda:
-            "../../environment.yml"
-        shell:
-            "budgeted-lora stage copy-tokenizer --out {output.folder} 2>&1 | tee {log}"
+            stage_command("train_tokenizer", input=["documents"], output=["out"], params=["options"])
 
 else:
 
-    rule copy_checkpoint_tokenizer:
+    rule copy_tokenizer:
         input:
-            code=source_files("tokenizer"),
-            digest=f"{results}/teachers/{settings.first_teacher}/model.sha256",
-            model=ancient(f"{results}/teachers/{settings.first_teacher}/model"),
+            code=source_files("copy_tokenizer"),
+            digest=[f"{folder}.sha256" for folder in graph.tokenizer_source()],
+            source=ancient(graph.tokenizer_source()),
+            shipped=graph.tokenizer_files(),
         output:
-            folder=directory(f"{results}/data/tokenizer"),
+            out=directory(f"{results}/data/tokenizer"),
             digest=f"{results}/data/tokenizer.sha256",
         log:
             f"{results}/logs/copy_tokenizer.log",
@@ -57,4 +39,4 @@ else:
         conda:
             "../../environment.yml"
         shell:
-            "budgeted-lora stage copy-tokenizer --source {input.model} --out {output.folder} 2>&1 | tee {log}"
+            stage_command("copy_tokenizer", input=["source"], output=["out"])

@@ -22,13 +22,12 @@ from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.planning.doctor import examine
 from budgeted_lora.planning.findings import troubles
-from budgeted_lora.stages import dispatch as stages
+from budgeted_lora.stages.dispatch import run_stage
 from budgeted_lora.workflow.graph import Graph, load_graph
 from budgeted_lora.workflow.runs import resume_run
 from budgeted_lora.workflow.targets import limited
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(stages.app, name="stage")
 
 ScaleName = Annotated[str, typer.Option("--scale", help="Name of a scale file in config/, without its ending.")]
 ConfigFolder = Annotated[Path, typer.Option("--config-folder", help="Folder of the scale files.")]
@@ -55,6 +54,15 @@ def common(
     ] = False,
 ) -> None:
     """Budgeted LoRA: distillation as structured compute allocation."""
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def stage(context: typer.Context) -> None:
+    """Run one stage of the workflow, as its rules do."""
+    run_stage(context.args)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 `cells` and `why` compare them with what is there (`status`), `prune` keeps what they write.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 from budgeted_lora.config.recipe import compute_values
 from budgeted_lora.reporting.contents import ICL_TABLES
+from budgeted_lora.workflow import options
 from budgeted_lora.workflow.cells import DEFAULT_VARIANT
-from budgeted_lora.workflow.graph import OWN_STRUCTURE, Graph
+from budgeted_lora.workflow.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def chain(graph: Graph, cell: str) -> list[Stage]:
     names = dict.fromkeys((graph.config.first_teacher, graph.recipe_of(cell).teacher))
     stages = [*data_and_teachers(graph, names), student_stage(graph, cell), *statistics_stages(graph, cell)]
     stages += [*cache_stages(graph, cell), train_stage(graph, cell)]
-    for settings in graph.cells[cell].variants:
-        stages += compressed_stages(graph, cell, settings)
+    for variant in graph.cells[cell].variants:
+        stages += compressed_stages(graph, cell, variant)
     return stages + speed_stages(graph, cell)
 
 
@@ -65,18 +65,18 @@ def corpus_stage(graph: Graph) -> Stage:
     if graph.config.corpus.shards:
         return shards_stage(graph)
     files = under(f"{graph.results}/data", "corpus.json", "documents.parquet", "documents.parquet.sha256")
-    return Stage("corpus", False, files, {files[0]: json.loads(graph.corpus())})
+    return Stage("corpus", False, files, {files[0]: options.corpus(graph)})
 
 
 def shards_stage(graph: Graph) -> Stage:
     """Every shard, downloaded where it is not at hand, and tokenised."""
     jobs = graph.shard_jobs()
-    records = {Path(jobs.record(name)): json.loads(jobs.values(name)) for name in jobs.names}
+    records = {Path(jobs.record(name)): jobs.reading(name) for name in jobs.names}
     files = (*records, *map(Path, jobs.tokens()))
     if jobs.downloaded:
-        fetched = {Path(jobs.source_record(name)): json.loads(jobs.fetch_values(name)) for name in jobs.names}
-        records |= fetched
-        files += (*fetched, *(Path(jobs.source(name)) for name in jobs.names))
+        downloads = {Path(jobs.source_record(name)): jobs.download(name) for name in jobs.names}
+        records |= downloads
+        files += (*downloads, *(Path(jobs.source(name)) for name in jobs.names))
     return Stage("corpus", False, files, records, after=("tokenizer",))
 
 
@@ -88,9 +88,9 @@ def tokenizer_stage(graph: Graph) -> Stage:
 
 
 def tokens_stage(graph: Graph) -> Stage:
-    values = graph.shard_jobs().join_values() if graph.config.corpus.shards else graph.mix()
+    values = graph.shard_jobs().joining() if graph.config.corpus.shards else options.mix(graph)
     files = token_files(f"{graph.results}/data")
-    return Stage("tokens", False, files, {files[0]: json.loads(values)}, after=("corpus", "tokenizer"))
+    return Stage("tokens", False, files, {files[0]: values}, after=("corpus", "tokenizer"))
 
 
 def teachers_tokens_stages(graph: Graph) -> list[Stage]:
@@ -98,7 +98,7 @@ def teachers_tokens_stages(graph: Graph) -> list[Stage]:
     if graph.pretraining_data == f"{graph.results}/data":
         return []
     files = token_files(graph.pretraining_data)
-    values = json.loads(graph.mix(for_teachers=True))
+    values = options.mix(graph, for_teachers=True)
     return [Stage("tokens for teachers", False, files, {files[0]: values}, after=("corpus", "tokenizer"))]
 
 
@@ -110,9 +110,9 @@ def token_files(folder: str) -> tuple[Path, ...]:
 
 def teacher_stage(graph: Graph, name: str) -> Stage:
     config = graph.config
-    spec = json.loads(graph.teacher_spec(name))
+    spec = options.teacher_spec(graph, name)
     if config.teachers == "pretrain":
-        settings = json.loads(graph.pretraining())
+        settings = options.pretraining(graph)
         values = {"name": name, "spec": spec, "threads": config.threads.training} | settings
         [read] = teachers_tokens_stages(graph) or [tokens_stage(graph)]
         after, more = (read.name, "tokenizer"), ("history.csv",)
@@ -126,7 +126,7 @@ def student_stage(graph: Graph, cell: str) -> Stage:
     name = graph.student_of(cell)
     files = under(f"{graph.results}/students/{name}", "student.json", "model", "model.sha256")
     after = (f"teacher {graph.config.first_teacher}",)
-    return Stage(f"student {name}", False, files, {files[0]: json.loads(graph.student(name))}, after=after)
+    return Stage(f"student {name}", False, files, {files[0]: options.student(graph, name)}, after=after)
 
 
 def statistics_stages(graph: Graph, cell: str) -> list[Stage]:
@@ -135,20 +135,19 @@ def statistics_stages(graph: Graph, cell: str) -> list[Stage]:
         return []
     student, folder = graph.student_of(cell), Path(graph.statistics_of(cell))
     files = under(folder.parent, "statistics.json", "statistics", "statistics.sha256")
-    values = json.loads(graph.statistics()) | {"threads": graph.config.threads.training}
+    values = options.statistics(graph) | {"threads": graph.config.threads.training}
     return [Stage(f"statistics {student}", False, files, {files[0]: values}, after=(f"student {student}", "tokens"))]
 
 
 def needs_statistics(graph: Graph, cell: str) -> bool:
-    of_compression = any(graph.truncation_files(cell, settings) for settings in graph.cells[cell].variants)
-    return bool(graph.statistics_files(cell)) or of_compression
+    of_compression = any(graph.statistics_read(cell, variant) for variant in graph.cells[cell].variants)
+    return bool(graph.statistics_read(cell)) or of_compression
 
 
 def cache_stages(graph: Graph, cell: str) -> list[Stage]:
-    """The teacher's hidden states, where they are cached."""
+    """The teacher's hidden states, if they are cached."""
     after = (f"teacher {graph.recipe_of(cell).teacher}", "tokens")
-    folders = [Path(path).parent for path in graph.cache_files(cell)]
-    files = [under(folder, "cache.json", "hidden.bin", "provenance.json") for folder in folders]
+    files = [under(folder, "cache.json", "hidden.bin", "provenance.json") for folder in graph.cache_folder(cell)]
     return [Stage(f"cache {paths[0].parent.name}", False, paths, {paths[2]: None}, after=after) for paths in files]
 
 
@@ -157,29 +156,29 @@ def train_stage(graph: Graph, cell: str) -> Stage:
     files = tuple(Path(path) for path in graph.of_cells([cell], *names))
     config = graph.config
     how = compute_values(threads=config.threads.training, gpus_per_run=config.gpus_per_run)
-    values = json.loads(graph.recipe(cell)) | how
+    values = options.recipe(graph, cell) | how
     student = graph.student_of(cell)
     after = ("tokens", f"teacher {graph.recipe_of(cell).teacher}", f"student {student}")
-    after += (f"statistics {student}",) if graph.statistics_files(cell) else ()
+    after += (f"statistics {student}",) if graph.statistics_read(cell) else ()
     return Stage("train", True, files, {files[0]: values}, after=after, whole=True)
 
 
-def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
-    """Compression by one of the cell's settings, and the scores of what it left."""
-    folder = f"{graph.results}/cells/{cell}/compressed/{settings}"
-    suffix = "" if settings == DEFAULT_VARIANT else f" {settings}"
+def compressed_stages(graph: Graph, cell: str, variant: str) -> list[Stage]:
+    """Compression by one of the cell's variants, and the scores of what it left."""
+    folder = f"{graph.results}/cells/{cell}/compressed/{variant}"
+    suffix = "" if variant == DEFAULT_VARIANT else f" {variant}"
     files = under(folder, "compression.json", "model", "model.sha256")
     values = {
-        "recipe": json.loads(graph.recipe(cell)),
-        "settings": json.loads(graph.compression(settings)),
+        "recipe": options.recipe(graph, cell),
+        "settings": options.compression(graph, variant),
         "threads": graph.config.threads.evaluation,
     }
-    after = ("train", f"statistics {graph.student_of(cell)}") if graph.truncation_files(cell, settings) else ("train",)
+    after = ("train", f"statistics {graph.student_of(cell)}") if graph.statistics_read(cell, variant) else ("train",)
     compress = Stage(f"compress{suffix}", True, files, {files[0]: values}, after=after, whole=True)
-    evaluation = json.loads(graph.evaluation())
+    evaluation = options.evaluation(graph)
     records = {path: evaluation for path in under(folder, "perplexity.json")}
     more = under(folder, "perplexity_windows.parquet")
-    if settings == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_TABLES:
+    if variant == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_TABLES:
         records |= {path: evaluation for path in under(folder, "icl.json")}
         more += under(folder, "icl_examples.parquet")
     after = (compress.name, "tokens", "tokenizer")
@@ -188,16 +187,14 @@ def compressed_stages(graph: Graph, cell: str, settings: str) -> list[Stage]:
 
 
 def speed_stages(graph: Graph, cell: str) -> list[Stage]:
-    """The timing of the cell's structure, where that is measured: of a planned one shared, else the cell's own."""
-    name = graph.structure_of(cell)
-    if name not in graph.timed():
+    """The timing of the cell's structure, if it is measured. A planned structure is shared by several cells."""
+    structure = graph.timed().get(graph.structure_of(cell))
+    if structure is None:
         return []
-    own = name.startswith(OWN_STRUCTURE)
-    (file,) = under(f"{graph.results}/speed", f"{name}.json")
-    settings = graph.config.speed.model_dump(mode="json") | {"threads": graph.config.threads.timing}
-    about = json.loads(graph.own_speed_values(cell) if own else graph.speed_values(name))
-    records = {file: about["student"] | settings}
-    if not own:
-        return [Stage(f"speed {name}", False, (file,), records)]
+    (file,) = under(f"{graph.results}/speed", f"{structure.name}.json")
+    how = graph.config.speed.model_dump(mode="json") | {"threads": graph.config.threads.timing}
+    records = {file: options.timed_student(graph, structure.name) | how}
+    if structure.plan:
+        return [Stage(f"speed {structure.name}", False, (file,), records)]
     (compressed,) = map(Path, graph.of_cells([cell], "@compression.json"))
     return [Stage("speed", True, (file,), records, after=("compress",), structure=compressed)]

@@ -22,9 +22,9 @@ from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_pro
 from budgeted_lora.planning.memory import Network
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.options import REMOVAL_WINDOWS
 from budgeted_lora.workflow.recipes import student_shape
 from budgeted_lora.workflow.targets import limited
-from budgeted_lora.workflow.values import REMOVAL_WINDOWS
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a local checkpoint says it exactly
 START_UP_SECONDS = 5.0  # per job: imports and loading
@@ -282,10 +282,10 @@ class ScaleCosts:
         stored = 4 * sum(module.d_in**2 + module.macs for module in projections(network.shape))
         return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, size, stored)
 
-    def _caching(self, cache: str) -> JobCost:
-        recipe, length = self.graph.caches()[cache], self.config.sequence_length
-        network, windows = self.teacher(recipe.teacher), self.graph.cached_windows(cache)
-        if recipe.rows == "packed":  # a run longer than the training file starts over
+    def _caching(self, name: str) -> JobCost:
+        cache, length = self.graph.caches()[name], self.config.sequence_length
+        network, windows = self.teacher(cache.teacher), cache.windows
+        if cache.packing == "packed":  # a run longer than the training file starts over
             windows = min(windows, self.graph.train_tokens() // length)
         tokens = windows * length
         flops = tokens * (self._forward(network) - 2.0 * network.shape.hidden * self.vocab_size)
@@ -293,7 +293,7 @@ class ScaleCosts:
         batch = self.config.training.micro_batch_windows * length
         size = memory.caching_bytes(network, tokens=batch, precision=self.precision, device=self.kind)
         stored = tokens * network.shape.hidden * memory.width_of(self.precision)  # as the teacher computed them
-        return JobCost("cache", f"cache teacher {cache}", tokens, flops, seconds, size, stored)
+        return JobCost("cache", f"cache teacher {name}", tokens, flops, seconds, size, stored)
 
     def of(self, *targets: str) -> "ScaleCosts":
         """The costs of some of Snakemake's targets only: `main`, `all`, `sensitivity` ..."""
@@ -350,7 +350,7 @@ def measured_students(graph: Graph) -> list[str]:
     students = [
         graph.student_of(name)
         for name, cell in graph.cells.items()
-        if graph.statistics_files(name) or any(graph.truncation_files(name, variant) for variant in cell.variants)
+        if graph.statistics_read(name) or any(graph.statistics_read(name, variant) for variant in cell.variants)
     ]
     return list(dict.fromkeys(students))
 

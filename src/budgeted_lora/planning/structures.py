@@ -15,7 +15,7 @@ from budgeted_lora.method.cost import projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import PlannedModule, Structure, totals
 from budgeted_lora.planning.costs import dense_fraction
-from budgeted_lora.workflow.graph import OWN_STRUCTURE, Graph
+from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import student_shape
 
 
@@ -58,7 +58,7 @@ def own_structures(graph: Graph) -> Iterator[OwnStructure]:
         BadInput: a record of compression is damaged.
     """
     for cell in graph.cells:
-        if (graph.structure_of(cell) or "").startswith(OWN_STRUCTURE):
+        if graph.recipe_of(cell).method == "budgeted_lora" and cell not in graph.planned:
             record = Path(graph.of_cells([cell], "@compression.json")[0])
             yield OwnStructure(cell, record, _read(graph, cell, record) if record.is_file() else None)
 

@@ -44,7 +44,7 @@ def cache_teacher(
     model = load_model(teacher, dtype=compute_dtype(precision, place))
     cut = Windows(file, sequence_length, rows)
     about = describe_cache(model, cut, count=windows, batch_windows=batch_windows, teacher=teacher)
-    computed_by = [code_digest("cache"), torch.__version__, str(place), torch.get_num_threads()]
+    computed_by = [code_digest("cache_teacher"), torch.__version__, str(place), torch.get_num_threads()]
     with locked_folder(state / f"cache-{short_hash([about, computed_by], digits=12)}") as folder:
         about = cache_hidden(model, cut, about, folder=folder, out=out, device=place)
         discard(folder)

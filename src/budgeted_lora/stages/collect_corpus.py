@@ -19,11 +19,11 @@ from budgeted_lora.data.documents import (
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import package_versions, read_documents
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_path
+from budgeted_lora.files import atomic_path, write_digest
 from budgeted_lora.provenance import Clock, write_result
 
 
-def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: int = 1) -> None:
+def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, processes: int = 1) -> None:
     """Writes the documents (Parquet: text, md5, split) and a JSON record of how they were split.
 
     `split` is train, validation, or overlap: held out, but sharing too many n-grams with training text to count.
@@ -70,4 +70,5 @@ def collect(*, corpus: Corpus, out: Path, report: Path, scale: str, processes: i
             "mean_share_after": float(kept_shares.mean()) if len(kept_shares) else None,
         },
     }
-    write_result(report, payload, scale=scale, cell=None, values=corpus.model_dump(), inputs=[out], clock=clock)
+    write_result(record, payload, scale=scale, cell=None, values=corpus.model_dump(), inputs=[out], clock=clock)
+    write_digest(out)

@@ -16,7 +16,7 @@ from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, check_digest, write_text
+from budgeted_lora.files import atomic_folder, check_digest, write_digest, write_text
 from budgeted_lora.method.compress import compress_modules, untouched
 from budgeted_lora.method.cost import dense_macs, projections
 from budgeted_lora.method.projections import model_shape
@@ -189,6 +189,7 @@ def compress_cell(
         inputs=[student, trained, tokens, tokenizer, *([statistics] if statistics else [])],
         clock=clock,
     )
+    write_digest(out / "model")
 
 
 def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from budgeted_lora.files import atomic_folder
+from budgeted_lora.files import atomic_folder, write_digest
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.student import cut, layer_indices
 from budgeted_lora.provenance import Clock, write_result
@@ -25,3 +25,4 @@ def cut_student(
     }
     values = {"init": init, "depth": depth, "ffn": ffn, "seed": seed}
     write_result(record, payload, scale=scale, cell=None, values=values, inputs=[teacher], clock=clock)
+    write_digest(out)

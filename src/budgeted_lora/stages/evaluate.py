@@ -20,7 +20,7 @@ from budgeted_lora.models.trained import load_trained
 from budgeted_lora.provenance import Clock, write_result
 
 
-def evaluate_model(
+def evaluate(
     *,
     model: Path,
     tokens: Path,
@@ -28,10 +28,10 @@ def evaluate_model(
     out: Path,
     values: Mapping[str, Any],
     scale: str,
-    cell: str | None,
     device: str,
     threads: int,
-    icl: bool,
+    cell: str | None = None,
+    icl: bool = True,
     student: Path | None = None,
     uncompressed: Path | None = None,
 ) -> None:

@@ -12,6 +12,7 @@ from budgeted_lora.files import (
     check_digest,
     read_json,
     sha256_file,
+    write_digest,
 )
 from budgeted_lora.models.checkpoint import (
     INDEX,
@@ -141,3 +142,4 @@ def fetch_teacher(
     payload = {"stands_for": name, "source": source, **about, "card": card or None, "hub_digests": verified or None}
     payload["sha256"] = sha256_file(out)
     write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out], clock=clock)
+    write_digest(out)

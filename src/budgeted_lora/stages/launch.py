@@ -1,8 +1,8 @@
 """Starts the processes of a training job on several GPUs, and ends them all when one of them ends too soon.
 
-The job itself (`budgeted-lora stage train`, which holds the GPU slots) runs torchrun's agent; each rank is `python -m
-budgeted_lora.stages.launch FOLDER`, where FOLDER holds the job and takes what a rank that fails has to say. A rank is
-killed by the kernel when the job dies, and shares the job's slots, so no slot is free while a rank lives.
+The job itself (`budgeted-lora stage train_cell`, which holds the GPU slots) runs torchrun's agent; each rank is
+`python -m budgeted_lora.stages.launch FOLDER`, where FOLDER holds the job and takes what a rank that fails has to say.
+A rank is killed by the kernel when the job dies, and shares the job's slots, so no slot is free while a rank lives.
 """
 
 import ctypes
@@ -13,20 +13,19 @@ import sys
 import tempfile
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.files import read_json, write_json
+from budgeted_lora.stages.arguments import bind, read_words
 from budgeted_lora.workflow.runs import join_run
 from budgeted_lora.workflow.slots import VISIBLE, share_slots
 
 JOB = "job.json"
 PARENT = "BUDGETED_LORA_JOB"  # environment variable: process id of the job that started this process
 REPORTED: dict[str, type[Exception]] = {"BadInput": BadInput, "TrainingDiverged": TrainingDiverged, "OSError": OSError}
-PATHS = ("student", "teacher", "tokens", "cache", "statistics", "out", "state")
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LOST = (
     "Connection closed",
@@ -36,23 +35,26 @@ LOST = (
 )  # in the messages of a process that outlives a peer
 
 
-def train_in_processes(count: int, job: Mapping[str, Any]) -> None:
+def train_in_processes(count: int, words: Sequence[str]) -> None:
     """Trains one student in `count` processes.
 
     Args:
-        job: the arguments of `train_cell`.
+        words: the command, as `dispatch.run_stage` has it.
 
     Raises:
-        BadInput, TrainingDiverged, OSError: as a process raised it.
+        BadInput, TrainingDiverged, OSError: as a process raised it; or the processes cannot share a step's windows.
         ProcessFailed: a process was killed or failed in another way; the others have been ended.
     """
-    job = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
-    state = Path(job["state"])
+    stage, given = read_words(words)
+    _, arguments = bind(stage, given)
+    windows, state = arguments["recipe"].batch_windows, arguments["state"]
+    if windows % count:
+        raise BadInput(f"--gpus {count} cannot share the {windows} windows of a step; expected a divisor")
     state.mkdir(parents=True, exist_ok=True)
     # What a killed job leaves of it goes with the other temporary files when the next run of the workflow begins.
     with tempfile.TemporaryDirectory(dir=state, prefix=".processes.", suffix=".tmp") as name:
         folder = Path(name)
-        write_json(folder / JOB, job | {"recipe": job["recipe"].model_dump(mode="json")})
+        write_json(folder / JOB, list(words))
         statuses = _run(count, folder)
         if statuses:
             raise _failure(count, folder, statuses)
@@ -138,24 +140,14 @@ def main(folder: Path) -> None:
         devices = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
         if devices:
             os.environ[VISIBLE] = devices[int(os.environ["LOCAL_RANK"])]
-        job = read_json(folder / JOB)
-        join_run(f"train {job['out']} (process {number})")
-        _train(number, count, job)
+        stage, given = read_words(read_json(folder / JOB))
+        join_run(f"{stage} {given['out']} (process {number})")
+        from budgeted_lora.stages.train_cell import train_together
+
+        train_together(number, count, bind(stage, given)[1])
     except Exception as error:
         _report(folder / f"{number}.json", error)
         os._exit(1)  # at once: an ordinary end may wait for peers
-
-
-def _train(number: int, count: int, job: dict[str, Any]) -> None:
-    from budgeted_lora.config.recipe import Recipe
-    from budgeted_lora.models.device import choose_device
-    from budgeted_lora.stages.train_cell import train_cell
-    from budgeted_lora.training.distributed import join, leave
-
-    paths = {name: None if job.get(name) is None else Path(job[name]) for name in PATHS}
-    processes = join(number, count, device=choose_device(job["device"]))
-    train_cell(**(job | paths | {"recipe": Recipe.model_validate(job["recipe"]), "processes": processes}))
-    leave()
 
 
 def _die_with(parent: int) -> None:

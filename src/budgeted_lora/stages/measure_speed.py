@@ -16,7 +16,7 @@ from budgeted_lora.evaluation.speed import (
     time_prefill,
 )
 from budgeted_lora.files import read_json, short_hash
-from budgeted_lora.method.cost import dense_macs, lora_macs, projections
+from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
 from budgeted_lora.models.device import on_device
 from budgeted_lora.provenance import Clock, write_result
 
@@ -33,9 +33,9 @@ def compressed_structure(path: Path) -> dict[str, Any]:
 @torch.inference_mode()
 def measure_speed(
     *,
-    student: SpeedShape,
-    structure: Mapping[str, Any],
-    out: Path | str,
+    student: Mapping[str, Any],
+    tokens: Path,
+    out: Path,
     scale: str,
     batch: int,
     length: int,
@@ -43,11 +43,15 @@ def measure_speed(
     repeats: int,
     threads: int,
     device: str,
+    structure: Mapping[str, Any] | None = None,
+    compressed: Path | None = None,
 ) -> None:
     """Times one compressed structure against the dense student and against unmerged LoRA, and writes JSON.
 
     Args:
+        student: fields of `SpeedShape` but for the vocabulary, which the record `tokens` of a token file gives.
         structure: `Structure.as_json()` or anything with its `modules`.
+        compressed: compression.json with the structure, if it is known only after compression.
         batch, length: of the prefill; the modules are timed on batch x length and on batch tokens.
         device: "auto", "cpu" (float32) or "cuda" (bfloat16).
 
@@ -55,6 +59,9 @@ def measure_speed(
         BadInput: the structure does not fit the shape, or there is no such device.
     """
     clock = Clock()
+    shape = ModelShape(**student["shape"])
+    student = SpeedShape(**dict(student) | {"shape": shape, "vocab_size": read_json(tokens)["vocab_size"]})
+    structure = structure if compressed is None else compressed_structure(compressed)
     ranks = factor_ranks(student.shape, structure["modules"])
     names = [module.name for module in projections(student.shape)]
     with on_device(device, threads=threads) as where:

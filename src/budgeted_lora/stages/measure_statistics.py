@@ -13,7 +13,7 @@ from budgeted_lora.beyond.removals import removal_losses
 from budgeted_lora.beyond.statistics import STATISTICS, measure
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder
+from budgeted_lora.files import atomic_folder, write_digest
 from budgeted_lora.method.projections import named_projections
 from budgeted_lora.models.device import prepare
 from budgeted_lora.models.load import check_vocabulary, load_model
@@ -75,3 +75,4 @@ def measure_statistics(
     values |= {"rank": rank, "removal_windows": removal_windows}
     inputs = [student, tokens.with_suffix(".json")]
     write_result(record, results, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)
+    write_digest(out)

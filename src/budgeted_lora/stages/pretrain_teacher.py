@@ -31,7 +31,7 @@ from budgeted_lora.workflow.code import code_digest
 from budgeted_lora.workflow.runs import discard
 
 
-def make_teacher(
+def pretrain_teacher(
     *,
     name: str,
     spec: Teacher,
@@ -75,7 +75,8 @@ def make_teacher(
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, packing=rows, **common)
     values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
     files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
-    determined_by = [values, sequence_length, rows, files, code_digest("pretrain"), torch.__version__, str(place)]
+    code = [code_digest("pretrain_teacher"), torch.__version__, str(place)]
+    determined_by = [values, sequence_length, rows, files, *code]
     with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
         state_file = TrainingState(folder)
         losses = pretrain(model.to(place), train, plan, state=state_file, device=place.type, title=f"pretrain {name}")

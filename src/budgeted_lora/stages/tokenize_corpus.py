@@ -52,7 +52,7 @@ def noting(documents: Encoded, digests: list[bytes]) -> Iterator[list[int]]:
         yield ids
 
 
-def tokenize(
+def tokenize_corpus(
     *,
     documents: Path,
     collected: Path,

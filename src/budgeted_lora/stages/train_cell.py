@@ -22,7 +22,7 @@ from budgeted_lora.method.cost import train_compute
 from budgeted_lora.method.loop import Processes, Progress, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
 from budgeted_lora.method.schedule import BudgetRule
-from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
+from budgeted_lora.models.device import choose_device, compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
@@ -42,14 +42,14 @@ def train_cell(
     student: Path,
     teacher: Path,
     tokens: Path,
-    cache: Path | None,
-    statistics: Path | None = None,
     out: Path,
     state: Path,
     device: str,
     threads: int,
     log_every: int,
     checkpoint_every: int,
+    cache: Path | None = None,
+    statistics: Path | None = None,
     processes: Processes | None = None,
 ) -> None:
     """Trains one student.
@@ -114,12 +114,20 @@ def train_cell(
         discard(folder)
 
 
+def train_together(number: int, count: int, arguments: dict[str, Any]) -> None:
+    """Trains as process `number` of `count`, which torchrun started with the same arguments of `train_cell`."""
+    from budgeted_lora.training.distributed import join, leave
+
+    train_cell(**arguments, processes=join(number, count, device=choose_device(arguments["device"])))
+    leave()
+
+
 def state_key(
     recipe: Recipe, inputs: Sequence[Path], device: torch.device, *, threads: int, processes: Processes
 ) -> str:
     """Digest of all that determines the bytes of a run; a saved state is resumed only if its key matches."""
     digests = [sha256_file(path) for path in inputs]
-    values = [recipe.model_dump(mode="json"), digests, code_digest("train"), torch.__version__, str(device)]
+    values = [recipe.model_dump(mode="json"), digests, code_digest("train_cell"), torch.__version__, str(device)]
     return short_hash([*values, threads, processes.count], digits=12)
 
 

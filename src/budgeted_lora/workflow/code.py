@@ -13,36 +13,10 @@ from budgeted_lora.files import sha256_file, short_hash
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT.name
 
-# What cannot change a result: what a value is called or checked against (the values themselves are `params:`),
-# where a result is written, what is printed, which device slot a job waits for, who starts its processes, and who else
-# is at work.
+# Sources that cannot change a result. Configuration only names and checks values, and the values are `params:`. The
+# others decide where a result is written, what is printed, which GPU a job gets, and how its processes start.
 EXEMPT = frozenset({"config", "workflow", "commands", "errors", "files", "provenance", "__init__"})
-EXEMPT_MODULES = frozenset({"stages.dispatch", "stages.launch"})
-
-STAGES = {
-    "collect": "stages.collect_corpus",
-    "tokenizer": "stages.tokenizer",
-    "tokenize": "stages.tokenize_corpus",
-    "fetch-shard": "stages.fetch_shard",
-    "tokenize-shard": "stages.tokenize_shard",
-    "join-shards": "stages.join_shards",
-    "fetch": "stages.fetch_teacher",
-    "pretrain": "stages.pretrain_teacher",
-    "student": "stages.cut_student",
-    "statistics": "stages.measure_statistics",
-    "cache": "stages.cache_teacher",
-    "train": "stages.train_cell",
-    "compress": "stages.compress_cell",
-    "evaluate": "stages.evaluate",
-    "speed": "stages.measure_speed",
-    "calibrate": "stages.calibrate_teachers",
-    "list_table": "stages.list_table",
-    "make_table": "stages.make_table",
-    "make_figure": "stages.make_figure",
-    "make_index": "stages.make_index",
-    "judge_claims": "stages.judge_claims",
-}
-
+EXEMPT_MODULES = frozenset({"stages.dispatch", "stages.arguments", "stages.launch"})
 
 # Data files of the package that a module reads and that decide what it returns.
 DATA = {"data.probes": ("assets/words.txt",)}
@@ -52,24 +26,28 @@ def source_files(stage: str, *more: str) -> tuple[str, ...]:
     """Paths of the package's files that a stage imports, sorted, and of the data files that these read.
 
     Relative to the working folder if they lie in it.
+
+    Args:
+        stage: name of the stage.
+        more: modules that it imports by a name it is given.
     """
-    modules = _modules(STAGES[stage], *more)
+    modules = _modules(f"stages.{stage}", *more)
     paths = [_path(module) for module in modules] + [ROOT / name for module in modules for name in DATA.get(module, ())]
     return tuple(str(_from_here(path)) for path in paths)
 
 
 @cache
 def _modules(*first: str) -> tuple[str, ...]:
-    """The modules that a stage imports, directly or not."""
-    found: set[str] = set()
+    """These modules and those that they import, directly or not."""
+    modules: set[str] = set()
     waiting = list(first)
     while waiting:
         module = waiting.pop()
-        if module in found or module.split(".")[0] in EXEMPT or module in EXEMPT_MODULES:
+        if module in modules or module.split(".")[0] in EXEMPT or module in EXEMPT_MODULES:
             continue
-        found.add(module)
+        modules.add(module)
         waiting += imports(module)
-    return tuple(sorted(found))
+    return tuple(sorted(modules))
 
 
 def shipped_files(folder: str, *names: str) -> list[str]:
@@ -107,5 +85,5 @@ def _path(module: str) -> Path:
 
 
 def code_digest(stage: str) -> str:
-    """Digest of the sources that determine a stage's bytes; a state made by other code is not gone on from."""
+    """Digest of the sources of a stage; a saved state is resumed only by the same code."""
     return short_hash([sha256_file(file) for file in source_files(stage)], digits=64)

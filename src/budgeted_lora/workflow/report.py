@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from budgeted_lora.config.scale import CLAIM_TABLES, MAIN_CELLS
-from budgeted_lora.files import canonical_json, short_hash
+from budgeted_lora.files import short_hash
 from budgeted_lora.reporting.contents import ICL_TABLES, Shown, figures_of, tables_of
 from budgeted_lora.reporting.standing import Standing, standing_of
 from budgeted_lora.workflow.code import source_folder
@@ -30,21 +30,25 @@ class ReportJobs:
         """What the scale shares with the paper."""
         return standing_of(self.graph.config, [self.graph.recipe_of(cell) for cell in self.graph.listed(MAIN_CELLS)])
 
-    # --- what the stages are told ---
+    # --- options of the stages ---
 
-    def table_options(self, table: str) -> str:
+    def list_options(self) -> dict[str, Any]:
+        """Options of list_cells: the configuration without what no line of cells.csv depends on."""
+        other = {"device", "fit", "gpus_per_run", "threads", "calibration", "evaluation", "speed", "report"}
+        return {"config": self.graph.config.model_dump(mode="json", exclude=other)}
+
+    def table_options(self, table: str) -> dict[str, Any]:
         """Options of make_table."""
-        report = self.graph.config.report.model_dump()
-        return canonical_json({"table": table, "standing": self.standing.model_dump()} | report)
+        return {"table": table, "standing": self.standing.model_dump()} | self.graph.config.report.model_dump()
 
-    def figure_options(self, figure: str) -> str:
+    def figure_options(self, figure: str) -> dict[str, Any]:
         """Options of make_figure."""
-        return canonical_json({"figure": figure, "standing": self.standing.model_dump()})
+        return {"figure": figure, "standing": self.standing.model_dump()}
 
-    def page_options(self) -> str:
+    def page_options(self) -> dict[str, Any]:
         """Options of make_index and judge_claims: the configuration without what only decides whether a run starts."""
         config = self.graph.config.model_dump(mode="json", exclude={"fit"})
-        return canonical_json({"config": config, "standing": self.standing.model_dump()})
+        return {"config": config, "standing": self.standing.model_dump()}
 
     # --- inputs ---
 
@@ -64,7 +68,7 @@ class ReportJobs:
             "train": lambda: graph.of_cells(listed, "train.json"),
             "curves": lambda: graph.of_cells(listed, "train.json", "history.csv", "retention.csv", "trained.sha256"),
             "speed": lambda: graph.speeds(tables),
-            "statistics": lambda: [f"{folder}.json" for cell in listed for folder in graph.statistics_files(cell)],
+            "statistics": lambda: [f"{folder}.json" for cell in listed for folder in graph.statistics_read(cell)],
         }
         return list(dict.fromkeys(path for kind in shown.reads for path in files[kind]()))
 
@@ -74,7 +78,7 @@ class ReportJobs:
         folders = [
             f"{graph.results}/cells/{cell}/compressed/{variant}"
             for cell in graph.listed(tables)
-            for variant in graph.settings_listed(cell, tables)
+            for variant in graph.variants_listed(cell, tables)
         ]
         return [f"{folder}/{name}" for folder in folders for name in names]
 
@@ -132,7 +136,7 @@ def cell_rows(graph: Graph) -> list[dict[str, Any]]:
     """
     rows = []
     for cell in graph.cells.values():
-        listing = [f"{table}:{','.join(graph.settings_listed(cell.id, [table]))}" for table in cell.tables]
+        listing = [f"{table}:{','.join(graph.variants_listed(cell.id, [table]))}" for table in cell.tables]
         about = {"cell": cell.id, "tables": " ".join(cell.tables), "settings": " ".join(cell.variants)}
         rows.append(about | {"asked": " ".join(listing)} | recipe_columns(graph, cell.id))
     return rows
@@ -145,8 +149,8 @@ def table_lines(graph: Graph, table: str) -> list[dict[str, Any]]:
     """
     lines = []
     for cell in graph.listed([table]):
-        for name in graph.settings_listed(cell, [table]):
-            variant = graph.settings[name]
+        for name in graph.variants_listed(cell, [table]):
+            variant = graph.variants[name]
             facts = {
                 "rank_threshold": variant.rank_threshold,
                 "svd_threshold": variant.svd_threshold,

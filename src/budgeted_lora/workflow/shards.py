@@ -1,15 +1,14 @@
-"""The jobs of a corpus in shards: which file each reads, what each is told. No network, no torch, no Snakemake.
+"""The jobs of a corpus in shards: the file each reads and its options. No network, no torch, no Snakemake.
 
-The shards are numbered from 0 in the order of their names, whatever is on disk: a file that is missing is named by
-the job that wants it.
+Shards are numbered from 0 in the order of their names, whatever is on disk; the job that reads a missing file names it.
 """
 
 import glob
 from pathlib import Path
+from typing import Any
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import canonical_json
 
 ENDINGS = (".jsonl.zst", ".jsonl", ".parquet", ".txt")
 
@@ -31,64 +30,60 @@ class ShardJobs:
         return self.corpus.source == "hub" and not Path(self.corpus.hub.name).is_dir()
 
     def pattern(self, shard: str) -> str:
-        """What the shard's file is called in the Hub dataset."""
+        """Name of the shard's file in the Hub dataset."""
         return str(self.shards.pattern).format(shard=int(shard))
 
     def download_name(self) -> str:
-        """Where a downloaded shard lies, `{shard}` for its name."""
+        """Path of a downloaded shard, with `{shard}` for its name."""
         ending = next((ending for ending in ENDINGS if str(self.shards.pattern).endswith(ending)), ".parquet")
         return f"{self.folder}/{{shard}}/source{ending}"
 
     def source_record(self, shard: str) -> str:
-        """What the job that downloads a shard says of it."""
+        """Record of a shard's download."""
         return f"{self.folder}/{shard}/source.json"
 
     def source(self, shard: str) -> str:
-        """The shard's file, or for a local folder in the Hub's form a pattern that one file matches."""
+        """The shard's file, or a pattern that one file matches, for a local folder in the Hub's form."""
         if self.corpus.source == "files":
-            found = sorted({path for pattern in self.corpus.files for path in glob.glob(pattern, recursive=True)})
-            missing = f"corpus.files has {len(found)} files, none for shard {shard}"
-            return found[int(shard)] if int(shard) < len(found) else missing
+            files = sorted({path for pattern in self.corpus.files for path in glob.glob(pattern, recursive=True)})
+            missing = f"corpus.files has {len(files)} files, none for shard {shard}"
+            return files[int(shard)] if int(shard) < len(files) else missing
         if self.downloaded:
             return self.download_name().format(shard=shard)
         return str(Path(self.corpus.hub.name) / self.pattern(shard))
 
     def local_files(self, shard: str) -> list[str]:
-        """The shard's file where it is not downloaded; empty if it is missing."""
+        """The shard's file if it is local and present; else empty."""
         if self.downloaded:
             return []
         source = self.source(shard)
         return [source] if Path(source).is_file() else sorted(glob.glob(source))
 
-    def fetch_values(self, shard: str) -> str:
-        """What decides a download."""
-        return canonical_json({"hub": self.corpus.hub.model_dump(), "pattern": self.pattern(shard)})
+    def download(self, shard: str) -> dict[str, Any]:
+        """What determines a download."""
+        return {"hub": self.corpus.hub.model_dump(), "pattern": self.pattern(shard)}
 
-    def values(self, shard: str) -> str:
-        """What decides a shard's tokens, besides its file and the tokenizer."""
+    def reading(self, shard: str) -> dict[str, Any]:
+        """What determines a shard's tokens, besides its file and the tokenizer."""
         names = ("text_field", "min_characters", "slice_per_mille")
-        training = int(shard) < self.shards.train
-        return canonical_json({name: getattr(self.corpus, name) for name in names} | {"training": training})
+        return {name: getattr(self.corpus, name) for name in names} | {"training": int(shard) < self.shards.train}
 
-    def join_values(self) -> str:
-        """What decides the joined files, besides the shards."""
+    def joining(self) -> dict[str, Any]:
+        """What determines the joined files, besides the shards."""
         names = ("source", "validation_tokens", "slice_per_mille", "overlap_ngram")
-        values = {name: getattr(self.corpus, name) for name in names}
-        hub = self.corpus.hub.model_dump() if self.corpus.source == "hub" else None
-        more = {
-            "hub": hub,
+        return {name: getattr(self.corpus, name) for name in names} | {
+            "hub": self.corpus.hub.model_dump() if self.corpus.source == "hub" else None,
             "shards": len(self.names),
             "train_shards": self.shards.train,
             "train_tokens": self.train_tokens,
         }
-        return canonical_json(values | more)
 
     def record(self, shard: str) -> str:
-        """What a shard's job says of it."""
+        """Record of a shard's tokens."""
         return f"{self.folder}/{shard}/shard.json"
 
     def records(self) -> list[str]:
-        """The same of every shard, in order."""
+        """Records of every shard, in order."""
         return [self.record(name) for name in self.names]
 
     def tokens(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stages train_tokenizer and copy_tokenizer: the tokenizer that all models share."""
+"""Stage train_tokenizer: the tokenizer that all models share, trained on the corpus."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ from budgeted_lora.data.documents import train_texts
 from budgeted_lora.data.functions import function_documents
 from budgeted_lora.data.tokenizer import END
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_folder, check_digest, write_json
+from budgeted_lora.files import atomic_folder, check_digest, write_digest, write_json
 
 TRAINING_CHARACTERS = 8_000_000
 
 
-def train_tokenizer(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer with one special token, the end of a document."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,7 +45,7 @@ def mix(documents: Path, *, function_share: float, **rule: Any) -> Iterator[str]
             return
 
 
-def make_tokenizer(
+def train_tokenizer(
     *,
     documents: Path,
     vocab_size: int,
@@ -63,7 +63,7 @@ def make_tokenizer(
     check_digest(documents)
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
     texts = mix(documents, function_share=function_share, **rule)
-    tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
+    tokenizer = train_bpe(texts, vocab_size=vocab_size)
     if tokenizer.get_vocab_size() != vocab_size:
         raise BadInput(
             f"tokenizer.vocab_size is {vocab_size}, but the corpus yields only {tokenizer.get_vocab_size()} tokens"
@@ -76,19 +76,4 @@ def make_tokenizer(
             "clean_up_tokenization_spaces": False,
         }
         write_json(folder / "tokenizer_config.json", settings)
-
-
-def copy_tokenizer(*, source: Path, out: Path) -> None:
-    """Copies the tokenizer files of a checkpoint folder.
-
-    Raises:
-        BadInput: the folder has no tokenizer.json, or is damaged.
-    """
-    check_digest(source)
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-    if not (Path(source) / "tokenizer.json").is_file():
-        raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer beside the checkpoint")
-    with atomic_folder(out) as folder:
-        for name in names:
-            if (Path(source) / name).is_file():
-                (folder / name).write_bytes((Path(source) / name).read_bytes())
+    write_digest(out)

@@ -1,0 +1,83 @@
+"""The arguments of a stage: from the words of a command line to what the stage's signature names."""
+
+import dataclasses
+import importlib
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from budgeted_lora.config.messages import describe
+from budgeted_lora.errors import BadInput
+from budgeted_lora.workflow.stage_command import GPUS, OPTIONS, flag
+
+
+def read_words(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """A stage's name and its arguments as the command line has them: text, lists of text, None, or values of JSON.
+
+    Raises:
+        BadInput: a word belongs to no option, or `--options` holds no JSON object.
+    """
+    stage, *rest = words
+    texts: dict[str, list[str]] = {}
+    for word in rest:
+        if word.startswith("--"):
+            name, equals, text = word.removeprefix("--").partition("=")
+            latest = texts.setdefault(name.replace("-", "_"), [text] if equals else [])
+        elif texts:
+            latest.append(word)
+        else:
+            raise BadInput(f"stage {stage}: {word!r} belongs to no option; expected --name value")
+    given = {name: None if not text else text[0] if len(text) == 1 else text for name, text in texts.items()}
+    return stage, convert(OPTIONS, dict[str, Any], given.pop(OPTIONS, "{}")) | given
+
+
+def bind(stage: str, given: Mapping[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Imports a stage. Returns its function and the arguments, of the types that its signature names.
+
+    Raises:
+        BadInput: a value does not have its argument's type.
+    """
+    function = getattr(importlib.import_module(f"budgeted_lora.stages.{stage}"), stage)
+    hints = typing.get_type_hints(function, include_extras=True)
+    return function, {name: convert(name, hints[name], value) for name, value in given.items() if name != GPUS}
+
+
+def convert(name: str, annotation: Any, value: Any) -> Any:
+    """A value of the command line as the type that a signature names.
+
+    Raises:
+        BadInput: it is not of that type; the line names the option.
+    """
+    kinds = list(_kinds(annotation))
+    model = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+    try:
+        if isinstance(value, str) and (model or any(map(_is_mapping, kinds))):
+            value = json.loads(value)
+        if any(issubclass(kind, Sequence) and kind is not str for kind in kinds) and not isinstance(value, list):
+            value = [] if value is None else [value]
+        return TypeAdapter(annotation).validate_python(value)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{flag(name)}: not JSON ({error})") from None
+    except ValidationError as error:
+        reason = describe(error, model, value) if model else f"{value!r}: {error.errors()[0]['msg']}"
+        raise BadInput(f"{flag(name)}: {reason}") from None
+
+
+def _kinds(annotation: Any) -> typing.Iterator[type]:
+    """The classes that an annotation names, those of a union one by one."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for part in parts:
+            yield from _kinds(part)
+    elif origin is typing.Annotated:
+        yield from _kinds(parts[0])
+    elif isinstance(origin or annotation, type):
+        yield origin or annotation
+
+
+def _is_mapping(kind: type) -> bool:
+    return issubclass(kind, Mapping) or dataclasses.is_dataclass(kind)

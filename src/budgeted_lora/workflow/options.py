@@ -1,0 +1,190 @@
+"""What each stage is told: its arguments that are not paths, as plain data for a rule's `params:`.
+
+The first functions return what a stage's record will say of them, which is what `cells` and `why` compare; those of the
+second part have the names of stages and return all the options of one job.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from budgeted_lora.config.jobs import evaluation_options
+from budgeted_lora.files import canonical_json
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.recipes import default_budgeted, planned, student_shape
+
+REMOVAL_WINDOWS = 16  # of the statistics' windows: every projection costs three passes over them
+Options = dict[str, Any]
+
+# --- what determines a result
+
+
+def corpus(graph: Graph) -> Options:
+    """What determines the documents: the corpus section without what only later stages use."""
+    later = {"train_tokens", "validation_tokens", "function_share", "hold_out_words", "prompt_space"}
+    return graph.config.corpus.model_dump(mode="json", exclude=later)
+
+
+def _of_corpus(graph: Graph, *names: str) -> Options:
+    return {name: getattr(graph.config.corpus, name) for name in names}
+
+
+def mix(graph: Graph, *, for_teachers: bool = False) -> Options:
+    """What determines the token files besides documents and tokenizer."""
+    names = ("validation_tokens", "function_share", "slice_per_mille", "hold_out_words", "prompt_space")
+    options = _of_corpus(graph, *names)
+    if for_teachers:
+        options["function_share"] = graph.teachers_share
+    return options | {"train_tokens": graph.train_tokens()}
+
+
+def teacher_spec(graph: Graph, teacher: str) -> Options:
+    """The teacher's entry of teacher_ladder."""
+    return graph.config.teacher_ladder[teacher].model_dump(mode="json")
+
+
+def pretraining(graph: Graph) -> Options:
+    """How teachers made here are trained."""
+    return graph.config.pretraining.model_dump(mode="json", exclude={"function_share"})
+
+
+def student(graph: Graph, name: str) -> Options:
+    """How an untrained student is cut."""
+    recipe = graph.students[name]
+    if recipe is None:
+        return {"init": graph.config.training.init, "depth": graph.config.student.layers, "ffn": None, "seed": 0}
+    seed = recipe.seed if recipe.init == "scratch" else 0
+    return {"init": recipe.init, "depth": recipe.student_layers, "ffn": recipe.student_ffn, "seed": seed}
+
+
+def statistics(graph: Graph) -> Options:
+    """What input statistics are measured on."""
+    config = graph.config
+    return {
+        "windows": config.lora.statistics_windows,
+        "batch_windows": config.training.micro_batch_windows,
+        "sequence_length": config.sequence_length,
+        "rows": config.rows,
+        "rank": config.lora.rank,
+        "removal_windows": REMOVAL_WINDOWS,
+    }
+
+
+def recipe(graph: Graph, cell: str) -> Options:
+    """How a cell is trained."""
+    return graph.cells[cell].recipe.model_dump(mode="json", exclude_none=True)
+
+
+def compression(graph: Graph, variant: str) -> Options:
+    """How a variant compresses; with `macs_of_budget` also the MACs that this budget leaves."""
+    settings = graph.variants[variant]
+    options = settings.model_dump(mode="json")
+    if settings.macs_of_budget is not None:
+        options["macs"] = planned(graph.config, default_budgeted(graph.config, settings.macs_of_budget)).totals.macs
+    return options
+
+
+def evaluation(graph: Graph) -> Options:
+    """What scores depend on besides the model."""
+    return evaluation_options(graph.config)
+
+
+def timed_student(graph: Graph, structure: str) -> Options:
+    """Shape of the scale's student, and the rank of its low-rank paths before compression."""
+    first = graph.config.teacher_ladder[graph.config.first_teacher]
+    shape = asdict(student_shape(graph.config))
+    rank = graph.timed()[structure].rank
+    return {"shape": shape, "heads": first.heads, "kv_heads": first.kv_heads, "rank": rank}
+
+
+# --- all the options of a job, by stage
+
+
+def as_json(options: Options) -> str:
+    """Options as one line of JSON, which a rule quotes once for the shell."""
+    return canonical_json(options)
+
+
+def _on_device(graph: Graph, *, threads: int) -> Options:
+    return {"scale": graph.config.scale, "device": graph.config.device, "threads": threads}
+
+
+def collect_corpus(graph: Graph) -> Options:
+    return {"corpus": corpus(graph), "scale": graph.config.scale}
+
+
+def train_tokenizer(graph: Graph) -> Options:
+    rule = _of_corpus(graph, "slice_per_mille", "hold_out_words", "prompt_space")
+    return rule | {"function_share": graph.teachers_share} | graph.config.tokenizer.model_dump()
+
+
+def tokenize_corpus(graph: Graph, *, for_teachers: bool = False) -> Options:
+    return mix(graph, for_teachers=for_teachers) | {"scale": graph.config.scale}
+
+
+def fetch_shard(graph: Graph, shard: str) -> Options:
+    return graph.shard_jobs().download(shard) | {"scale": graph.config.scale}
+
+
+def tokenize_shard(graph: Graph, shard: str) -> Options:
+    jobs = graph.shard_jobs()
+    return {"values": jobs.reading(shard), "source": jobs.source(shard), "scale": graph.config.scale}
+
+
+def join_shards(graph: Graph) -> Options:
+    return {"values": graph.shard_jobs().joining(), "scale": graph.config.scale}
+
+
+def fetch_teacher(graph: Graph, teacher: str) -> Options:
+    options = {"name": teacher, "source": graph.config.teachers, "spec": teacher_spec(graph, teacher)}
+    return options | _of_corpus(graph, "slice_per_mille", "hold_out_words") | {"scale": graph.config.scale}
+
+
+def pretrain_teacher(graph: Graph, teacher: str) -> Options:
+    config = graph.config
+    options = {"name": teacher, "spec": teacher_spec(graph, teacher), "settings": pretraining(graph)}
+    options |= {"sequence_length": config.sequence_length, "rows": config.rows}
+    return options | _on_device(graph, threads=config.threads.training)
+
+
+def cut_student(graph: Graph, name: str) -> Options:
+    return student(graph, name) | {"scale": graph.config.scale}
+
+
+def measure_statistics(graph: Graph) -> Options:
+    return statistics(graph) | _on_device(graph, threads=graph.config.threads.training)
+
+
+def cache_teacher(graph: Graph, name: str) -> Options:
+    cache, training = graph.caches()[name], graph.config.training
+    options = {"windows": cache.windows, "sequence_length": graph.config.sequence_length, "rows": cache.packing}
+    options |= {"batch_windows": training.micro_batch_windows, "precision": training.precision}
+    return options | _on_device(graph, threads=graph.config.threads.training)
+
+
+def train_cell(graph: Graph, cell: str) -> Options:
+    config = graph.config
+    options = {"recipe": recipe(graph, cell), "cell": cell, "gpus": config.gpus_per_run}
+    options |= {"log_every": config.training.log_every, "checkpoint_every": config.training.checkpoint_every}
+    return options | _on_device(graph, threads=config.threads.training)
+
+
+def compress_cell(graph: Graph, cell: str, variant: str) -> Options:
+    options = {"recipe": recipe(graph, cell), "settings": compression(graph, variant), "cell": cell}
+    return options | {"scale": graph.config.scale, "threads": graph.config.threads.evaluation}
+
+
+def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Options:
+    options = {"values": evaluation(graph), "cell": cell, "icl": icl}
+    return options | _on_device(graph, threads=graph.config.threads.evaluation)
+
+
+def calibrate_teachers(graph: Graph) -> Options:
+    calibration = graph.config.calibration
+    return {"tolerance": calibration.tolerance, "on_miss": calibration.on_miss, "scale": graph.config.scale}
+
+
+def measure_speed(graph: Graph, structure: str) -> Options:
+    plan = graph.timed()[structure].plan
+    options = {"student": timed_student(graph, structure), "structure": plan.as_json() if plan else None}
+    options |= graph.config.speed.model_dump(mode="json")
+    return options | _on_device(graph, threads=graph.config.threads.timing)
