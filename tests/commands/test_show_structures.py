@@ -68,7 +68,7 @@ def test_a_structure_of_its_own_is_known_after_compression(tmp_path: Path, monke
     path = compressed(graph, own[0])
     after = render_structures(graph)
     assert after.split("as it was compressed\n")[1].splitlines()[:4] == [
-        "  F = 0.4: 9,696 MACs a token, 1.80x on dense, 2.20x on LoRA, 54.6 % fewer than dense+LoRA",
+        "  F = 0.4: 9,696 MACs per token, 1.80x on dense, 2.20x on LoRA, 54.6 % fewer than dense+LoRA",
         "  keep: layer 0 q, k, v, o, gate, up, down",
         "  svd: none",
         "  drop: layer 1 q, k, v, o, gate, up, down",

@@ -15,10 +15,10 @@ COLUMNS = (
 
 
 def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None = None) -> str:
-    """A table with one line a budget, then which modules each budget keeps, approximates and drops.
+    """A table with one line per budget, then the modules that each budget keeps, approximates and drops.
 
     Args:
-        notes: what else to say of each structure.
+        notes: a remark on each structure.
     """
     if not structures:
         return "No budget to plan.\n"
@@ -27,36 +27,27 @@ def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None 
     lines = [
         f"Student of {shape.layers} layers, hidden {shape.hidden}, kv {shape.kv}, ffn {shape.ffn}; "
         f"LoRA rank {', '.join(map(str, ranks))}.",
-        f"{len(first.modules)} modules, {first.totals.dense_macs:,} dense MACs a token.",
+        f"{len(first.modules)} modules, {first.totals.dense_macs:,} dense MACs per token.",
         "Speedups are ratios of MACs, not timings; `fewer` is of parameters; train compute is KD Full = 1.",
         *dict.fromkeys(f"Schedule{_schedule(item)} of the steps." for item in structures),
         "",
         *_table(structures),
     ]
-    for index, item in enumerate(structures):
-        rank = f", rank {item.rank}" if len(ranks) > 1 else ""
-        lines += [
-            "",
-            f"F = {item.rule.budget:g}{rank}{f', {notes[index]}' if notes else ''}",
-            *describe_structure(item),
-        ]
+    for item, note in zip(structures, notes or [""] * len(structures), strict=True):
+        rank = f"rank {item.rank}" if len(ranks) > 1 else ""
+        lines += ["", ", ".join(filter(None, [f"F = {item.rule.budget:g}", rank, note])), *describe_structure(item)]
     return "\n".join(lines) + "\n"
 
 
 def describe_structure(item: Structure, *, sums: bool = False) -> list[str]:
-    """Which modules are kept, approximated and dropped, an indented line each; `sums`: the totals above them."""
-    lines = []
+    """One indented line each for the modules that are kept, approximated and dropped; with `sums`, totals above."""
+    lines, totals = [], item.totals
     if sums:
-        cuts = f"{item.totals.param_reduction_pct:.1f} % fewer than dense+LoRA"
-        speedups = f"{item.totals.speedup_vs_dense:.2f}x on dense, {item.totals.speedup_vs_lora:.2f}x on LoRA, {cuts}"
-        lines.append(f"F = {item.rule.budget:g}: {item.totals.macs:,} MACs a token, {speedups}")
+        speedups = f"{totals.speedup_vs_dense:.2f}x on dense, {totals.speedup_vs_lora:.2f}x on LoRA"
+        cuts = f"{totals.param_reduction_pct:.1f} % fewer than dense+LoRA"
+        lines.append(f"F = {item.rule.budget:g}: {totals.macs:,} MACs per token, {speedups}, {cuts}")
     lines += [f"{name}: {describe_modules(item.modules, decision=name)}" for name in ("keep", "svd", "drop")]
     return [part for line in lines for part in wrap(line, WIDTH, initial_indent="  ", subsequent_indent=" " * 8)]
-
-
-def _table(structures: Sequence[Structure]) -> list[str]:
-    first, second, *lines = table([*COLUMNS, *map(_row, structures)], numbers=range(len(COLUMNS[0])))
-    return [first, second, "-" * len(second), *lines]
 
 
 def describe_modules(modules: Sequence[PlannedModule], *, decision: Decision) -> str:
@@ -65,26 +56,19 @@ def describe_modules(modules: Sequence[PlannedModule], *, decision: Decision) ->
     if not chosen:
         return "none"
     if len(chosen) == len(modules) and len({module.d for module in chosen}) == 1:
-        return f"all {len(modules)} modules{_coefficient(chosen[0])}"
-    layers = [
-        (layer, _words(list(group))) for layer, group in groupby(chosen, key=lambda module: module.projection.layer)
-    ]
-    spans: list[tuple[int, int, str]] = []
-    for layer, words in layers:
-        if spans and spans[-1][2] == words and spans[-1][1] == layer - 1:
+        return f"all {len(modules)} modules{_retention(chosen[0])}"
+    spans: list[tuple[int, int, str]] = []  # first layer, last layer, their modules
+    for layer, group in groupby(chosen, key=lambda module: module.projection.layer):
+        ordered = sorted(group, key=lambda module: KINDS.index(module.projection.kind))
+        words = ", ".join(module.projection.kind + _retention(module) for module in ordered)
+        if spans and spans[-1][1:] == (layer - 1, words):
             spans[-1] = (spans[-1][0], layer, words)
         else:
             spans.append((layer, layer, words))
     return "; ".join(f"layer {a} {words}" if a == b else f"layers {a}-{b} {words}" for a, b, words in spans)
 
 
-def _words(modules: list[PlannedModule]) -> str:
-    """The modules of one layer, in the order of registration."""
-    ordered = sorted(modules, key=lambda module: KINDS.index(module.projection.kind))
-    return ", ".join(module.projection.kind + _coefficient(module) for module in ordered)
-
-
-def _coefficient(module: PlannedModule) -> str:
+def _retention(module: PlannedModule) -> str:
     if module.decision == "svd":
         return f" (d = {module.d:g}, rank {module.svd_rank} + {module.rank})"
     return "" if module.d in (0.0, 1.0) else f" (d = {module.d:g})"
@@ -95,17 +79,21 @@ def _schedule(item: Structure) -> str:
     return f"{name} from {item.rule.start:g} to {item.rule.end:g}"
 
 
+def _table(structures: Sequence[Structure]) -> list[str]:
+    first, second, *lines = table([*COLUMNS, *map(_row, structures)], numbers=range(len(COLUMNS[0])))
+    return [first, second, "-" * len(second), *lines]
+
+
 def _row(item: Structure) -> tuple[str, ...]:
+    totals = item.totals
     return (
         f"{item.rule.budget:g}",
         item.schedule or f"{item.rule.start:g}-{item.rule.end:g}",
-        str(item.totals.kept),
-        str(item.totals.svd),
-        str(item.totals.dropped),
-        f"{item.totals.macs:,}",
-        f"{item.totals.speedup_vs_dense:.2f}x",
-        f"{item.totals.speedup_vs_lora:.2f}x",
-        f"{item.totals.param_reduction_pct:.1f} %",
-        f"{item.totals.param_reduction_vs_dense_pct:.1f} %",
+        *(str(count) for count in (totals.kept, totals.svd, totals.dropped)),
+        f"{totals.macs:,}",
+        f"{totals.speedup_vs_dense:.2f}x",
+        f"{totals.speedup_vs_lora:.2f}x",
+        f"{totals.param_reduction_pct:.1f} %",
+        f"{totals.param_reduction_vs_dense_pct:.1f} %",
         f"{item.train_compute:.4f}",
     )
