@@ -15,6 +15,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 CLASSES = ("mistral", "llama")
 NEEDED = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 LARGEST_HEADER = 100_000_000  # the format's own limit

@@ -7,15 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.data.documents import (
-    BATCH,
-    SCHEMA,
-    Counts,
-    document_table,
-    split_documents,
-    train_texts,
-    unique_documents,
-)
+from budgeted_lora.data import documents
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import package_versions, read_documents
 from budgeted_lora.errors import BadInput
@@ -24,33 +16,34 @@ from budgeted_lora.provenance import Clock, write_result
 
 
 def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, processes: int = 1) -> None:
-    """Writes the documents (Parquet: text, md5, split) and a JSON record of how they were split.
+    """Writes the documents (Parquet: text, md5, split) and a JSON record of their split.
 
-    `split` is train, validation, or overlap: held out, but sharing too many n-grams with training text to count.
+    `split` is train, validation or overlap: held out, but excluded for sharing too many n-grams with training text.
 
     Raises:
-        BadInput: nothing to read, or no document falls into the slice.
+        BadInput: no document to read, or none in the slice.
     """
-    clock = Clock()
-    counts = Counts()
-    documents = unique_documents(read_documents(corpus, processes=processes), corpus, counts)
+    clock, counts = Clock(), documents.Counts()
+    distinct = documents.unique_documents(read_documents(corpus, processes=processes), corpus, counts)
     with atomic_path(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".collect.") as folder:
         training = Path(folder) / "train.parquet"
-        held_out = split_documents(documents, training, slice_per_mille=corpus.slice_per_mille, counts=counts)
+        held_out = documents.split_documents(distinct, training, slice_per_mille=corpus.slice_per_mille, counts=counts)
         if not held_out or not counts.train:
             raise BadInput(
                 f"corpus: {counts.read} documents read, {len(held_out)} in a slice of {corpus.slice_per_mille} per "
                 "mille; expected at least one document on each side (widen corpus.slice_per_mille or read more)"
             )
-        shares = shared_fractions([text for text, _ in held_out], train_texts(training), n=corpus.overlap_ngram)
+        shares = shared_fractions(
+            [text for text, _ in held_out], documents.train_texts(training), n=corpus.overlap_ngram
+        )
         marked = [
             (text, digest, "overlap" if share > corpus.overlap_share else "validation")
             for (text, digest), share in zip(held_out, shares, strict=True)
         ]
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            for batch in pq.ParquetFile(training).iter_batches(BATCH):
+        with pq.ParquetWriter(temporary, documents.SCHEMA, compression="zstd") as writer:
+            for batch in pq.ParquetFile(training).iter_batches(documents.BATCH):
                 writer.write_batch(batch)
-            writer.write_table(document_table(marked))
+            writer.write_table(documents.document_table(marked))
     overlapping = sum(split == "overlap" for *_, split in marked)
     kept_shares = shares[shares <= corpus.overlap_share]
     payload: dict[str, Any] = {

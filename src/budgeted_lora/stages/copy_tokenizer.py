@@ -1,25 +1,25 @@
-"""Stage copy_tokenizer: the tokenizer that all models share, taken from a checkpoint."""
+"""Stage copy_tokenizer: copy the tokenizer that all models share from a checkpoint."""
 
+import shutil
 from pathlib import Path
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, write_digest
-from budgeted_lora.models.checkpoint import shipped_tokenizer
+from budgeted_lora.models.checkpoint import TOKENIZER, shipped_tokenizer
 
 
 def copy_tokenizer(*, out: Path, source: Path | None = None) -> None:
-    """Copies the tokenizer files of a checkpoint folder, or those that ship with the package.
+    """Copies the tokenizer files of a checkpoint folder, or those that ship with the package if `source` is None.
 
     Raises:
-        BadInput: the folder has no tokenizer.json, or is damaged.
+        BadInput: the folder is damaged or has no tokenizer.json.
     """
     source = source or shipped_tokenizer()
     check_digest(source)
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-    if not (Path(source) / "tokenizer.json").is_file():
+    if not (source / "tokenizer.json").is_file():
         raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer beside the checkpoint")
     with atomic_folder(out) as folder:
-        for name in names:
-            if (Path(source) / name).is_file():
-                (folder / name).write_bytes((Path(source) / name).read_bytes())
+        for name in TOKENIZER:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     write_digest(out)

@@ -11,7 +11,7 @@ from budgeted_lora.provenance import Clock, write_result
 def cut_student(
     *, teacher: Path, init: str, depth: int, out: Path, record: Path, scale: str, ffn: int | None = None, seed: int = 0
 ) -> None:
-    """Writes the untrained student's model folder and a record of the layers it took."""
+    """Writes the model folder of an untrained student and a record of the teacher layers in it; see `student.cut`."""
     clock = Clock()
     source = load_model(teacher)
     student = cut(source, init=init, depth=depth, ffn=ffn, seed=seed)

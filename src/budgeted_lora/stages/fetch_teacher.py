@@ -7,15 +7,10 @@ from typing import Any
 
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    atomic_folder,
-    check_digest,
-    read_json,
-    sha256_file,
-    write_digest,
-)
+from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file, write_digest
 from budgeted_lora.models.checkpoint import (
     INDEX,
+    TOKENIZER,
     WEIGHTS,
     check_checkpoint,
     check_downloads,
@@ -26,7 +21,6 @@ from budgeted_lora.models.checkpoint import (
 from budgeted_lora.provenance import Clock, write_result
 
 DOWNLOADED = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -6,15 +6,7 @@ from typing import Any
 
 import torch
 
-from budgeted_lora.evaluation.speed import (
-    SpeedShape,
-    build,
-    factor_ranks,
-    time_decode,
-    time_kinds,
-    time_modules,
-    time_prefill,
-)
+from budgeted_lora.evaluation import speed
 from budgeted_lora.files import read_json, short_hash
 from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
 from budgeted_lora.models.device import on_device
@@ -24,10 +16,10 @@ DECODE_PROMPT = 16  # tokens in the cache before decoding starts
 
 
 def compressed_structure(path: Path) -> dict[str, Any]:
-    """The structure that a student was compressed to, from its compression.json."""
-    found = read_json(path)
-    modules = [module | {"rank": module["lora_rank"]} for module in found["modules"]]
-    return found["totals"] | {"modules": modules}
+    """The structure of a compressed student from its compression.json."""
+    record = read_json(path)
+    modules = [module | {"rank": module["lora_rank"]} for module in record["modules"]]
+    return record["totals"] | {"modules": modules}
 
 
 @torch.inference_mode()
@@ -49,57 +41,48 @@ def measure_speed(
     """Times one compressed structure against the dense student and against unmerged LoRA, and writes JSON.
 
     Args:
-        student: fields of `SpeedShape` but for the vocabulary, which the record `tokens` of a token file gives.
-        structure: `Structure.as_json()` or anything with its `modules`.
-        compressed: compression.json with the structure, if it is known only after compression.
+        student: fields of `SpeedShape` without vocab_size.
+        tokens: record of a token file, which gives the vocabulary.
         batch, length: of the prefill; the modules are timed on batch x length and on batch tokens.
         device: "auto", "cpu" (float32) or "cuda" (bfloat16).
+        structure: `Structure.as_json()` or anything with its `modules`.
+        compressed: compression.json with the structure, if it is known only after compression.
 
     Raises:
-        BadInput: the structure does not fit the shape, or there is no such device.
+        BadInput: the structure does not fit the shape, or the device is unknown or missing.
     """
     clock = Clock()
-    shape = ModelShape(**student["shape"])
-    student = SpeedShape(**dict(student) | {"shape": shape, "vocab_size": read_json(tokens)["vocab_size"]})
+    sizes = {"shape": ModelShape(**student["shape"]), "vocab_size": read_json(tokens)["vocab_size"]}
+    shape = speed.SpeedShape(**dict(student) | sizes)
     structure = structure if compressed is None else compressed_structure(compressed)
-    ranks = factor_ranks(student.shape, structure["modules"])
-    names = [module.name for module in projections(student.shape)]
-    with on_device(device, threads=threads) as where:
+    ranks = speed.factor_ranks(shape.shape, structure["modules"])
+    names = [module.name for module in projections(shape.shape)]
+    with on_device(device, threads=threads) as chosen:
         torch.manual_seed(0)
         prompt = min(DECODE_PROMPT, length)
-        models = build(student, ranks, length=max(length, prompt + decode_tokens), device=where)
-        common = {"repeats": repeats, "device": where}
+        models = speed.build(shape, ranks, length=max(length, prompt + decode_tokens), device=chosen)
+        common = {"repeats": repeats, "device": chosen}
         result = {
             "structure": {key: value for key, value in structure.items() if key != "modules"},
             "structure_hash": short_hash([[name, ranks.get(name)] for name in names]),
-            **_mac_ratios(student, structure),
+            **_mac_ratios(shape, structure),
             "dtype": str(next(models["dense"].parameters()).dtype).removeprefix("torch."),
-            "device": where.type,
+            "device": chosen.type,
             "threads": threads,
-            "modules": time_modules(models, names, tokens=batch * length, **common),
-            "modules_decode": time_modules(models, names, tokens=batch, **common),
-            "kinds": time_kinds(models, ranks, tokens=batch * length, **common),
-            "prefill": time_prefill(models, batch=batch, length=length, keep=1, **common),
-            "prefill_all_logits": time_prefill(models, batch=batch, length=length, keep=0, **common),
-            "decode": time_decode(models, batch=batch, prompt=prompt, tokens=decode_tokens, **common),
+            "modules": speed.time_modules(models, names, tokens=batch * length, **common),
+            "modules_decode": speed.time_modules(models, names, tokens=batch, **common),
+            "kinds": speed.time_kinds(models, ranks, tokens=batch * length, **common),
+            "prefill": speed.time_prefill(models, batch=batch, length=length, keep=1, **common),
+            "prefill_all_logits": speed.time_prefill(models, batch=batch, length=length, keep=0, **common),
+            "decode": speed.time_decode(models, batch=batch, prompt=prompt, tokens=decode_tokens, **common),
         }
-        values = {
-            "shape": vars(student.shape),
-            "heads": student.heads,
-            "kv_heads": student.kv_heads,
-            "vocab_size": student.vocab_size,
-            "rank": student.rank,
-            "batch": batch,
-            "length": length,
-            "decode_tokens": decode_tokens,
-            "repeats": repeats,
-            "threads": threads,
-        }
+        values = vars(shape) | {"shape": vars(shape.shape), "batch": batch, "length": length}
+        values |= {"decode_tokens": decode_tokens, "repeats": repeats, "threads": threads}
         write_result(out, result, scale=scale, cell=None, values=values, inputs=[], clock=clock)
 
 
-def _mac_ratios(student: SpeedShape, structure: Mapping[str, Any]) -> dict[str, float]:
+def _mac_ratios(student: speed.SpeedShape, structure: Mapping[str, Any]) -> dict[str, float]:
     """The paper's speedups: ratios of multiply-accumulates in the projections."""
-    macs, dense = sum(module["macs"] for module in structure["modules"]), dense_macs(student.shape)
-    unmerged = dense + lora_macs(student.shape, rank=student.rank)
-    return {"mac_speedup": dense / macs, "mac_speedup_vs_lora": unmerged / macs}
+    macs = sum(module["macs"] for module in structure["modules"])
+    student_macs, adapter_macs = dense_macs(student.shape), lora_macs(student.shape, rank=student.rank)
+    return {"mac_speedup": student_macs / macs, "mac_speedup_vs_lora": (student_macs + adapter_macs) / macs}

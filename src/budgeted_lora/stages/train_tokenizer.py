@@ -1,4 +1,4 @@
-"""Stage train_tokenizer: the tokenizer that all models share, trained on the corpus."""
+"""Stage train_tokenizer: train the tokenizer that all models share on the mix of documents and demonstrations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,31 +16,29 @@ TRAINING_CHARACTERS = 8_000_000
 
 
 def train_bpe(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with one special token, the end of a document."""
+    """A byte-level BPE tokenizer with one special token, the end of document."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 def mix(documents: Path, *, function_share: float, **rule: Any) -> Iterator[str]:
-    """Training texts and function documents with the stated share of characters, a few million characters of them."""
-    samples = function_documents(**rule, held_out=False)
+    """Training texts and function documents with the given share of characters, `TRAINING_CHARACTERS` in all."""
+    function_texts = function_documents(**rule, held_out=False)
     prose = functions = 0
     for text in train_texts(documents):
         yield text
         prose += len(text)
         while functions < function_share / (1 - function_share) * prose:
-            sample, _ = next(samples)
-            yield sample
-            functions += len(sample)
+            function_text, _ = next(function_texts)
+            yield function_text
+            functions += len(function_text)
         if prose + functions > TRAINING_CHARACTERS:
             return
 
@@ -58,22 +56,17 @@ def train_tokenizer(
     """Trains a tokenizer on the mix and writes it in the form that `transformers` loads.
 
     Raises:
-        BadInput: the documents are damaged, or the vocabulary came out smaller than asked for.
+        BadInput: the documents are damaged or yield a smaller vocabulary.
     """
     check_digest(documents)
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
-    texts = mix(documents, function_share=function_share, **rule)
-    tokenizer = train_bpe(texts, vocab_size=vocab_size)
+    tokenizer = train_bpe(mix(documents, function_share=function_share, **rule), vocab_size=vocab_size)
     if tokenizer.get_vocab_size() != vocab_size:
         raise BadInput(
             f"tokenizer.vocab_size is {vocab_size}, but the corpus yields only {tokenizer.get_vocab_size()} tokens"
         )
     with atomic_folder(out) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END,
-            "clean_up_tokenization_spaces": False,
-        }
-        write_json(folder / "tokenizer_config.json", settings)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", config)
     write_digest(out)
