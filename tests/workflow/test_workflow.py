@@ -461,6 +461,15 @@ def test_an_ablation_row_remakes_its_own_table_only(done: Path, after: str, new:
     assert len({name.split("/")[3] for name in found if name.startswith("results/smoke/cells/")}) == new
 
 
+def test_a_table_whose_source_is_edited_is_made_beside_a_new_row(done: Path) -> None:
+    row = ("init: [mixed, last]", "init: [mixed, last, middle]")
+    with (
+        edited(done / "config" / "smoke.yaml", lambda text: text.replace(*row)),
+        edited(done / "src/budgeted_lora/reporting/tables/in_context.py", lambda text: text + "\n# a remark\n"),
+    ):
+        assert made_tables(pending(done)) == {"lora_construction", "table9", "figure2_values"}
+
+
 def test_a_table_of_its_own_is_made_though_the_page_is_made_anew_before_it(done: Path) -> None:
     """A new row remakes the page, which such a target only comes after: what it lacks must be seen all the same."""
     row = "\ntables:\n  beyond:\n    - {method: budgeted_lora, budget: 0.0, low_rank_init: svd}\n"

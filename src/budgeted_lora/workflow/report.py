@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 from budgeted_lora.config.scale import CLAIM_TABLES, MAIN_CELLS
-from budgeted_lora.files import short_hash
 from budgeted_lora.reporting.contents import ICL_TABLES, Shown, figures_of, tables_of
 from budgeted_lora.reporting.standing import Standing, standing_of
 from budgeted_lora.workflow.code import source_folder
@@ -36,6 +35,10 @@ class ReportJobs:
         """Options of list_cells: the configuration without what no line of cells.csv depends on."""
         other = {"device", "fit", "gpus_per_run", "threads", "calibration", "evaluation", "speed", "report"}
         return {"config": self.graph.config.model_dump(mode="json", exclude=other)}
+
+    def lines_options(self, table: str) -> dict[str, Any]:
+        """Options of list_table."""
+        return {"lines": table_lines(self.graph, table)}
 
     def table_options(self, table: str) -> dict[str, Any]:
         """Options of make_table."""
@@ -123,10 +126,6 @@ class ReportJobs:
     def main_figures(self) -> list[str]:
         """Figures that stand on the page from the beginning."""
         return [name for name, figure in self.figures.items() if figure.target == "main"]
-
-    def digest(self, table: str) -> str:
-        """Digest of the lines of a configured table."""
-        return short_hash(table_lines(self.graph, table))
 
 
 def cell_rows(graph: Graph) -> list[dict[str, Any]]:
