@@ -1,5 +1,4 @@
-import json
-import math
+"""Built models, and how they are timed."""
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from budgeted_lora.evaluation.speed import (
     factor_ranks,
     take_turns,
 )
-from budgeted_lora.files import write_json
 from budgeted_lora.method.cost import (
     ModelShape,
     dense_macs,
@@ -24,8 +22,6 @@ from budgeted_lora.method.cost import (
 )
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import structure
-from budgeted_lora.models.device import on_device
-from budgeted_lora.stages.measure_speed import measure_speed
 
 SHAPE = ModelShape(layers=6, hidden=32, kv=8, ffn=128)
 STUDENT = SpeedShape(shape=SHAPE, heads=4, kv_heads=1, vocab_size=50, rank=5)
@@ -99,41 +95,3 @@ def test_short_calls_are_repeated_within_a_sample(monkeypatch):
     before = len(calls)
     assert sample() == pytest.approx(0.002)
     assert len(calls) - before == 5
-
-
-def test_threads_are_put_back_and_devices_checked():
-    before = torch.get_num_threads()
-    with on_device("cpu", threads=before + 1) as where:
-        assert where.type == "cpu"
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with pytest.raises(BadInput, match="device is 'gpu'"), on_device("gpu", threads=1):
-        pass
-    if not torch.cuda.is_available():
-        with pytest.raises(BadInput, match="device is cuda"), on_device("cuda", threads=1):
-            pass
-
-
-def test_the_stage_writes_what_the_report_reads(tmp_path):
-    planned = plan(0.8)
-    out = tmp_path / "speed.json"
-    write_json(tmp_path / "train.json", {"vocab_size": STUDENT.vocab_size})
-    student = vars(STUDENT) | {"shape": vars(SHAPE)}
-    del student["vocab_size"]
-    measure_speed(
-        student=student, structure=planned, tokens=tmp_path / "train.json", out=out, scale="smoke",
-        batch=2, length=24, decode_tokens=3, repeats=3, threads=1, device="cpu",
-    )  # fmt: skip
-    result = json.loads(out.read_text())
-    assert result["mac_speedup"] == pytest.approx(planned["speedup_vs_dense"])
-    assert result["mac_speedup_vs_lora"] == pytest.approx(planned["speedup_vs_lora"])
-    for part in ("modules", "modules_decode", "prefill", "prefill_all_logits", "decode"):
-        for name in ("speedup", "speedup_q1", "speedup_q3", "speedup_vs_lora"):
-            assert math.isfinite(result[part][name])
-            assert result[part][name] > 0
-        assert all(len(result[part][arm]["samples_s"]) == 3 for arm in speed.ARMS)
-    assert (result["modules"]["tokens"], result["modules_decode"]["tokens"]) == (48, 2)
-    covered = sorted(name for kind in result["kinds"] for name in kind["modules"])
-    assert covered == sorted(module["name"] for module in planned["modules"] if module["decision"] != "keep")
-    assert result["provenance"]["values"]["shape"] == vars(SHAPE)
-    assert result["threads"] == 1
