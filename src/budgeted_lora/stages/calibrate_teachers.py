@@ -4,7 +4,6 @@ With the paper's checkpoints, corpus and tokenizer they must agree. If not, hash
 the authors', and no absolute perplexity of a student can be judged; this stage reports it before any student trains.
 """
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_text
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.reporting.published import Published
 
-SOURCE = {"source": "Table 1", "metric": "ppl", "method": "pretrained"}
+PRINTED = ("Table 1", "ppl", "pretrained")  # source, metric and method in the table of published numbers
 
 
 def published_perplexities(path: Path) -> dict[str, float]:
@@ -24,12 +24,8 @@ def published_perplexities(path: Path) -> dict[str, float]:
         BadInput: no such file, or it lacks a column or these perplexities.
     """
     try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        chosen = [row for row in rows if all(row[key] == value for key, value in SOURCE.items())]
-        perplexities = {row["teacher"]: float(row["value"]) for row in chosen}
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; expected the published numbers") from None
+        lines = [line for line in Published.open(path).lines if (line.source, line.metric, line.method) == PRINTED]
+        perplexities = {line.teacher: line.value for line in lines}
     except (KeyError, ValueError) as error:
         raise BadInput(f"{path}: not the table of published numbers ({error})") from None
     if not perplexities:
@@ -119,8 +115,7 @@ def calibrate_teachers(
         BadInput: a teacher differs and `on_miss` is stop; or from `judge` or `published_perplexities`.
     """
     clock = Clock()
-    expected = "the perplexity of a teacher"
-    measured = {path.parent.name: read_json(path, expected=expected) for path in scores}
+    measured = {path.parent.name: read_json(path, expected="the perplexity of a teacher") for path in scores}
     records = judge(measured, published_perplexities(published), tolerance=tolerance)
     verdict, passed = sentence(records, tolerance=tolerance), all(record["as_published"] for record in records)
     if not passed and on_miss == "stop":
