@@ -62,7 +62,7 @@ def noted_as_done(folder: Path, scale: str, values: dict) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("scale", "values", "rules"),
     [
-        ("own", OWN, {"measure_statistics", "tokenize_for_teachers", "measure_cell_speed", "score_undistilled"}),
+        ("own", OWN, {"measure_statistics", "tokenize_for_teachers", "measure_speed", "score_cell"}),
         ("sharded", SHARDED, {"fetch_shard", "tokenize_shard", "join_shards"}),
     ],
 )
@@ -70,7 +70,11 @@ def test_nothing_reruns_where_it_was_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str, values: dict, rules: set[str]
 ) -> None:
     folder, archive = checkout(tmp_path / "done"), tmp_path / "a.tar.gz"
-    assert rules <= set(noted_as_done(folder, scale, values).values())
+    made = noted_as_done(folder, scale, values)
+    assert rules <= set(made.values())
+    timed = any("/speed/cell_budgeted-lora" in name for name in made)
+    undistilled = any("undistilled-True/perplexity.json" in name for name in made)
+    assert timed == undistilled == (scale == "own")
     for pattern in ("data/shards/*/*.bin", "data/shards/*/source.parquet", "cache/*/hidden.bin"):
         for path in (folder / f"results/{scale}").glob(pattern):
             path.unlink()  # what others were made from may be removed, and is not made again
