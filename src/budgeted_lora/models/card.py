@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +10,6 @@ from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput
 
 NAMES = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}
-
-CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags: [distillation, low-rank, budgeted-lora]
----
-
-# {cell}
-
-A student distilled with {method} and compressed to plain linear layers, one or two a projection, float32.
-Scale `{scale}` of a reproduction of "Budgeted LoRA: Distillation as Structured Compute Allocation for Efficient
-Inference" (arXiv 2605.04341).
-
-```python
-import budgeted_lora.models.compressed  # registers the class with transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-
-| | |
-|---|---|
-{rows}
-
-Speedup is a ratio of multiply-accumulates in the projections, not a timing. `compression.json` beside this folder
-records what was done to each projection and how the logits changed; the scores are in `perplexity.json` and
-`icl.json`. A research artefact, trained on little data: not for use in a product.
-"""
 
 
 def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, Any]) -> str:
@@ -59,7 +30,8 @@ def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, An
         "Smaller than the dense projections by": f"{totals['param_reduction_vs_dense_pct']:.1f} %",
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return CARD.format(cell=cell, method=NAMES[recipe.method], scale=scale, rows=rows)
+    template = files("budgeted_lora").joinpath("assets/model_card.md").read_text(encoding="utf-8")
+    return template.format(cell=cell, method=NAMES[recipe.method], scale=scale, rows=rows)
 
 
 def copy_tokenizer(source: Path | str, folder: Path) -> None:
