@@ -33,7 +33,6 @@ class Shown:
         target: `main` and `ablations` make all of theirs; `own` is made by its own name alone.
         optional: it is made only if the configuration has the first table of `cells`.
         otherwise: the configured table that takes the place of `cells` if the configuration has none of them.
-        title: of a figure. caption: of a figure.
     """
 
     name: str
@@ -43,8 +42,6 @@ class Shown:
     target: Target = "main"
     optional: bool = False
     otherwise: str = ""
-    title: str = ""
-    caption: str = ""
 
     @property
     def module(self) -> str:
@@ -66,16 +63,20 @@ class Shown:
         return replace(self, cells=cells)
 
 
-def ablation(name: str, *more: Reads, maker: str = "", target: Target = "ablations") -> Shown:
-    """A table of a configured table's own cells, made where the configuration has it."""
-    return Shown(name, maker or f"tables.ablations.{name}", (name,), ("perplexity", *more), target, optional=True)
+def ablation(
+    name: str, *more: Reads, maker: str = "", beside: tuple[str, ...] = (), target: Target = "ablations"
+) -> Shown:
+    """A table that is made where the configuration has one of its name; `beside` are others whose cells it shows."""
+    maker = maker or f"tables.ablations.{name}"
+    return Shown(name, maker, (name, *beside), ("perplexity", *more), target, optional=True)
 
 
+COSTS: tuple[Reads, ...] = ("perplexity", "train", "compression")
 TABLES = {
     shown.name: shown
     for shown in (
         Shown("table1", "tables.main.table1", MAIN, ("references",)),
-        Shown("table2", "tables.main.table2", ("table2",), ("perplexity", "train", "compression", "speed")),
+        Shown("table2", "tables.main.table2", ("table2",), (*COSTS, "speed")),
         Shown("table2_differences", "tables.main.table2_differences", ("table2",)),
         Shown("table8", "tables.structure.table8", ("table8",), ("compression",)),
         Shown("table9", "tables.in_context.table9", ("table9",), ("icl",), otherwise="table2"),
@@ -83,10 +84,7 @@ TABLES = {
         Shown("speed", "tables.structure.speed", MAIN, ("compression", "speed")),
         Shown("reference", "tables.main.reference", MAIN, ("references",)),
         Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
-        Shown(
-            CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), ("perplexity", "train", "compression"),
-            optional=True,
-        ),
+        Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
         ablation("table3"),
         ablation("table4"),
         ablation("table5"),
@@ -94,88 +92,41 @@ TABLES = {
         ablation("lora_construction"),
         ablation("table7", "train", "compression"),
         ablation("thresholds", "compression", maker="tables.structure.thresholds"),
-        Shown(
-            "sensitivity", "tables.sensitivity.sensitivity", ("sensitivity", "table2", "table8"), target="own",
-            optional=True,
-        ),
+        ablation("sensitivity", maker="tables.sensitivity.sensitivity", beside=("table2", "table8"), target="own"),
         ablation(BEYOND, "icl", "train", "compression", "speed", maker="tables.beyond.beyond", target="own"),
     )
-}  # fmt: skip
-
-OWN_TARGETS = frozenset(name for name, table in TABLES.items() if table.target == "own")
-
-BARS = "Thin bars: standard error over validation text; wide pale bars: range over training seeds, if several were run."
-BROWN = (
-    "Brown, where they were run: what a reader would do instead at the MACs of a budget, a smaller KD Full student or "
-    "a plain truncated SVD of the full one without retraining."
-)
+}
 FIGURES = {
     shown.name: shown
     for shown in (
+        Shown("figure2", "figures.main.figure2", ("figure2",), ("icl", "references"), otherwise="table2"),
+        Shown("pareto_train_compute", "figures.pareto.train_compute", (*MAIN, CONTROLS), (*COSTS, "references")),
+        Shown("pareto_mac_speedup", "figures.pareto.mac_speedup", (*MAIN, CONTROLS), (*COSTS, "references")),
         Shown(
-            "figure2", "figures.main.figure2", ("figure2",), ("icl", "references"), otherwise="table2",
-            title="Figure 2. In-context learning by teacher and method",
-            caption="Macro mean over 19 probes, 10-shot, exact match. The band spans the runs: demonstration seeds, "
-            "and training seeds where there are several. Dashed: the smallest teacher itself; dotted: chance, what "
-            "the best constant answer or a random word of the query would score.",
+            "pareto_measured_speedup", "figures.pareto.measured_speedup", MAIN, ("perplexity", "speed", "references")
+        ),
+        Shown("retention", "figures.training.retention", MAIN, ("curves", "references")),
+        Shown("gates", "figures.training.gates", MAIN, ("curves", "references")),
+        Shown("loss_curves", "figures.training.loss_curves", MAIN, ("curves", "references")),
+        Shown(
+            BEYOND,
+            "figures.beyond.beyond_figure",
+            (BEYOND, CONTROLS, "table2"),
+            (*COSTS, "icl", "speed"),
+            target="own",
+            optional=True,
         ),
         Shown(
-            "pareto_train_compute", "figures.pareto.train_compute", (*MAIN, CONTROLS),
-            ("perplexity", "train", "compression", "references"),
-            title="Perplexity against train compute",
-            caption="Train compute is counted in multiply-accumulates relative to KD Full. Grey steps: what no other "
-            f"student beats on both. {BARS} {BROWN}",
-        ),
-        Shown(
-            "pareto_mac_speedup", "figures.pareto.mac_speedup", (*MAIN, CONTROLS),
-            ("perplexity", "train", "compression", "references"),
-            title="Perplexity against MAC speedup",
-            caption="The paper's speedup is this ratio of multiply-accumulates in the projections, dense over "
-            f"compressed. It is not a timing. {BARS} {BROWN}",
-        ),
-        Shown(
-            "pareto_measured_speedup", "figures.pareto.measured_speedup", MAIN, ("perplexity", "speed", "references"),
-            title="Perplexity against measured speedup",
-            caption="The same students, with the time the projections really took on this machine, dense over "
-            f"compressed, timed in turn. {BARS} Controls are not timed.",
-        ),
-        Shown(
-            "retention", "figures.training.retention", MAIN, ("curves", "references"),
-            title="What is kept of every dense path",
-            caption="Dense coefficient d of every projection over training, for each budget (smallest teacher, first "
-            "seed). Bright: kept; dark: gone, its matmul skipped.",
-        ),
-        Shown(
-            "gates", "figures.training.gates", MAIN, ("curves", "references"),
-            title="Trained gates",
-            caption="Gates of all ranks of all modules after training. They start at sigmoid(2) = 0.88; a rank is cut "
-            "only if its gate ends at or below the threshold.",
-        ),
-        Shown(
-            "loss_curves", "figures.training.loss_curves", MAIN, ("curves", "references"),
-            title="Training loss",
-            caption="Distillation loss, lightly smoothed; first steps cut off. Grey: the stretch in which the dense "
-            "paths are lowered.",
-        ),
-        Shown(
-            BEYOND, "figures.beyond.beyond_figure", (BEYOND, CONTROLS, "table2"),
-            ("perplexity", "icl", "train", "compression", "speed"), "own", optional=True,
-            title="Beyond the paper: perplexity against MAC speedup",
-            caption="One line per rule, from large budgets to small; wide strokes span the seeds. Level lines: KD Full "
-            "and KD LoRA. Grey crosses: the untrained student cut by truncated SVD, without distillation.",
-        ),
-        Shown(
-            "beyond_why", "figures.beyond_why.beyond_why", (BEYOND,), ("train", "compression", "curves", "statistics"),
-            "own", optional=True,
-            title="Beyond the paper: why",
-            caption="Above: training loss of every rule at one budget, first seed. Middle: what the removals so far "
-            "cost the untrained student one by one, summed, with the SVD of outputs in their place. Below, of that "
-            "student: the share of each projection's output energy outside rank r, with marks where the dense path "
-            "stays to the end; and how the loss rises when that path alone goes, with nothing in its place and with "
-            "the SVD of outputs.",
+            "beyond_why",
+            "figures.beyond_why.beyond_why",
+            (BEYOND,),
+            ("train", "compression", "curves", "statistics"),
+            target="own",
+            optional=True,
         ),
     )
-}  # fmt: skip
+}
+OWN_TARGETS = frozenset(name for name, table in TABLES.items() if table.target == "own")
 
 
 def tables_of(configured: Iterable[str]) -> dict[str, Shown]:

@@ -52,21 +52,6 @@ def icl_scores(results: Results) -> pd.DataFrame:
     return method_order(listed.assign(icl=[results.json(path) for path in paths]))
 
 
-def partial_note(results: Results) -> list[str]:
-    """A sentence when results are missing."""
-    if not results.missing:
-        return []
-    return [f"Partial: {len(results.missing)} result files are missing; a dash stands where they are needed."]
-
-
-def caveats(results: Results) -> list[str]:
-    """The notes below a table that shows counts beside published ones."""
-    shape = (
-        "This scale's student has not the paper's proportions: its counts are not expected to be the published ones."
-    )
-    return [*([] if results.standing.proportions else [shape]), *partial_note(results)]
-
-
 def budget_key(budget: float) -> str:
     """A budget as the CSV files write it: empty, 0.4, 0.0."""
     return "" if pd.isna(budget) else str(float(budget))

@@ -6,7 +6,7 @@ from recipes that were trained with several seeds (`Spread`).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -245,15 +245,6 @@ def difference_text(difference: Difference | None) -> str:
     several = difference.seeds > 1
     text = f"{difference.value:+.2f} ± {number(difference.sd if several else difference.standard_error, 2)}"
     return f"{text} ({difference.seeds} seeds)" if several else text
-
-
-def several_seeds(counts: Iterable[int]) -> list[str]:
-    """The sentence on ± where a line has several seeds; empty where none has."""
-    if max(counts, default=1) < 2:
-        return []
-    return [
-        "Where a number of training seeds stands in brackets, the value is their mean and ± their standard deviation."
-    ]
 
 
 Group = tuple[str, float | None]  # method and budget

@@ -19,7 +19,11 @@ EXEMPT = frozenset({"config", "workflow", "commands", "errors", "files", "proven
 EXEMPT_MODULES = frozenset({"stages.dispatch", "stages.arguments", "stages.launch"})
 
 # Data files of the package that a module reads and that decide what it returns.
-DATA = {"data.probes": ("assets/words.txt",), "models.card": ("assets/model_card.md",)}
+DATA = {
+    "data.probes": ("assets/words.txt",),
+    "models.card": ("assets/model_card.md",),
+    "reporting.texts": ("reporting/texts.yaml",),
+}
 
 
 def source_files(stage: str, *more: str) -> tuple[str, ...]:

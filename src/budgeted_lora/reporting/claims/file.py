@@ -12,13 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from budgeted_lora.config.messages import describe
 from budgeted_lora.config.scale import CLAIM_TABLES
-from budgeted_lora.config.types import (
-    Fraction,
-    Init,
-    Method,
-    Positive,
-    Strict,
-)
+from budgeted_lora.config.types import Fraction, Init, Method, Positive, Strict
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.published import Line
 

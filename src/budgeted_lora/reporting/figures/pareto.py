@@ -12,14 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from budgeted_lora.reporting.contents import CONTROLS, MAIN
-from budgeted_lora.reporting.figures.style import (
-    BLACK,
-    GREY,
-    MARKERS,
-    OTHER,
-    colour,
-    label_points,
-)
+from budgeted_lora.reporting.figures.style import BLACK, GREY, MARKERS, OTHER, colour, label_points
 from budgeted_lora.reporting.grouping import method_order, sorted_teachers, student_label
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import number

@@ -16,6 +16,7 @@ from budgeted_lora.reporting.page.beyond import findings
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table, number
 from budgeted_lora.reporting.tables.unknowns import constants
+from budgeted_lora.reporting.texts import texts
 
 TABLE_FORMS, FIGURE_FORMS = ("csv", "md", "tex"), ("png", "svg", "pdf")
 
@@ -106,4 +107,4 @@ def picture(figure: Shown, out: Path) -> dict[str, str]:
     """A figure for the page. Its SVG is an image of its own (a data address), so that ids of two never meet."""
     data = base64.b64encode((out / "figures" / f"{figure.name}.svg").read_bytes()).decode("ascii")
     address = f"data:image/svg+xml;base64,{data}"
-    return {"name": figure.name, "title": figure.title, "caption": figure.caption, "data": address}
+    return {"name": figure.name, "data": address} | texts()["figures"][figure.name]

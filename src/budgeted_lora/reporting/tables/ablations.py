@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from budgeted_lora.reporting.grouping import METHODS, caveats
+from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import DEFAULT, FILES, RECIPE, Results
 from budgeted_lora.reporting.standing import PAPER_HIDDEN
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
 from budgeted_lora.reporting.tables.structure import average_rank
+from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
     PPL,
     Bootstrap,
@@ -27,7 +28,6 @@ from budgeted_lora.reporting.uncertainty import (
     difference_text,
     draw,
     lines,
-    several_seeds,
 )
 
 HEADINGS = {
@@ -41,11 +41,9 @@ FOLLOWS = frozenset(
 )
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
+# Words of a recipe in the order they are shown; numbers ascend.
+WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
 NOTE_PUBLISHED = "Published distances and orders are worked out from the perplexities the paper prints."
-NOTE_ORDER = (
-    "The table's best row is the base: ± of a difference is of the paired bootstrap over validation windows, so that "
-    "what makes a window hard for all cancels."
-)
 
 
 @dataclass(frozen=True)
@@ -65,22 +63,14 @@ class Ablation:
     drawn: Drawn
     printed: bool
 
-    def table(
-        self, title: str, *, more: pd.DataFrame | None = None, columns: Sequence[Column] = (), notes: Sequence[str] = ()
-    ) -> Table:
-        """The table.
-
-        Args:
-            more: further values of each line. columns: of them. notes: on them.
-        """
+    def table(self, more: pd.DataFrame | None = None, columns: Sequence[Column] = (), **values: Any) -> Table:
+        """The table, with further values of each line and their columns; `values` choose between notes."""
         frame = self.frame if more is None else self.frame.join(more)
-        text = [*read_sentence(frame), NOTE_ORDER, *notes, *several_seeds(frame["seeds"])]
+        counts = frame["tokens"].unique()
         if self.printed:
-            text += [NOTE_PUBLISHED]
-            text[1:1] = agreement(frame, self.drawn)
-        name = self.results.shown.name
-        columns = [*self.columns(), *columns]
-        return Table.of(name, title, rows=frame, columns=columns, notes=text + caveats(self.results))
+            values |= agreement(frame, self.drawn) | {"printed": True}
+        values["tokens"] = int(counts[0]) if len(counts) == 1 else None
+        return tabulate(self.results, rows=frame, columns=[*self.columns(), *columns], **values)
 
     def columns(self) -> list[Column]:
         """Columns that every ablation table has, in order."""
@@ -150,20 +140,17 @@ def printed_setting(row: Record, keys: Sequence[str], scale: float) -> str:
 
 def table3(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """First sweep of temperature and weight of the distillation, from the first layers and from scratch."""
-    found = measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 3")
-    return found.table("Table 3. Temperature T and weight a of the distillation, from first layers and from scratch")
+    return measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 3").table()
 
 
 def table4(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Which layers of the first teacher the student starts from, KD Full."""
-    found = measured(results, published, bootstrap, "init", source="Table 4")
-    return found.table("Table 4. Construction of the student, KD Full")
+    return measured(results, published, bootstrap, "init", source="Table 4").table()
 
 
 def table5(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Second sweep of temperature and weight, from mixed and middle layers."""
-    found = measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 5")
-    return found.table("Table 5. Temperature T and weight a again, from mixed and middle layers")
+    return measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 5").table()
 
 
 def table6(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
@@ -172,14 +159,12 @@ def table6(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     paper_rank = found.frame["rank"] * scale_to_paper(results, found.frame)
     more = pd.DataFrame({"rank_over_hidden": paper_rank / PAPER_HIDDEN, "rank_published": paper_rank})
     columns = (Column("rank_over_hidden"), Column("rank_published", "r, published", 0))
-    note = "A rank is paired with the published one that has the same share of the width (768 in the paper)."
-    return found.table("Table 6. Rank of KD LoRA", more=more, columns=columns, notes=[note])
+    return found.table(more, columns, ranks_paired=True)
 
 
 def lora_construction(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Section C.2: which layers the student starts from, KD LoRA."""
-    found = measured(results, published, bootstrap, "init", source="Section C.2")
-    return found.table("Section C.2. Construction of the student, KD LoRA")
+    return measured(results, published, bootstrap, "init", source="Section C.2").table()
 
 
 def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
@@ -200,19 +185,13 @@ def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         Column("", "Avg. rank (of r)", text=average_rank),
         Column("avg_rank_published", "Avg. rank, published (of 128)", 0),
     )
-    notes = (
-        "Train compute counts multiply-accumulates relative to KD Full: scheduled follows from F(t), executed is "
-        "what really ran (the smoothing of the coefficients delays the drop of a dense path).",
-        "The average rank moves only if gates cross the threshold; in a short run none can, so it says nothing there.",
-    )
     values = pd.DataFrame(more).assign(train_compute_executed=found.frame["executed_compute"])
-    return found.table("Table 7. Schedule of the budget", more=values, columns=columns, notes=notes)
+    return found.table(values, columns, schedules=True)
 
 
 def any_table(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """A table that only the configuration knows: one line per recipe, with whatever its rows differ in."""
-    found = measured(results, published, bootstrap, "method", "budget")
-    return found.table(f"Table {results.shown.name} of the configuration")
+    return measured(results, published, bootstrap, "method", "budget").table()
 
 
 def scale_to_paper(results: Results, frame: pd.DataFrame) -> pd.Series:
@@ -245,7 +224,7 @@ def varying(frame: pd.DataFrame) -> list[str]:
     return names
 
 
-def agreement(frame: pd.DataFrame, drawn: Drawn) -> list[str]:
+def agreement(frame: pd.DataFrame, drawn: Drawn) -> dict[str, Any]:
     """How many pairs of rows stand in the published order, and how many of those that the intervals tell apart."""
     pairs = []  # of each: whether it is clear, whether it agrees
     for first, second in combinations(frame.index, 2):
@@ -253,20 +232,9 @@ def agreement(frame: pd.DataFrame, drawn: Drawn) -> list[str]:
         ours = drawn.difference(frame.loc[second, "runs"], frame.loc[first, "runs"])
         if ours is not None and abs(paper) > 0:
             pairs.append((ours.clear, (ours.value > 0) == (paper > 0)))
-    if not pairs:
-        return []
     clear = [agrees for is_clear, agrees in pairs if is_clear]
-    percent = f"{100 * drawn.confidence:g} %"
-    return [
-        f"Of {len(pairs)} pairs of rows {sum(agrees for _, agrees in pairs)} stand in the published order. The paired "
-        f"{percent} interval tells {len(clear)} pairs apart; of these {sum(clear)} stand in the published order."
-    ]
-
-
-def read_sentence(frame: pd.DataFrame) -> list[str]:
-    """How many tokens the students read, where it is one number."""
-    counts = frame["tokens"].unique()
-    return [f"Every student read {int(counts[0]):,} tokens."] if len(counts) == 1 else []
+    counts = {"pairs": len(pairs), "same": sum(agrees for _, agrees in pairs)}
+    return counts | {"clear": len(clear), "clear_same": sum(clear), "percent": f"{100 * drawn.confidence:g} %"}
 
 
 def to_best(row: Record) -> str:

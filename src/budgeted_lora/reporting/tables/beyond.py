@@ -3,10 +3,11 @@
 import pandas as pd
 
 from budgeted_lora.reporting.contents import BEYOND, TABLES
-from budgeted_lora.reporting.grouping import METHODS, caveats
+from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
+from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
     PPL,
     Bootstrap,
@@ -18,7 +19,6 @@ from budgeted_lora.reporting.uncertainty import (
     difference_text,
     draw,
     lines,
-    several_seeds,
 )
 
 PAPER = "paper's rule"
@@ -85,22 +85,10 @@ def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     frame = add_differences(frame, "to_paper", against(frame, drawn, paper))
     frame = add_differences(frame, "to_lowest", against(frame, drawn, lowest))
     frame["ppl_first_seed"] = [drawn.values.get(runs[0], float("nan")) for runs in frame["runs"]]
-    notes = [
-        "Rules differ in where the low-rank path starts (the paper: A at random, B at zero), in which dense path goes "
-        "first (the paper: the cheapest) and in how ranks are spread (the paper: evenly). Budget, schedule and MACs of "
-        "all low-rank paths together are the paper's; which modules stay dense depends on the order, and a low-rank "
-        "path beside a dense one is merged into it, so the MACs that remain differ a little.",
-        "Uncompressed: perplexity before modules are dropped, approximated and merged. The paper's rule loses what an "
-        "approximation of rank d r_max, a constant the paper does not state, cannot hold of W; with a start at the "
-        "SVD only the residual is approximated.",
-        "The difference is paired by window and by seed; negative means better than the paper's rule.",
-        "No distillation: the untrained student, every projection cut by truncated SVD to the same share of its MACs, "
-        "ranks rounded down, by weights or by outputs; its structure is not that of the budgeted students.",
-        *chance_notes(frame["icl_chance"]),
-        *several_seeds(frame["seeds"]),
-    ]
-    title = "Beyond the paper: other rules at the same budget"
-    return Table.of(BEYOND, title, rows=frame, columns=BEYOND_COLUMNS, notes=notes + caveats(results))
+    chances = 100 * frame["icl_chance"].dropna()
+    return tabulate(
+        results, rows=frame, columns=BEYOND_COLUMNS, chance=float(chances.iloc[0]) if len(chances) else None
+    )
 
 
 def against(
@@ -144,9 +132,3 @@ BEYOND_COLUMNS = (
     *difference_columns("to_paper", "", "_se", "_sd", "_clear"),
     *difference_columns("to_lowest", "", "_se", "_sd", "_clear"),
 )
-
-
-def chance_notes(chances: pd.Series) -> list[str]:
-    """What guessing scores in context, if that was measured."""
-    known = chances.dropna()
-    return [] if known.empty else [f"ICL: accuracy in context; guessing has {100 * known.iloc[0]:.1f} %."]

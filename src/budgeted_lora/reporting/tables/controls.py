@@ -10,10 +10,11 @@ import pandas as pd
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import CONTROLS, TABLES
-from budgeted_lora.reporting.grouping import caveats, method_label, method_order
+from budgeted_lora.reporting.grouping import method_label, method_order
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
+from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
     PPL,
     Bootstrap,
@@ -22,7 +23,6 @@ from budgeted_lora.reporting.uncertainty import (
     difference_text,
     draw,
     lines,
-    several_seeds,
 )
 
 SMALLER, TRUNCATED = "smaller KD Full", "KD Full cut by SVD"
@@ -98,17 +98,7 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
         Column("", "MACs, of dense", text=lambda row: number(row["share"], 3)),
         Column("", "Train compute", text=lambda row: number(row["train_compute"], 2)),
     ]
-    notes = [
-        "What a reader would do instead; the paper has none of these. Smaller: KD Full of a student with fewer layers "
-        "and narrower feed-forwards. Cut by SVD: every projection of the KD Full student by truncated SVD, without "
-        "retraining, so its train compute is KD Full's.",
-        "MACs are those of the projections, relative to the scale's dense student; train compute is relative to its "
-        "KD Full. The last column is the paired difference to the budgeted student of the same MACs: positive means "
-        "that the budget does better.",
-        *several_seeds(frame["seeds"]),
-    ]
-    title = "Controls at equal MACs"
-    return Table.of("controls", title, rows=frame, columns=columns, notes=notes + caveats(results))
+    return tabulate(results, rows=frame, columns=columns)
 
 
 def nearest_budget(share: float, budgeted: pd.DataFrame) -> float:

@@ -9,14 +9,14 @@ from budgeted_lora.reporting.grouping import (
     icl_scores,
     method_label,
     one_recipe,
-    partial_note,
     setting_of,
     teacher_order,
 )
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results, probe_frame
 from budgeted_lora.reporting.table import Column, Record, Table, mean_text, number
-from budgeted_lora.reporting.uncertainty import Bootstrap, several_seeds
+from budgeted_lora.reporting.texts import describe, tabulate
+from budgeted_lora.reporting.uncertainty import Bootstrap
 
 PROBE_COLUMNS = [
     "probe", "method", "budget", "teacher", "accuracy", "se", "n", "chance_constant", "chance_word", "ceiling", "sd",
@@ -39,15 +39,8 @@ def table9(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
                 mean = mean.assign(method=method, budget=budget_key(budget), teacher=teacher, published=np.nan)
                 frames.append(mean.rename_axis("probe").reset_index()[PROBE_COLUMNS])
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=PROBE_COLUMNS)
-    notes = [
-        "Exact match in %, 10-shot, mean over the demonstration seeds and, where there are several, the training seeds "
-        "(their standard deviation is `sd` of the CSV). Chance: the best constant answer, and for list "
-        "probes a random word of the query; "
-        "the ceiling is under 100 where a query has two right answers.",
-        "The paper's per-probe values (its Table 9) are not known to us: the column published of the CSV is empty.",
-    ]
-    title = "Table 9. In-context learning by probe"
-    return Table("table9", title, frame, table9_shown(frame), notes + partial_note(results))
+    title, notes = describe(results)
+    return Table("table9", title, frame, table9_shown(frame), notes)
 
 
 def table9_shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -78,20 +71,7 @@ def figure2_values(results: Results, published: Published, bootstrap: Bootstrap)
                 )
                 about = {"teacher": teacher, "method": method, "budget": budget_key(budget), "published_pct": printed}
                 rows.append(about | composite(scored))
-    notes = [
-        "The paper prints three of these composites in words (1B teacher); the others stand only in its drawing and "
-        "are not known to us: a dash. "
-        f"{printed_of(results)}± is a standard error over queries. "
-        "Over runs: the least and the most of the demonstration seeds and training seeds.",
-        *several_seeds(row["seeds"] for row in rows),
-    ]
-    return Table.of(
-        "figure2_values",
-        "Figure 2 as numbers",
-        rows=rows,
-        columns=COMPOSITE_COLUMNS,
-        notes=notes + partial_note(results),
-    )
+    return tabulate(results, rows=rows, columns=COMPOSITE_COLUMNS, printed_of=printed_of(results))
 
 
 def composite(scored: list[Record]) -> Record:

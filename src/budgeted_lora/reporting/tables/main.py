@@ -1,5 +1,6 @@
 """Tables 1 and 2, the differences between the rows of Table 2, the reference rows, and the published perplexities."""
 
+from dataclasses import asdict
 from itertools import combinations
 from math import nan
 
@@ -8,18 +9,17 @@ import pandas as pd
 from budgeted_lora.reporting.grouping import (
     METHODS,
     budget_key,
-    caveats,
     groups,
     method_label,
     one_recipe,
-    partial_note,
     setting_of,
     teacher_order,
 )
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Column, Record, Table, duration, mean_text, number
-from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Run, draw, runs_of, several_seeds
+from budgeted_lora.reporting.texts import tabulate
+from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Run, draw, runs_of
 
 Key = tuple[str, str, str]  # method, budget as in the CSV, teacher
 COSTS = (
@@ -53,27 +53,7 @@ def table2(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
             row[f"ppl_{teacher}_se"] = float(mean[1].std(ddof=1)) if mean else nan
             row |= {f"ppl_{teacher}_sd": float(mine.std()), f"ppl_{teacher}_seeds": len(mine)}
         rows.append(row | costs(group, published, method, budget))
-    notes = [
-        "PPL: prose validation set, budgeted rows on the compressed model; ± is a standard error from "
-        f"{bootstrap.resamples} bootstrap draws of the "
-        "validation windows, the same draws for every model; it does not cover the training seed.",
-        *several_seeds(count for row in rows for name, count in row.items() if name.endswith("_seeds")),
-        "Train compute and MAC speedup are counts of multiply-accumulates, not timings: train compute relative to KD "
-        "Full by the schedule, "
-        "MAC speedup of the projections against the dense student. Published values stand beside them.",
-        "Parameter reduction is against the unmerged dense + LoRA student, the paper's base; KD Full and KD LoRA "
-        "(merged) are 0 % by its convention.",
-        "Measured speedups are wall-clock ratios on this machine, dense over compressed, timed in turn; KD Full and KD "
-        "LoRA are the dense student itself (1 by definition). "
-        "Train time is the mean over the teachers, other jobs running beside.",
-    ]
-    return Table.of(
-        "table2",
-        "Table 2. Main results",
-        rows=rows,
-        columns=table2_columns(teachers),
-        notes=notes + caveats(results),
-    )
+    return tabulate(results, rows=rows, columns=table2_columns(teachers), resamples=bootstrap.resamples)
 
 
 def table2_columns(teachers: list[str]) -> list[Column]:
@@ -138,22 +118,8 @@ def table2_differences(results: Results, published: Published, bootstrap: Bootst
             difference, mean = drawn.difference(runs[other], runs[base]), drawn.mean(runs[base])
             if difference and mean:
                 rows.append(difference_row(other, base, difference, 100 * difference.value / mean[0]))
-    seeds = [row["seeds"] for row in rows]
-    notes = [
-        f"Paired bootstrap, {bootstrap.resamples} draws of the validation windows, the same draws for both models. "
-        "Positive: the method is worse (higher perplexity). "
-        "The interval covers the choice of validation text, not the training seed.",
-        *several_seeds(seeds),
-    ]
-    if max(seeds, default=1) > 1:
-        notes[-1] += " The interval leaves zero out only if no seed has the other sign."
-    return Table.of(
-        "table2_differences",
-        "Differences in perplexity between the rows of Table 2",
-        rows=rows,
-        columns=difference_columns(bootstrap.confidence),
-        notes=notes + partial_note(results),
-    )
+    columns = difference_columns(bootstrap.confidence)
+    return tabulate(results, rows=rows, columns=columns, resamples=bootstrap.resamples)
 
 
 def difference_columns(confidence: float) -> list[Column]:
@@ -210,7 +176,7 @@ def model_columns(ppl: str) -> list[Column]:
 
 def table1(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Teachers: shape and validation perplexity."""
-    standing, frame = results.standing, results.teachers().rename(columns={"name": "teacher"})
+    frame = results.teachers().rename(columns={"name": "teacher"})
     columns = [
         Column("teacher", "Teacher"),
         Column("layers", "Layers", 0),
@@ -222,19 +188,11 @@ def table1(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         *model_columns("Val. PPL"),
         Column("icl_chance"),
     ]
-    named = "the paper's own checkpoint" if standing.models else "named after the one of the paper that it stands for"
-    notes = [f"Each teacher is {named}. ± is a standard error over validation windows."]
-    if standing.models:
+    if results.standing.models:
         printed = [published.value("Table 1", "ppl", "pretrained", teacher=name) for name in frame["teacher"]]
         frame = frame.assign(ppl_published=printed)
         columns.append(Column("ppl_published", "PPL, published", 1))
-    else:
-        notes.append(
-            "The paper's own teachers and perplexities are in published_perplexities: other corpus, other vocabulary."
-        )
-    return Table.of(
-        "table1", "Table 1. Teachers", rows=known(frame, columns), columns=columns, notes=notes + partial_note(results)
-    )
+    return tabulate(results, rows=known(frame, columns), columns=columns)
 
 
 def known(frame: pd.DataFrame, columns: list[Column]) -> pd.DataFrame:
@@ -254,22 +212,12 @@ def reference(results: Results, published: Published, bootstrap: Bootstrap) -> T
         Column("icl_chance", "Chance %", 1, factor=100.0),
     ]
     frame = known(pd.concat([teachers, students], ignore_index=True).assign(row=rows), columns)
-    notes = [
-        "An untrained student is cut from the smallest teacher (or random, scratch) and scored before any distillation."
-    ]
-    return Table.of("reference", "Reference rows", rows=frame, columns=columns, notes=notes + partial_note(results))
+    return tabulate(results, rows=frame, columns=columns)
 
 
 def published_perplexities(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """The perplexities that the paper prints, by themselves."""
-    printed = [line for line in published.lines if line.metric == "ppl"]
-    rows = [
-        {
-            "source": line.source, "method": line.method, "teacher": line.teacher, "setting": line.setting,
-            "value": line.value, "note": line.note,
-        }
-        for line in printed
-    ]  # fmt: skip
+    rows = [asdict(line) | {"value": line.value} for line in published.lines if line.metric == "ppl"]
     columns = [
         Column("source", "Source"),
         Column("method", "Method", text=lambda row: METHODS.get(row["method"], row["method"])),
@@ -279,6 +227,4 @@ def published_perplexities(results: Results, published: Published, bootstrap: Bo
         Column("note", "Note", text=lambda row: row["note"]),
     ]
     differs = results.standing.print_differs
-    title = f"Published perplexities (the paper's{': ' if differs else ''}{differs})"
-    how = f"Measured by the authors on the deduplicated Pile with their 32k vocabulary{results.standing.print_note}"
-    return Table.of("published_perplexities", title, rows=rows, columns=columns, notes=[how])
+    return tabulate(results, rows=rows, columns=columns, differs=f": {differs}" if differs else "")

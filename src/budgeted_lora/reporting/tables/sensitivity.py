@@ -5,11 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from budgeted_lora.reporting.grouping import caveats, method_label
+from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import RECIPE, Results
 from budgeted_lora.reporting.table import Column, Record, Table, measured
 from budgeted_lora.reporting.tables.ablations import FOLLOWS, HEADINGS
+from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Drawn, difference_text, draw, runs_of
 
 # The paper's conclusions that are looked at: one arm minus another; a positive difference is the second one's win.
@@ -37,21 +38,9 @@ def sensitivity(results: Results, published: Published, bootstrap: Bootstrap) ->
     rows = [line(change, arms, base, drawn) for change, arms in changes.items()]
     for row in rows:
         row["moved"] = moved(row, rows[0])
-    notes = [
-        "Each line changes one constant that the paper does not state, and nothing else. ± of a perplexity is its "
-        "standard error over validation windows, ± of a difference that of the paired bootstrap; one seed.",
-        "A conclusion moves where the sign of a difference, or whether its interval leaves zero out, is another than "
-        "with the configured values. Arms that a constant does not touch repeat their configured run.",
-    ]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [column(name) for name in names if name != "moved"]
-    return Table.of(
-        "sensitivity",
-        "What the unknown constants do",
-        rows=rows,
-        columns=[*columns, column("moved")],
-        notes=notes + caveats(results),
-    )
+    return tabulate(results, rows=rows, columns=[*columns, column("moved")])
 
 
 def column(name: str) -> Column:

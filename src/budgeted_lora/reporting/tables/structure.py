@@ -2,19 +2,11 @@
 
 from math import nan
 
-import pandas as pd
-
-from budgeted_lora.reporting.grouping import (
-    budget_key,
-    caveats,
-    method_order,
-    one_recipe,
-    partial_note,
-    setting_of,
-)
+from budgeted_lora.reporting.grouping import budget_key, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import DEFAULT, SPEEDS, Results
 from budgeted_lora.reporting.table import Column, Record, Table, number
+from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
     PPL,
     Bootstrap,
@@ -23,7 +15,6 @@ from budgeted_lora.reporting.uncertainty import (
     difference_text,
     draw,
     lines,
-    several_seeds,
 )
 
 STUDENT = ["budget", "teacher", "schedule", "controller", "rank", "tokens"]
@@ -33,8 +24,6 @@ PRINTED = {
     "kept": "dense_kept", "svd": "dense_svd", "dropped": "dense_dropped", "avg_rank": "avg_rank",
     "param_reduction_pct": "param_reduction_pct",
 }  # fmt: skip
-# What the average rank says of a run much shorter than the paper's.
-SHORT_RUN = "; in a short run none can (a gate logit moves at most about rate × steps), so it says nothing here"
 
 
 def decisions(row: Record, end: str = "") -> str:
@@ -74,16 +63,7 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
         Column("to_default", "To the scale's own", text=to_default),
         *difference_columns("to_default", "_se", "_low", "_high"),
     ]
-    notes = [
-        "No retraining: each student is compressed again. A rank is cut where its gate is at or below τ rank; a dense "
-        "path whose coefficient is below τ SVD is approximated. A final coefficient is 0, 1 or, in one module, "
-        "between, so τ SVD moves one module at most.",
-        "The last column is the paired difference to the same student under the scale's own thresholds. The paper "
-        "prints no numbers of this sweep.",
-        *several_seeds(frame["seeds"]),
-    ]
-    title = "Section C.3. Compression thresholds"
-    return Table.of("thresholds", title, rows=frame, columns=columns, notes=notes + caveats(results))
+    return tabulate(results, rows=frame, columns=columns)
 
 
 def to_default(row: Record) -> str:
@@ -103,21 +83,7 @@ def table8(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         for ours, theirs in PRINTED.items():
             row[f"{ours}_published"] = published.value("Table 8", theirs, "budgeted_lora", setting=setting_of(budget))
         rows.append(row)
-    notes = [
-        "Dense paths after training; the paper's student has 42. For F = 0.8 the paper prints 24 kept / 1 / 17 "
-        "dropped; its "
-        "own reduction of 30.6 % and its cost model "
-        "admit only 17 kept / 1 / 24 dropped: kept and dropped are swapped in print.",
-        "The average rank moves only if gates cross the threshold"
-        + ("" if results.standing.models else SHORT_RUN)
-        + ". Published ranks are of r = 128.",
-        "Parameter reduction is printed on both bases: against the unmerged dense + LoRA student (the paper's) and "
-        "against the dense student alone.",
-    ]
-    if any(row["seeds"] > 1 for row in rows):
-        notes.append("Means over training seeds; `seeds` and `avg_rank_sd` of the CSV say how many and how far apart.")
-    title = "Table 8. Compressed structure by budget"
-    return Table.of("table8", title, rows=rows, columns=TABLE8, notes=notes + caveats(results))
+    return tabulate(results, rows=rows, columns=TABLE8)
 
 
 TABLE8 = (
@@ -165,14 +131,7 @@ def speed(results: Results, published: Published, bootstrap: Bootstrap) -> Table
     ]
     for part in SPEEDS:
         columns += measured_speedup(part)
-    notes = [
-        "Times of the dense student over times of the compressed one, random weights, taken in turn; in brackets the "
-        "quartiles over the rounds. "
-        "Modules: the projections alone. Prefill and decode: the whole model, with embeddings, attention and head, "
-        "which compression leaves as they are."
-    ]
-    title = "Speedup, counted and measured"
-    return Table.of("speed", title, rows=pd.DataFrame(rows), columns=columns, notes=notes + partial_note(results))
+    return tabulate(results, rows=rows, columns=columns)
 
 
 def measured_speedup(part: str) -> list[Column]:

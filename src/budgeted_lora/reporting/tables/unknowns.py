@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from budgeted_lora.config.scale import Config
 from budgeted_lora.files import canonical_json
 from budgeted_lora.reporting.table import Column, Record, Table
+from budgeted_lora.reporting.texts import texts
 
 TAG = re.compile(r"\s*\[(S|D|U|ours)\]")
 
@@ -20,9 +21,9 @@ def unknowns(config: Config) -> Table:
         Column("value", "Value used", text=lambda row: row["value"]),
         Column("meaning", "Meaning", text=lambda row: row["meaning"]),
     )
-    note = "Unknown outside the authors: the values are ours, and each is a key of the configuration."
+    text = texts()["unknowns"]
     rows = [row for row in constants(config) if row["tag"] == "U"]
-    return Table.of("unknowns", "Constants the paper does not state", rows=rows, columns=columns, notes=[note])
+    return Table.of("unknowns", text["title"], rows=rows, columns=columns, notes=text["notes"])
 
 
 def constants(config: Config) -> list[Record]:

@@ -1,0 +1,48 @@
+"""Titles, captions and notes of the report, from texts.yaml, and tables with theirs."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import Column, Record, Table
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """The file, by name of table."""
+    return yaml.safe_load((files(__package__) / "texts.yaml").read_text(encoding="utf-8"))
+
+
+def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
+    """Title and notes of the table that is made; `values` fill the texts and choose between notes."""
+    name, standing = results.shown.name, results.standing
+    text = texts().get(name) or texts()["any_table"]
+    values |= {"name": name, "standing": standing, "models": standing.models}
+    notes = [note for note in text["notes"] if isinstance(note, str) or applies(note, values)]
+    if text.get("counts") and not standing.proportions:
+        notes.append(texts()["notes"]["counts"])
+    if results.missing:
+        notes.append(texts()["notes"]["partial"])
+        values["missing"] = len(results.missing)
+    sentences = [note if isinstance(note, str) else note["text"] for note in notes]
+    return text["title"].format(**values), [sentence.format(**values) for sentence in sentences]
+
+
+def applies(note: dict[str, str], values: dict[str, Any]) -> bool:
+    """Whether a note with a condition stands below the table."""
+    return bool(values.get(note["if"])) if "if" in note else not values.get(note["unless"])
+
+
+def tabulate(
+    results: Results, *, rows: pd.DataFrame | Sequence[Record], columns: Iterable[Column], **values: Any
+) -> Table:
+    """The table that is made, of these rows and columns, with its title and notes."""
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    counts = frame[[name for name in frame if name == "seeds" or str(name).endswith("_seeds")]]
+    title, notes = describe(results, several_seeds=bool((counts > 1).any(axis=None)), **values)
+    return Table.of(results.shown.name, title, rows=frame, columns=columns, notes=notes)
