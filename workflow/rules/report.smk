@@ -19,8 +19,9 @@ rule list_cells:
         stage_command("list_cells", output=["out", "tables"], params=["options"])
 
 
-# One configured table each, so that an edit of its rows makes again what shows it and nothing else. Not from tables.csv:
-# while that is written, Snakemake would not look for other reasons to make a table, even through `ancient`.
+# One configured table each, so that an edit of its rows makes again what shows it and nothing else: Snakemake compares
+# `digest`, not the configuration. Not from tables.csv: while that is written, Snakemake would not look for other reasons
+# to make a table, even through `ancient`.
 rule list_table:
     input:
         code=source_files("list_table"),
@@ -35,9 +36,9 @@ rule list_table:
     conda:
         "../../environment.yml"
     params:
-        options=lambda wildcards: options.as_json(report_jobs.lines_options(wildcards.table)),
+        digest=lambda wildcards: report_jobs.digest(wildcards.table),
     shell:
-        stage_command("list_table", output=["out"], params=["options"])
+        stage_command("list_table", wildcards=["table"], output=["out"], names={"config": "listing"})
 
 
 rule make_table:

@@ -1,17 +1,23 @@
-"""Stage list_table: the cells of one configured table, in a file of their own."""
+"""Stage list_table: the lines of one configured table, in a file of their own.
+
+So an edit of one table's rows changes its own file alone, and what shows other tables is not made again.
+"""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from budgeted_lora.config.scale import Config
 from budgeted_lora.files import write_with
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.report import table_lines
 
 
-def list_table(*, lines: list[dict[str, Any]], out: Path) -> None:
-    """Write the lines of a table as CSV.
+def list_table(*, table: str, config: Config, out: Path) -> None:
+    """Write the lines of a table, one per cell and variant.
 
     Args:
-        lines: one per cell and variant, from `workflow.report.table_lines`.
+        table: name of the configured table. config: the scale, as far as the list depends on it.
     """
-    write_with(out, lambda temporary: pd.DataFrame(lines).to_csv(temporary, index=False))
+    frame = pd.DataFrame(table_lines(Graph(config), table))
+    write_with(out, lambda path: frame.to_csv(path, index=False))

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from budgeted_lora.config.scale import CLAIM_TABLES, MAIN_CELLS
+from budgeted_lora.files import short_hash
 from budgeted_lora.reporting.contents import ICL_TABLES, Shown, figures_of, tables_of
 from budgeted_lora.reporting.standing import Standing, standing_of
 from budgeted_lora.workflow.code import source_folder
@@ -36,9 +37,9 @@ class ReportJobs:
         other = {"device", "fit", "gpus_per_run", "threads", "calibration", "evaluation", "speed", "report"}
         return {"config": self.graph.config.model_dump(mode="json", exclude=other)}
 
-    def lines_options(self, table: str) -> dict[str, Any]:
-        """Options of list_table."""
-        return {"lines": table_lines(self.graph, table)}
+    def digest(self, table: str) -> str:
+        """Digest of the lines that list_table writes, by which Snakemake sees that they change."""
+        return short_hash(table_lines(self.graph, table))
 
     def table_options(self, table: str) -> dict[str, Any]:
         """Options of make_table."""
