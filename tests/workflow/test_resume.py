@@ -119,11 +119,11 @@ def test_a_job_that_is_left_holds_up_the_next_run(start: Start, tmp_path: Path) 
     assert refused.wait(PATIENCE) == 2
     line = refused.stdout.read()
     assert re.fullmatch(
-        rf"budgeted-lora: {tmp_path}/results: jobs of a run that was killed are still at work "
+        rf"budgeted-lora: {tmp_path}/results: jobs of a killed run still work "
         r"\(process \d+ train c\); wait for them \(make resume does\), or end them\n",
         line,
     )
-    with pytest.raises(BadInput, match="still at work"):
+    with pytest.raises(BadInput, match="still work"):
         resume_run(tmp_path / "results", wait=False)
     os.kill(int(re.search(r"process (\d+)", line)[1]), signal.SIGKILL)
     said(start("-c", RUN), "begun")
@@ -241,7 +241,7 @@ def test_snakemake_killed_twice(start: Start, checkout: Path) -> None:
     first.wait()
     forced = snakemake("--nolock")
     assert forced.wait(PATIENCE) == 2
-    left = f"jobs of a run that was killed are still at work (process {job} pretrain-teacher results/tiny/teachers/A"
+    left = f"jobs of a killed run still work (process {job} pretrain_teacher results/tiny/teachers/A"
     assert left in forced.stdout.read()
     refused = resume("--no-wait")
     assert refused.wait(PATIENCE) == 2

@@ -138,7 +138,7 @@ def test_cpu_hides_the_devices_and_takes_no_lock(tmp_path):
 
 def test_more_slots_than_devices_is_refused(tmp_path):
     with (
-        pytest.raises(BadInput, match="3 asked for, 2 in the pool"),
+        pytest.raises(BadInput, match="3 needed, 2 in the pool"),
         slots.gpu_slots(3, device="cuda", folder=tmp_path, pool=["a", "b"]),
     ):
         pass

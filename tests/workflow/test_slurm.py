@@ -70,8 +70,8 @@ def test_a_run_does_not_begin_beside_jobs_that_wait(
             begin_run(results, slurm=f"another{attempt}")
         assert ended.value.code == 2
         line = capsys.readouterr().err
-        assert re.fullmatch(rf"budgeted-lora: {results}: 2 jobs of a run that was killed .*--name={NAME}\)\n", line)
-    with pytest.raises(BadInput, match="2 jobs of a run that was killed"):
+        assert re.fullmatch(rf"budgeted-lora: {results}: 2 jobs of a killed run .*--name={NAME}\)\n", line)
+    with pytest.raises(BadInput, match="2 jobs of a killed run"):
         resume_run(results, wait=False)
     assert not (queue / "cancelled").exists()
     (queue / NAME).unlink()
@@ -228,7 +228,7 @@ def test_leftovers_in_a_real_queue(real_slurm: None, tmp_path: Path) -> None:
     killed_run(tmp_path / "results", name)
     try:
         assert sorted(slurm.queued_jobs(name)) == sorted(left)
-        with pytest.raises(BadInput, match="2 jobs of a run that was killed"):
+        with pytest.raises(BadInput, match="2 jobs of a killed run"):
             resume_run(tmp_path / "results", wait=False)
         with pytest.raises(BadInput, match="does not say what was run"):
             resume_run(tmp_path / "results", wait=True)

@@ -1,10 +1,10 @@
-"""Who is at work on the results of a scale: at most one run of the workflow, and the jobs that it started.
+"""Which processes work on the results of a scale: at most one run of the workflow, and the jobs it started.
 
-Snakemake's own lock is a file that outlives a killed Snakemake and cannot say whether anyone is left. Here the kernel
-says so, by two file locks that end with their holders: a run holds `results/<scale>/run.lock` alone, each of its jobs
-shares `jobs.lock`. Jobs of a killed run work on as orphans; until the last has ended, no other run starts a job.
-Where a batch system starts jobs, each has a Snakemake of its own, which shares `jobs.lock` too, and jobs that still
-wait in Slurm's queue are found by the name noted in `run.lock`.
+Snakemake's own lock is a file that outlives a killed Snakemake and cannot tell whether a process still works. Two file
+locks of the kernel tell it, since they end with their holders: a run holds `results/<scale>/run.lock` alone, and its
+jobs share `jobs.lock`. Jobs of a killed run continue as orphans; no other run starts a job until the last has ended.
+If a batch system starts the jobs, each has its own Snakemake, which shares `jobs.lock` too; jobs that still wait in
+Slurm's queue are found by the name in `run.lock`.
 Dry runs, reports, `--unlock` and `--lint` take no lock, and a stage called by hand belongs to no run.
 """
 
@@ -28,15 +28,15 @@ from budgeted_lora.workflow.slurm import cancel_jobs, queued_jobs
 RUN, JOBS = "run.lock", "jobs.lock"
 VARIABLE = "BUDGETED_LORA_RUN"  # tells a job its run: "<id> <folder of the locks>"
 POLL_SECONDS = 0.5
-AHEAD = 60.0  # seconds that the clocks of machines that share a folder may differ
-TRIES, PAUSE = 5, 0.1  # a job that asks whether its run is alive holds run.lock for a moment
+AHEAD = 60.0  # seconds by which clocks of machines that share a folder may differ
+TRIES, PAUSE = 5, 0.1  # a job that checks whether its run is alive holds run.lock for a moment
 
 
 def refuse_a_clock_set_back(results: Path | str) -> None:
-    """What the Snakefile does first: compares the clock with what earlier runs dated by it.
+    """Compares the clock with the dates of earlier runs; the Snakefile does this first.
 
-    Snakemake takes a file that is edited or made for older than all that came before, for as long as the clock is
-    behind, and would not use it. In a job of a run nothing is compared: other machines have other clocks.
+    While the clock is behind, Snakemake takes a new or edited file for older than all earlier ones and does not use it.
+    A job of a run compares nothing, since other machines have other clocks.
 
     Raises:
         BadInput: a lock, or a benchmark, which a job writes when it ends, is dated in the future.
@@ -44,26 +44,26 @@ def refuse_a_clock_set_back(results: Path | str) -> None:
     if VARIABLE in os.environ:
         return
     folder = Path(results)
-    dated = [
+    times = [
         path.stat().st_mtime for path in (folder / RUN, folder / JOBS, *folder.glob("benchmarks/*/*")) if path.exists()
     ]
-    ahead = max(dated, default=0.0) - time.time()
+    ahead = max(times, default=0.0) - time.time()
     if ahead > AHEAD:
         raise BadInput(
-            f"{folder}: its last job ended {ahead:.0f} s in the future, the clock has been set back; expected one that "
-            f"goes forward; if it is right now, date the results anew: find {folder} -newermt now -exec touch {{}} +"
+            f"{folder}: its last job ended {ahead:.0f} s in the future, so the clock has been set back; expected "
+            f"one that goes forward. If it is right now, run: find {folder} -newermt now -exec touch {{}} +"
         )
 
 
 def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
-    """What the Snakefile does before the first job: takes the run's lock, for as long as this process lives.
+    """Takes the run's lock for the life of this process; the Snakefile does this before the first job.
 
-    Also removes the temporary files that killed jobs left. Ends the process, in one line and with status 2, where
-    another run or a job of one that was killed is at work, or waits in Slurm's queue.
+    Also removes the temporary files of killed jobs. Exits with status 2 and a one-line message if another run, or a job
+    of a killed one, works here or waits in Slurm's queue.
 
     Args:
         results: folder of the scale's results.
-        slurm: name of the run's jobs in Slurm, if they go there.
+        slurm: name of the run's jobs in Slurm, if they run there.
     """
     try:
         folder = Path(results).resolve()
@@ -81,9 +81,12 @@ def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
 
 
 def join_run(what: str) -> None:
-    """What a job does first: shares the lock of its run's jobs, for as long as its process lives.
+    """Shares the lock of the run's jobs for the life of this process; every job does this first.
 
-    So does the Snakemake that a batch system starts for a job, before it removes the outputs of the job's last try.
+    So does the Snakemake that a batch system starts for a job, before it removes the outputs of an earlier try.
+
+    Args:
+        what: the job, for people who ask which jobs are left.
 
     Raises:
         BadInput: the run was killed before this job began.
@@ -101,7 +104,7 @@ def join_run(what: str) -> None:
 
 
 def orphaned() -> bool:
-    """Whether a run started this job and is no more."""
+    """Whether the run that started this job has died."""
     if VARIABLE not in os.environ:
         return False
     own, _, folder = os.environ[VARIABLE].partition(" ")
@@ -113,11 +116,11 @@ def orphaned() -> bool:
 
 
 def resume_run(results: Path, *, wait: bool) -> list[str]:
-    """Makes way for a run that goes on where a killed one stopped: no one is left at work, Snakemake's lock is gone.
+    """Prepares to continue a killed run: no job of it works any longer, and Snakemake's lock is gone.
 
     Args:
-        wait: whether to wait for jobs that the killed run left, or to refuse. Those in Slurm are cancelled, not
-            waited for: what they would still compute counts as unfinished, and they go on from their saved state.
+        wait: wait for jobs of the killed run instead of refusing. Jobs in Slurm are cancelled instead: their results
+            would count as unfinished, and they continue from their saved state.
 
     Returns:
         Snakemake's arguments as they were.
@@ -127,20 +130,20 @@ def resume_run(results: Path, *, wait: bool) -> list[str]:
     """
     folder = results.resolve()
     if not (folder / RUN).exists():
-        raise BadInput(f"{results}: no run was started here; expected one to go on with (make reproduce)")
+        raise BadInput(f"{results}: no run was started here; expected one to continue (make reproduce)")
     with _alone(folder, wait=wait) as (_, record):
         if record["arguments"] is None:
             raise BadInput(f"{results / RUN}: does not say what was run; start it as before (make reproduce)")
         unlock = [sys.executable, "-m", "snakemake", "--unlock", *record["arguments"]]
         done = subprocess.run(unlock, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise BadInput(f"snakemake --unlock: status {done.returncode} ({said})")
+            message = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise BadInput(f"snakemake --unlock: status {done.returncode} ({message})")
     return record["arguments"]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders of writers that were killed; call it only where no one writes."""
+    """Removes the temporary files and folders of killed writers; call it only while nothing writes."""
     for path in sorted(folder.rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -165,7 +168,7 @@ def _alone(folder: Path, *, wait: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         record = {"id": uuid.uuid4().hex, "pid": os.getpid()}
         record |= {key: before.get(key) for key in ("arguments", "slurm")}
         with naming(folder / RUN):
-            _write(handle, record)  # with a new id: jobs that are left know from it that they are
+            _write(handle, record)  # a new id tells the jobs that are left that their run has died
         jobs = os.open(folder / JOBS, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if record["slurm"]:
@@ -184,27 +187,27 @@ def _clear_queue(name: str, folder: Path, *, cancel: bool) -> None:
         cancel_jobs(name)
     elif jobs := queued_jobs(name):
         raise BadInput(
-            f"{folder}: {len(jobs)} jobs of a run that was killed are left in Slurm's queue; "
+            f"{folder}: {len(jobs)} jobs of a killed run are left in Slurm's queue; "
             f"expected none (make resume cancels them, or: scancel --name={name})"
         )
 
 
 def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
-    told = False
+    warned = False
     while not lock(handle):
         who = "; ".join(_living(os.pread(handle, 1 << 20, 0).decode(errors="replace").splitlines()))
-        left = f"{folder}: jobs of a run that was killed are still at work ({who or 'on another machine'})"
+        left = f"{folder}: jobs of a killed run still work ({who or 'on another machine'})"
         if not wait:
             raise BadInput(f"{left}; wait for them (make resume does), or end them")
-        if not told:
+        if not warned:
             print(f"budgeted-lora: {left}; waiting for them", file=sys.stderr, flush=True)
-            told = True
+            warned = True
         time.sleep(POLL_SECONDS)
 
 
 def _living(lines: list[str]) -> list[str]:
-    """What those do whose line "<process> <machine> <what it does>" names this machine and a process that is there."""
-    found = []
+    """The jobs that still live on this machine, of lines "<process> <machine> <job>"."""
+    living = []
     for line in lines:
         pid, _, rest = line.partition(" ")
         machine, _, what = rest.partition(" ")
@@ -216,12 +219,12 @@ def _living(lines: list[str]) -> list[str]:
             pass
         except (ValueError, OSError):
             continue
-        found.append(f"process {pid} {what}")
-    return found
+        living.append(f"process {pid} {what}")
+    return living
 
 
 def _read(handle: int) -> dict[str, Any]:
-    """The record in a lock file; empty where there is none, or where its writer was killed as it wrote."""
+    """The record in a lock file; empty if there is none or its writer was killed while writing."""
     try:
         record = json.loads(os.pread(handle, 1 << 20, 0))
     except ValueError:
@@ -235,9 +238,9 @@ def _write(handle: int, record: dict[str, Any]) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a state's folder, once the results are in place and whoever started the job can take note of them.
+    """Removes a state's folder once the results are in place, unless the run has died.
 
-    The results of a job whose Snakemake was killed count as unfinished and are made again: from this state, at once.
+    Results of a job whose Snakemake was killed count as unfinished; the next run makes them again from this state.
     """
     if not orphaned():
         shutil.rmtree(folder)

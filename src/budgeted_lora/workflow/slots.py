@@ -1,12 +1,12 @@
 """Device slots: which GPU a job may use, held by a file lock that the kernel releases when the job dies.
 
-Snakemake's `resources: gpu=N` only counts; this module pins. The lock files lie in one folder of the user, two a
-device: who holds `<id>.lock` uses it, who holds `<id>.turn` is the next to get it. A job that waits takes the turns of
-its whole pool and then keeps every device of it that becomes free until it has enough, so that one that wants two is
-not passed by one after another that want a single one. Whose turn comes next is chance, never size.
+Snakemake's `resources: gpu=N` only counts; this module pins. The user's folder has two lock files per device: the
+holder of `<id>.lock` uses it, the holder of `<id>.turn` gets it next. A waiting job takes the turns of its whole pool,
+then keeps every device that becomes free until it has enough. So a job that needs two devices is not overtaken again
+and again by jobs that need one. Chance decides whose turn is next, not size.
 
-Processes that a job starts on its devices share its locks (`share_slots`), and a device is free when the last of them
-has ended. Nothing here imports torch: CUDA_VISIBLE_DEVICES must be set before it is.
+Processes that a job starts on its devices share its locks (`share_slots`); a device is free when the last of them has
+ended. Nothing here imports torch, because CUDA_VISIBLE_DEVICES must be set first.
 """
 
 import os
@@ -24,8 +24,8 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-FOLDER = "BUDGETED_LORA_GPU_LOCKS"  # environment variable: another folder for the lock files
-HELD = "BUDGETED_LORA_GPU_SLOTS"  # environment variable: lock files of the devices that a job holds, for its processes
+FOLDER = "BUDGETED_LORA_GPU_LOCKS"  # environment variable: replaces the folder of the lock files
+HELD = "BUDGETED_LORA_GPU_SLOTS"  # environment variable: lock files of the devices a job holds, for its processes
 POLL_SECONDS = 0.5
 
 
@@ -33,19 +33,19 @@ POLL_SECONDS = 0.5
 def gpu_slots(
     count: int, *, device: Literal["auto", "cpu", "cuda"], folder: Path | None = None, pool: Sequence[str] | None = None
 ) -> Iterator[list[str]]:
-    """Holds `count` GPUs for the body, with CUDA_VISIBLE_DEVICES set to them; waits while too few are free.
+    """Holds `count` GPUs for the body and sets CUDA_VISIBLE_DEVICES to them; waits while too few are free.
 
     Args:
         count: devices this job takes; 0 runs on the CPU.
-        device: auto runs on the CPU where there is no GPU, cuda refuses, cpu hides the GPUs.
-        folder: where the lock files lie; `lock_folder()` when None.
-        pool: ids to choose from; an inherited CUDA_VISIBLE_DEVICES, or else all devices, when None.
+        device: without a GPU, auto runs on the CPU and cuda refuses; cpu hides the GPUs.
+        folder: of the lock files; None for `lock_folder()`.
+        pool: ids to choose from; None for those of an inherited CUDA_VISIBLE_DEVICES, or else all devices.
 
     Yields:
-        The ids held, empty when the job runs on the CPU.
+        The ids held; empty if the job runs on the CPU.
 
     Raises:
-        BadInput: device is cuda and there is no GPU, or the job wants more devices than there are.
+        BadInput: device is cuda and there is no GPU, or the job needs more devices than the pool has.
     """
     available = list(visible_devices() if pool is None else pool) if device != "cpu" and count > 0 else []
     if device == "cuda" and count > 0 and not available:
@@ -53,7 +53,7 @@ def gpu_slots(
             f"device: cuda, but no GPU is visible (nvidia-smi -L, {VISIBLE}); expected one, or device: auto or cpu"
         )
     if available and count > len(available):
-        raise BadInput(f"gpu slots: {count} asked for, {len(available)} in the pool ({', '.join(available)})")
+        raise BadInput(f"gpu slots: {count} needed, {len(available)} in the pool ({', '.join(available)})")
     if not available:
         with _environment({VISIBLE: "", HELD: ""}):
             yield []
@@ -70,24 +70,24 @@ def gpu_slots(
 
 
 def share_slots() -> None:
-    """Holds the devices of the job that started this process too, for as long as this process lives.
+    """Holds the devices of the job that started this process, for the life of this process.
 
-    So no other job gets a device that an orphan still computes on. Call it while that job is alive.
+    So no other job gets a device while an orphan computes on it. Call it while that job is alive.
     """
     for name in filter(None, os.environ.get(HELD, "").split(os.pathsep)):
         lock(os.open(name, os.O_RDWR), shared=True, wait=True)  # never closed
 
 
 def lock_folder() -> Path:
-    """This user's folder of lock files, the same for every job on the machine, whatever its TMPDIR."""
+    """This user's folder of lock files; one per machine, independent of TMPDIR."""
     return Path(os.environ.get(FOLDER) or f"/tmp/budgeted-lora-gpu-{os.getuid()}")
 
 
 def visible_devices() -> list[str]:
     """Ids this process may choose from: those of an inherited CUDA_VISIBLE_DEVICES (Slurm, Kubernetes), or all.
 
-    Ids are UUIDs where nvidia-smi tells them, so that a job that inherits "0" and one that sees all devices lock the
-    same file.
+    Ids are UUIDs if nvidia-smi lists them, so that a job that inherits "0" and one that sees all devices lock the same
+    file.
     """
     listed = _nvidia_smi()
     inherited = os.environ.get(VISIBLE)
@@ -99,7 +99,7 @@ def visible_devices() -> list[str]:
 
 
 def _nvidia_smi() -> list[list[str]]:
-    """UUIDs by GPU: its own, or those of its MIG instances where it is split; empty without a driver."""
+    """UUIDs per GPU: its own, or those of its MIG instances if it is split; empty without a driver."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -120,13 +120,13 @@ def _parse_listing(listing: str) -> list[list[str]]:
 def _wait_for(count: int, pool: Sequence[str], folder: Path) -> dict[str, int]:
     """Locks `count` devices of the pool, waiting for its turn.
 
-    Only who has the turns of its whole pool may hold devices and wait for more, so two jobs never each hold half of
-    what both need; where another job waits for a part of the pool, the rest of it is taken all at once or not at all.
+    Only a job with the turns of its whole pool may hold devices and wait for more, so two jobs never each hold half of
+    what both need. If another job waits for a part of the pool, the rest is taken all at once or not at all.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     turns: dict[str, int] = {}
     held: dict[str, int] = {}
-    told = False
+    warned = False
     try:
         while True:
             _take(turns, pool, folder, "turn", most=len(pool))
@@ -136,9 +136,9 @@ def _wait_for(count: int, pool: Sequence[str], folder: Path) -> dict[str, int]:
             if len(turns) < len(pool):
                 _release(held)
                 _release(turns)
-            if not told:
+            if not warned:
                 print(f"waiting for {count} of {len(pool)} GPU slots (locks in {folder})", file=sys.stderr, flush=True)
-                told = True
+                warned = True
             time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
     except BaseException:
         _release(held)
@@ -150,7 +150,7 @@ def _wait_for(count: int, pool: Sequence[str], folder: Path) -> dict[str, int]:
 def _take(
     mine: dict[str, int], names: Sequence[str], folder: Path, kind: Literal["turn", "lock"], *, most: int
 ) -> None:
-    """Adds the locks that are free to those held already, up to `most` of them."""
+    """Takes free locks until `most` are held."""
     for name in names:
         if name not in mine and len(mine) < most:
             handle = _try_lock(_file(folder, name, kind))
@@ -169,9 +169,9 @@ def _file(folder: Path, name: str, kind: str) -> Path:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None if another process does. Descriptors are not inherited by children.
+    """A descriptor that holds the lock, or None if another process does. Children do not inherit descriptors.
 
-    Taken alone, then held as one that can be shared: who wants it must get it alone, and can while nobody has it.
+    Taken exclusively, then held shared, so that the job's processes can share it.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     if lock(handle) and lock(handle, shared=True):  # the kernel may lose it in between

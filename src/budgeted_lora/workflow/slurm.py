@@ -1,7 +1,7 @@
-"""Jobs that a run left in Slurm's queue, found by the name that every job of one run bears.
+"""Jobs of a killed run in Slurm's queue, found by the name that all jobs of one run share.
 
 Snakemake's plugin for Slurm names all jobs of a run `<prefix>_<random id>`, with the prefix of the profile. That name
-belongs to one run alone, so asking for it finds no job of another scale, checkout or person.
+belongs to one run alone, so a search for it finds no job of another scale, checkout or person.
 """
 
 import shutil
@@ -17,37 +17,37 @@ POLL_SECONDS = 2.0
 
 
 def job_name(workflow: object) -> str | None:
-    """Name of the Slurm jobs of a workflow that starts (`workflow` in a Snakefile); None with another executor."""
+    """Name of the Slurm jobs of a starting workflow (`workflow` in a Snakefile); None with another executor."""
     executor = getattr(getattr(workflow, "scheduler", None), "_executor", None)
     return executor.run_uuid if type(executor).__module__.split(".")[0] == PLUGIN else None
 
 
 def queued_jobs(name: str) -> list[str]:
-    """Ids of the jobs with this name that wait, run or are just ending; none on a machine without Slurm.
+    """Ids of the jobs with this name that wait, run or are ending; empty on a machine without Slurm.
 
     Raises:
-        BadInput: Slurm does not answer, so that nobody can say.
+        BadInput: Slurm does not answer.
     """
     return _ask("squeue", "--noheader", "--format=%A", f"--name={name}").split() if shutil.which("squeue") else []
 
 
 def cancel_jobs(name: str) -> None:
-    """Cancels the jobs with this name and waits until the last has left the queue, however long its end takes.
+    """Cancels the jobs with this name and waits until the last has left the queue.
 
     Raises:
         BadInput: Slurm does not answer, or refuses.
     """
-    told = False
+    warned = False
     while jobs := queued_jobs(name):
-        if not told:
+        if not warned:
             listed = ", ".join(jobs[:10]) + (", ..." if len(jobs) > 10 else "")
             print(
                 f"budgeted-lora: cancelling {len(jobs)} Slurm jobs that are left ({listed})",
                 file=sys.stderr,
                 flush=True,
             )
-            told = True
-        _ask("scancel", f"--name={name}")  # each time: an sbatch of the killed Snakemake may have been under way
+            warned = True
+        _ask("scancel", f"--name={name}")  # each time: the killed Snakemake may still have had an sbatch under way
         time.sleep(POLL_SECONDS)
 
 
@@ -57,6 +57,6 @@ def _ask(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise BadInput(f"{command[0]}: no answer from Slurm in {ANSWER_SECONDS} s; try again later") from None
     if done.returncode != 0:
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise BadInput(f"{' '.join(command)}: status {done.returncode} ({said}); try again once Slurm answers")
+        message = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise BadInput(f"{' '.join(command)}: status {done.returncode} ({message}); try again once Slurm answers")
     return done.stdout
