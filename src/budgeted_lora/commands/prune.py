@@ -45,8 +45,9 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
     for kind, what in KINDS.items():
         for path in visible(results / kind):
             if path not in used:
-                also = prints_of(results, path.name) if kind == "cells" else ()
-                listed.append(Leftover(path, f"{what} of another configuration", also))
+                prints = (results.glob(f"{folder}/*/{path.name}*") for folder in PRINTS) if kind == "cells" else ()
+                also = sorted(file for files in prints for file in files if file.is_file())
+                listed.append(Leftover(path, f"{what} of another configuration", tuple(also)))
             elif kind == "cache" and cache:
                 listed.append(Leftover(path, "cache in use; computed again when a student is trained"))
             elif kind == "cells":
@@ -103,10 +104,6 @@ def states(graph: Graph) -> list[Leftover]:
 def visible(folder: Path) -> list[Path]:
     """The entries of a folder except hidden ones, which are being written."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
-
-
-def prints_of(results: Path, cell: str) -> tuple[Path, ...]:
-    return tuple(sorted(path for kind in PRINTS for path in (results / kind).glob(f"*/{cell}*") if path.is_file()))
 
 
 def size_of(path: Path) -> int:

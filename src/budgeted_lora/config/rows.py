@@ -1,8 +1,8 @@
 """The rows of tables, and the sweeps of compression that a row can name."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import model_validator
 
 from budgeted_lora.config.messages import in_yaml
 from budgeted_lora.config.types import (
@@ -26,23 +26,23 @@ from budgeted_lora.config.types import (
 )
 
 
-def refuse_idle_lists(model: BaseModel) -> None:
-    """Refuse lists that ask for nothing: an empty list makes no student, and a repeated value no second one.
+class Lists(Strict):
+    """Keys that can list several values; refuses an empty list and a repeated value, which ask for nothing."""
 
-    Raises:
-        ValueError: a list is empty or holds a value twice.
-    """
-    for name, values in model:
-        if not isinstance(values, list):
-            continue
-        if not values:
-            raise ValueError(f"{name} is [], expected at least one value, or no {name}")
-        twice: Any = next((value for place, value in enumerate(values) if value in values[:place]), None)
-        if twice is not None:
-            raise ValueError(f"{name} is {in_yaml(values)}, which lists {in_yaml(twice)} twice")
+    @model_validator(mode="after")
+    def _has_no_idle_lists(self) -> Self:
+        for name, values in self:
+            if not isinstance(values, list):
+                continue
+            if not values:
+                raise ValueError(f"{name} is [], expected at least one value, or no {name}")
+            twice: Any = next((value for place, value in enumerate(values) if value in values[:place]), None)
+            if twice is not None:
+                raise ValueError(f"{name} is {in_yaml(values)}, which lists {in_yaml(twice)} twice")
+        return self
 
 
-class Row(Strict):
+class Row(Lists):
     """One row of a table: what differs from the scale's defaults; each value of a list makes one cell."""
 
     method: Method = key(..., "How the student is trained. [S]")
@@ -78,13 +78,8 @@ class Row(Strict):
         None, "Name in `sweeps`: compress and score the trained student in each of its variants. [ours]"
     )
 
-    @model_validator(mode="after")
-    def _has_no_idle_lists(self) -> "Row":
-        refuse_idle_lists(self)
-        return self
 
-
-class Sweep(Strict):
+class Sweep(Lists):
     """Variants to compress one trained student in: every combination of the lists, other keys as in `compression`."""
 
     rank_threshold: list[Fraction] | None = key(None, "Replaces `compression.rank_threshold`. [U]")
@@ -94,8 +89,3 @@ class Sweep(Strict):
     macs_of_budget: list[Fraction] | None = key(None, "Replaces `compression.macs_of_budget`. [ours]")
     truncation: list[Truncation] | None = key(None, "Replaces `compression.truncation`. [ours]")
     undistilled: list[bool] | None = key(None, "Replaces `compression.undistilled`. [ours]")
-
-    @model_validator(mode="after")
-    def _has_no_idle_lists(self) -> "Sweep":
-        refuse_idle_lists(self)
-        return self

@@ -68,7 +68,11 @@ def devices(check: Check) -> Iterator[Finding]:
         detail = f"{len(machine.gpus)} visible, each student trains on {config.gpus_per_run}"
         yield short("GPU", detail, "lower gpus_per_run, or run on a machine with enough GPUs")
     elif config.gpus_per_run > 1:
-        yield ok("GPUs", gpus_per_training(check.slots))
+        slots = check.slots
+        idle = slots.count - slots.trainings * slots.per_run
+        spare = f", {idle} left for other jobs" if idle else ""
+        text = f"{slots.count} visible, each student trains on {slots.per_run}: {slots.trainings} at once{spare}"
+        yield ok("GPUs", f"{text}; other jobs take one each")
     torch = package_version("torch")
     if "+cpu" in torch:
         yield short("torch", f"{torch} is a build without CUDA", "make setup with a CUDA index")
@@ -86,13 +90,6 @@ def devices(check: Check) -> Iterator[Finding]:
         else:
             slower = "" if gpu.has_bfloat16 else "; no bfloat16, so it computes in float32, slower and in more memory"
             yield ok("GPU", f"{name}: {gib(gpu.memory_bytes)}, the plan needs {gib(need)}{slower}")
-
-
-def gpus_per_training(slots: Slots) -> str:
-    """How many trainings and other jobs run at once if one training takes several GPUs."""
-    idle = slots.count - slots.trainings * slots.per_run
-    text = f"{slots.count} visible, each student trains on {slots.per_run}: {slots.trainings} at once"
-    return f"{text}{f', {idle} left for other jobs' if idle else ''}; other jobs take one each"
 
 
 def package_version(name: str) -> str:

@@ -56,11 +56,6 @@ def snapshot(source: Repository) -> Path:
     return cached_repository(source) / "snapshots" / str(source.revision)
 
 
-def is_cached(source: Repository) -> bool:
-    """Whether the local cache has a snapshot at the pinned revision; it may be incomplete."""
-    return snapshot(source).is_dir()
-
-
 def to_download(config: Config, results: Path, sizes: dict[str, int]) -> int:
     """Bytes still to download of teachers that are not in the results.
 
@@ -93,7 +88,7 @@ def _check(source: Repository, results: Path, config: Config, *, ask: bool) -> F
     if source.kind == "dataset" and config.corpus.shards:
         jobs = ShardJobs(config, str(results), train_tokens=config.corpus.train_tokens)
         return _check_shards(source, jobs, name=name, what=what, ask=ask, scale=config.scale)
-    if is_cached(source):
+    if snapshot(source).is_dir():  # it may be incomplete
         return ok(name, f"{what}: in the local cache")
     variable = offline_by()
     if variable is not None:

@@ -1,6 +1,7 @@
 """What this machine has: GPUs, memory, disk; found without torch, within a second."""
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from budgeted_lora.workflow.slots import visible_devices
 
-QUERY = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+QUERY_FIELDS = ("uuid", "name", "memory.total", "compute_cap")
+QUERY = ["nvidia-smi", f"--query-gpu={','.join(QUERY_FIELDS)}", "--format=csv,noheader,nounits"]
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 AMPERE = 8.0  # the first generation with bfloat16
@@ -90,22 +92,12 @@ def gpus() -> list[Gpu]:
         done = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return [Gpu(name, "unknown", None, None) for name in names]
-    return [_described(name, done.stdout) for name in names]
-
-
-def _described(name: str, listing: str) -> Gpu:
-    for line in listing.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4 and fields[0] == name:
-            return Gpu(name, fields[1], int(float(fields[2])) * 2**20, _number(fields[3]))
-    return Gpu(name, "unknown", None, None)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    lines = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines()]
+    known = {}
+    for uuid, name, mebibytes, capability in (fields for fields in lines if len(fields) == len(QUERY_FIELDS)):
+        number = float(capability) if re.fullmatch(r"[\d.]+", capability) else None
+        known[uuid] = Gpu(uuid, name, int(float(mebibytes)) * 2**20, number)
+    return [known.get(name, Gpu(name, "unknown", None, None)) for name in names]
 
 
 def host_memory() -> int:

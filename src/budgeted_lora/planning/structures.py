@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json
+from budgeted_lora.files import canonical_json, read_json
 from budgeted_lora.method.cost import projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import PlannedModule, Structure, totals
@@ -33,22 +33,15 @@ class OwnStructure:
 
 
 def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
-    """Each planned structure, with the controllers that lead to it, by ascending budget."""
-    planned: list[tuple[Structure, list[str]]] = []
+    """Each planned structure, with the controllers that lead to it, by ascending budget; equal ones are printed once."""
+    groups: dict[str, tuple[Structure, list[str]]] = {}
     cells = {graph.structure_of(cell): cell for cell in graph.planned}
     for name, structure in graph.structures().items():
         controller = str(graph.recipe_of(cells[name]).controller)
-        same = next((names for other, names in planned if _alike(other, structure)), None)
-        if same is None:
-            planned.append((structure, [controller]))
-        elif controller not in same:
-            same.append(controller)
-    return sorted(planned, key=lambda item: (item[0].rule.budget, item[0].rank))
-
-
-def _alike(one: Structure, other: Structure) -> bool:
-    """Whether two structures are printed alike."""
-    return one.as_json() == other.as_json()
+        _, controllers = groups.setdefault(canonical_json(structure.as_json()), (structure, []))
+        if controller not in controllers:
+            controllers.append(controller)
+    return sorted(groups.values(), key=lambda item: (item[0].rule.budget, item[0].rank))
 
 
 def own_structures(graph: Graph) -> Iterator[OwnStructure]:
