@@ -3,6 +3,8 @@
 #   make setup TORCH_INDEX=<index>      take torch from this package index, e.g. the CPU index of pytorch.org
 #   make reproduce SCALE=smoke CORES=1  another scale, fewer cores
 #   make resume SCALE=smoke             resume a killed run of that scale, with the same cores
+#   make bench QUICK=1                  small shapes, under five minutes; judges nothing
+#   make bench ROWS=1,3 THREADS=1 SHAPES=paper DEVICE=cpu BASE=<commit>    some of it; BASE adds rows 9 and 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ NEW_TORCH := $(if $(TORCH_INDEX),$(filter-out $(shell cat $(TORCH_FROM) 2>/dev/n
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce resume smoke test lint figures clean force
+.PHONY: help setup reproduce resume smoke test bench lint figures clean force
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +69,23 @@ smoke: $(STAMP) ## three-minute tour: every stage end to end; its numbers mean n
 
 test: $(STAMP) ## run the test suite, file by file on up to four cores
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The peers' packages, on top of those of $(VENV). Without them (no network) their lines say so and the others run.
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(BENCH_STAMP): benchmarks/requirements.txt $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(BENCH)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+	    > "$$($(BENCH)/bin/python -c '$(SITE)')/project.pth"
+	@if $(BIN)/python -m pip --python $(BENCH)/bin/python install --no-deps -r $<; then touch $@; \
+	else echo "make bench: no peers; their lines will say so" >&2; fi
+
+bench: $(BENCH_STAMP) ## measure speed beside peers, into benchmarks/results; QUICK=1, ROWS=1,3, see above
+	$(BENCH)/bin/python -m benchmarks.run $(if $(QUICK),--quick) $(if $(ROWS),--rows $(ROWS)) \
+	    $(if $(THREADS),--threads $(THREADS)) $(if $(SHAPES),--shapes $(SHAPES)) $(if $(DEVICE),--device $(DEVICE)) \
+	    $(if $(BASE),--base $(BASE))
 
 lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
 	$(BIN)/ruff check .

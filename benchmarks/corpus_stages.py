@@ -27,18 +27,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from budgeted_lora.data.shard_reader import read_shard
 from fixtures.mistral import mistral_model, mistral_tokenizer, write_tokenizer
 from tokenizers import Tokenizer
 
-from budgeted_lora.data.documents import in_slice
-from budgeted_lora.data.readers import _sources, read_docstrings
-from budgeted_lora.data.tokens import TokenFile
+from budgeted_lora.data.documents import in_slice, text_md5
+from budgeted_lora.data.readers import _sources, read_docstrings, read_file
+from budgeted_lora.data.tokens import TokenFile, token_writer
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.files import write_json
 from budgeted_lora.models.device import peak_resident_bytes
 from budgeted_lora.provenance import cpu_name, git_state, library_versions
-from budgeted_lora.stages.tokenize_shard import packing, tokenize_shard, with_digest
+from budgeted_lora.stages.tokenize_shard import tokenize_shard
 
 LONG = (10_000, 100_000, 1_000_000, 4_000_000)
 
@@ -86,10 +85,10 @@ def mapped(tokenizer: Tokenizer, file: Path, cache: Path) -> datasets.Dataset:
     return data.map(encode, batched=True, remove_columns=["text"], load_from_cache_file=False)
 
 
-def pack(path: Path, encoded: list[bytes], encoder: WordEncoder) -> None:
-    with packing(path, dtype=encoder.dtype, vocab_size=32_000, eos_id=2) as packer:
+def pack(path: Path, encoded: list[bytes]) -> None:
+    with token_writer(path, vocab_size=32_000, eos_id=2) as writer:
         for ids in encoded:
-            packer.add(ids, bytes(16))
+            writer.add(ids)
 
 
 def one_round(
@@ -98,16 +97,16 @@ def one_round(
     """CPU seconds of each stage (the whole one opens the tokenizer too), and whether all ways give the same ids."""
     seconds: dict[str, float] = {}
     parquet, lines = folder / "shard.parquet", folder / "shard.jsonl.zst"
-    seconds["read_parquet"], found = timed(lambda: list(read_shard(parquet, text_field="text")))
+    seconds["read_parquet"], found = timed(lambda: list(read_file(parquet, text_field="text")))
     assert found == texts
-    seconds["read_jsonl_zst"], found = timed(lambda: list(read_shard(lines, text_field="text")))
+    seconds["read_jsonl_zst"], found = timed(lambda: list(read_file(lines, text_field="text")))
     assert found == texts
-    seconds["hash"], _ = timed(lambda: [in_slice(with_digest(text)[1], slice_per_mille=2) for text in texts])
+    seconds["hash"], _ = timed(lambda: [in_slice(text_md5(text), slice_per_mille=2) for text in texts])
     encoder = WordEncoder(tokenizer)
     seconds["tokenise"], encoded = timed(lambda: [ids for group in in_batches(texts) for ids in encoder.encode(group)])
     seconds["tokenise_words_seen"], _ = timed(lambda: [encoder.encode(group) for group in in_batches(texts)])
     seconds["raw_tokenizer"], raw = timed(lambda: raw_ids(tokenizer, texts))
-    seconds["pack"], _ = timed(lambda: pack(folder / "packed.bin", encoded, encoder))
+    seconds["pack"], _ = timed(lambda: pack(folder / "packed.bin", encoded))
     values = {"text_field": "text", "min_characters": 1, "slice_per_mille": 2, "training": True}
     shard = {"tokenizer": tokenizer_folder, "out": folder / "out", "values": values, "scale": "benchmark"}
     seconds["whole_stage"], _ = timed(lambda: tokenize_shard(source=str(parquet), **shard))

@@ -1,0 +1,198 @@
+"""Row 3: the distillation loss alone, from hidden states to gradients of hidden states and output layer."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks import goals
+from benchmarks.context import Context
+from benchmarks.measures import Measure, arm, limits, ratio, say, take_turns
+from benchmarks.memory import Peak, peak_of
+from benchmarks.shapes import Shape
+from budgeted_lora.method.loss import distillation_loss
+from budgeted_lora.models.device import prepare
+
+TEMPERATURE, KD_WEIGHT = 3.0, 0.8
+SAME_LOSS = 1e-4
+LIGER = "Liger's chunked loss"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """[N, H], [V, H] of student and teacher, and [N] labels."""
+
+    hidden: Tensor
+    head: Tensor
+    teacher_hidden: Tensor
+    teacher_head: Tensor
+    labels: Tensor
+
+    def gradients(self) -> list[Tensor]:
+        return [tensor.grad for tensor in (self.hidden, self.head) if tensor.grad is not None]
+
+    def clear(self) -> None:
+        self.hidden.grad = self.head.grad = None
+
+    @property
+    def gradient_bytes(self) -> list[int]:
+        return [tensor.nbytes for tensor in (self.hidden, self.head) if tensor.requires_grad]
+
+
+def inputs(shape: Shape, *, positions: int, head_trained: bool, device: torch.device, dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int, scale: float) -> Tensor:
+        return (torch.randn(*size, generator=generator) * scale).to(device, dtype)
+
+    hidden, teacher_hidden = (normal(positions, shape.hidden, scale=1.0) for _ in range(2))
+    head, teacher_head = (normal(shape.vocab_size, shape.hidden, scale=0.05) for _ in range(2))
+    labels = torch.randint(shape.vocab_size, (positions,), generator=generator).to(device)
+    return Inputs(hidden.requires_grad_(), head.requires_grad_(head_trained), teacher_hidden, teacher_head, labels)
+
+
+def ours(given: Inputs) -> Tensor:
+    return distillation_loss(
+        given.hidden, given.head, given.teacher_hidden, given.teacher_head, given.labels, temperature=TEMPERATURE,
+        kd_weight=KD_WEIGHT,
+    ).loss  # fmt: skip
+
+
+def eager(given: Inputs) -> Tensor:
+    """The formula on whole float32 logits."""
+    student = functional.linear(given.hidden, given.head).float()
+    with torch.no_grad():
+        teacher = functional.linear(given.teacher_hidden, given.teacher_head).float()
+    kl = functional.kl_div(
+        functional.log_softmax(student / TEMPERATURE, dim=-1),
+        functional.softmax(teacher / TEMPERATURE, dim=-1),
+        reduction="batchmean",
+    )
+    return KD_WEIGHT * TEMPERATURE**2 * kl + (1 - KD_WEIGHT) * functional.cross_entropy(student, given.labels)
+
+
+def liger() -> Callable[[Inputs], Tensor]:
+    """Liger's loss with the same weights of both terms; it always computes the gradient of the output layer.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    function = LigerFusedLinearJSDLoss(
+        weight_hard_loss=1 - KD_WEIGHT, weight_soft_loss=KD_WEIGHT * TEMPERATURE**2, beta=0.0,
+        temperature=TEMPERATURE, compiled=False,
+    )  # fmt: skip
+
+    def run(given: Inputs) -> Tensor:
+        teacher = (given.teacher_hidden, given.teacher_head)
+        return function(given.hidden, given.head, *teacher, given.labels)
+
+    return run
+
+
+def timed(function: Callable[[Inputs], Tensor], given: Inputs) -> Callable[[], float]:
+    def run() -> float:
+        given.clear()
+        wait(given)
+        start = time.perf_counter()
+        function(given).backward()
+        wait(given)
+        return time.perf_counter() - start
+
+    return run
+
+
+def wait(given: Inputs) -> None:
+    if given.hidden.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(context: Context) -> Iterator[Measure]:
+    place = prepare(context.device, threads=context.threads)
+    torch.use_deterministic_algorithms(False)  # a user of the peers would not ask for it
+    dtype = torch.bfloat16 if context.device == "cuda" else torch.float32
+    for name in [name for name in context.shapes if name != "1B"]:
+        shape = context.shape(name)
+        positions = shape.tokens - shape.windows
+        for head_trained in (True, False):
+            say(f"  {name}: {positions} positions, head {'trained' if head_trained else 'frozen'}")
+            given = inputs(shape, positions=positions, head_trained=head_trained, device=place, dtype=dtype)
+            yield from times(context, shape, given, head_trained=head_trained)
+        yield memory(context, shape, positions=4 * positions, device=place, dtype=dtype)
+
+
+def times(context: Context, shape: Shape, given: Inputs, *, head_trained: bool) -> Iterator[Measure]:
+    functions, note = {"ours": ours, "eager float32": eager}, ""
+    if head_trained:
+        try:
+            functions[LIGER] = liger()
+        except ImportError as error:
+            note = f"{LIGER}: {error}"
+    values = {name: float(function(given)) for name, function in functions.items()}
+    samples = take_turns(
+        {name: timed(function, given) for name, function in functions.items()}, rounds=context.rounds(7)
+    )
+    for peer in [name for name in functions if name != "ours"]:
+        difference = abs(values["ours"] - values[peer]) / abs(values[peer])
+        same = "" if difference <= SAME_LOSS else "LOSSES DIFFER: "
+        goal = goals.LOSS_TIME if shape.name == "paper" and peer == "eager float32" and head_trained else None
+        yield Measure(
+            row=3,
+            what=f"loss, {'trained' if head_trained else 'frozen'} head, time",
+            against=peer,
+            shape=shape.name,
+            threads=context.threads,
+            peer=True,
+            **ratio(samples[peer], samples["ours"]),
+            **limits(goal),
+            arms={name: arm(samples[name]) for name in ("ours", peer)},
+            notes=[f"{same}loss differs by {difference:.0e}"],
+        )
+    if note:
+        yield Measure(
+            row=3, what="loss, trained head, time", against=LIGER, shape=shape.name, threads=context.threads,
+            skipped=note,
+        )  # fmt: skip
+
+
+def memory(context: Context, shape: Shape, *, positions: int, device: torch.device, dtype: torch.dtype) -> Measure:
+    """Extra memory at four times the positions, in buffers of a chunk of logits."""
+
+    def extra(function: Callable[[Inputs], Tensor], count: int) -> tuple[int, Peak]:
+        given = inputs(shape, positions=count, head_trained=True, device=device, dtype=dtype)
+        function(given).backward()
+        given.clear()
+
+        def run() -> Any:
+            function(given).backward()
+            return given.gradients()
+
+        found = peak_of(run, device=context.device)
+        return found.peak - sum(given.gradient_bytes), found
+
+    (small, _), (large, found) = extra(ours, positions // 4), extra(ours, positions)
+    plain, _ = extra(eager, positions // 4)
+    notes = [f"{small / 2**20:,.0f} MiB at {positions // 4} positions (eager {plain / 2**20:,.0f})"]
+    notes.append(f"{large / 2**20:,.0f} MiB at {positions}, without the gradients")
+    gradients = {size for size in (positions * shape.hidden, shape.vocab_size * shape.hidden)}
+    buffers = [size for size in found.sizes if size // dtype.itemsize not in gradients and size >= shape.vocab_size]
+    if not buffers:
+        return Measure(
+            row=3, what="loss, extra memory", against="eager float32", shape=shape.name, threads=context.threads,
+            value=small / plain, better="lower", notes=notes,
+        )  # fmt: skip
+    return Measure(
+        row=3,
+        what="loss, extra memory in chunks of logits",
+        shape=shape.name,
+        threads=context.threads,
+        value=large / max(buffers),
+        unit="",
+        **limits(goals.LOSS_BUFFERS) if shape.name == "paper" else {"better": "lower"},
+        notes=[*notes, f"a chunk has {max(buffers) / 2**20:,.1f} MiB"],
+    )
