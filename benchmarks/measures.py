@@ -57,13 +57,14 @@ class Measure:
 
     @property
     def verdict(self) -> str:
-        """Where the line stands, worst news first."""
+        """Where the line stands, worst news first. A line is behind its peer if its upper quartile is, too."""
         if self.value is None:
             return "not measured"
-        if self.peer and self._worse_than(1.0):
+        behind = self.peer and self._worse_than(1.0)
+        if behind and (self.q3 is None or self.q3 < 1.0):
             return "BEHIND ITS PEER"
         if self.at_least is None:
-            return "ahead of its peer" if self.peer else ""
+            return "level with its peer" if behind else "ahead of its peer" if self.peer else ""
         if self._worse_than(self.at_least):
             return "BELOW ITS GOAL"
         return "goal reached" if self._worse_than(self.aim) else "aim reached"
