@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from budgeted_lora.commands.app import app
+from budgeted_lora.workflow.stage_command import stage_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "budgeted_lora"
@@ -54,6 +55,8 @@ def test_commands_exist(page: str) -> None:
     commands = set(typer.main.get_command(app).commands)
     named = {name for text in code(page) for name in re.findall(r"(?<![\w/-])budgeted-lora ([a-z][a-z-]*)", text)}
     assert named - commands == set()
+    stages = {name for text in code(page) for name in re.findall(r"budgeted-lora stage ([a-z_]+)", text)}
+    assert stages - set(stage_names()) == set()
 
 
 @pages
