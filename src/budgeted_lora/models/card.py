@@ -1,13 +1,10 @@
-"""The files of a model folder beside the weights: the model card and the tokenizer."""
+"""The model card of a compressed student."""
 
-import shutil
 from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.errors import BadInput
 
 NAMES = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}
 
@@ -32,17 +29,3 @@ def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, An
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     template = files("budgeted_lora").joinpath("assets/model_card.md").read_text(encoding="utf-8")
     return template.format(cell=cell, method=NAMES[recipe.method], scale=scale, rows=rows)
-
-
-def copy_tokenizer(source: Path | str, folder: Path) -> None:
-    """Copies the files of a tokenizer folder into a model folder.
-
-    Raises:
-        BadInput: there is no tokenizer.json.
-    """
-    source = Path(source)
-    if not (source / "tokenizer.json").is_file():
-        raise BadInput(f"{source}: no tokenizer.json; expected a tokenizer folder")
-    for file in sorted(source.iterdir()):
-        if file.suffix in {".json", ".model", ".txt"} and file.name not in {"config.json", "generation_config.json"}:
-            shutil.copyfile(file, folder / file.name)

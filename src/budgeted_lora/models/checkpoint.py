@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,19 @@ def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any
         )
     parameters = sum(math.prod(shape) for shape in shapes.values())
     return {"model_type": about["model_type"], "vocab_size": vocabulary, "parameters": parameters}
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the tokenizer files of a folder into another.
+
+    Raises:
+        BadInput: no tokenizer.json.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer")
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def vocabulary_of(folder: Path) -> dict[str, int] | None:

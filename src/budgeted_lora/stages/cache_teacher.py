@@ -35,7 +35,7 @@ def cache_teacher(
     Args:
         precision: bfloat16 or float32, as in the recipes of the students that will read it.
         out: folder that gets hidden.bin and cache.json, whose bytes repeat, and provenance.json, which holds the rest.
-        state: as in `stage.train_cell`.
+        state: as in `train_cell`.
     """
     clock = Clock()
     place = prepare(device, threads=threads)

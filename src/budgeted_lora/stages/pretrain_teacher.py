@@ -1,6 +1,5 @@
 """Stage: a teacher made here, by plain pretraining from random weights."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from budgeted_lora.files import (
     short_hash,
     write_digest,
 )
+from budgeted_lora.models.checkpoint import copy_tokenizer
 from budgeted_lora.models.device import choose_device
 from budgeted_lora.models.load import (
     check_vocabulary,
@@ -105,5 +105,4 @@ def pretrain_teacher(
 def _write_checkpoint(model: PreTrainedModel, out: Path, *, tokenizer: Path) -> None:
     with atomic_folder(out) as folder:
         save_model(model, folder, dtype=torch.float16)
-        for path in sorted(Path(tokenizer).iterdir()):
-            shutil.copyfile(path, folder / path.name)
+        copy_tokenizer(tokenizer, folder)
