@@ -33,7 +33,7 @@ class OwnStructure:
 
 
 def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
-    """Each planned structure, with the controllers that lead to it, by ascending budget; equal ones are printed once."""
+    """Each planned structure once, with the controllers that lead to it, by ascending budget."""
     groups: dict[str, tuple[Structure, list[str]]] = {}
     cells = {graph.structure_of(cell): cell for cell in graph.planned}
     for name, structure in graph.structures().items():
