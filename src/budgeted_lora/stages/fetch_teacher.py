@@ -8,16 +8,8 @@ from typing import Any
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file, write_digest
-from budgeted_lora.models.checkpoint import (
-    INDEX,
-    TOKENIZER,
-    WEIGHTS,
-    check_checkpoint,
-    check_downloads,
-    check_same_vocabulary,
-    shipped_folder,
-    weight_files,
-)
+from budgeted_lora.models import checkpoint
+from budgeted_lora.models.checkpoint import INDEX, TOKENIZER, WEIGHTS
 from budgeted_lora.provenance import Clock, write_result
 
 DOWNLOADED = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
@@ -55,7 +47,7 @@ def copy_checkpoint(source: Path, out: Path) -> None:
     Raises:
         BadInput: the folder has no safetensors; see `checkpoint.weight_files`.
     """
-    weights = weight_files(source)
+    weights = checkpoint.weight_files(source)
     others = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     with atomic_folder(out) as folder:
         for path in [*weights, *(source / name for name in others if (source / name).is_file())]:
@@ -114,26 +106,24 @@ def fetch_teacher(
     Raises:
         BadInput: see `check_card`, `copy_checkpoint`, `download` and the checks of `models.checkpoint`.
     """
-    clock = Clock()
-    card: dict[str, Any] = {}
-    verified: dict[str, str] = {}
+    clock, card, digests = Clock(), None, None
     if source == "shipped":
-        folder = shipped_folder(name)
+        folder = checkpoint.shipped_folder(name)
         card = check_card(folder, spec=spec, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
     elif source == "hub":
         folder = download(spec)
-        verified = check_downloads(folder)
+        digests = checkpoint.check_downloads(folder) or None
     else:
         folder = Path(str(spec.folder))
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such checkpoint folder")
-    about = check_checkpoint(folder, name=name, spec=spec)
+    about = checkpoint.check_checkpoint(folder, name=name, spec=spec)
     if first is not None:
         check_digest(first)
-        check_same_vocabulary(folder, first)
+        checkpoint.check_same_vocabulary(folder, first)
     copy_checkpoint(folder, out)
     values = {"name": name, "source": source, **spec.model_dump()}
-    payload = {"stands_for": name, "source": source, **about, "card": card or None, "hub_digests": verified or None}
+    payload = {"stands_for": name, "source": source, **about, "card": card, "hub_digests": digests}
     payload["sha256"] = sha256_file(out)
     write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out], clock=clock)
     write_digest(out)
