@@ -15,6 +15,7 @@ from benchmarks.measures import Measure
 COLOURS = {"BEHIND": "#c0392b", "BELOW": "#e0a030", "goal": "#5aa469", "aim": "#2e7d4f", "ahead": "#7f9fbf"}
 MEANING = {"BEHIND": "behind its peer", "BELOW": "below its goal", "goal": "goal reached", "aim": "aim reached"}
 GOAL, AIM = "#222222", "#888888"
+MOST = 3.0  # of the panel where less is better: longer bars are cut
 
 
 def colour(line: Measure) -> str:
@@ -47,13 +48,15 @@ def draw(lines: Sequence[Measure], path: Path) -> None:
             bar(axis, place, line, scale=line.at_least if lower else 1.0)
         axis.set_yticks(range(len(own)), [label(line) for line in own], fontsize=7)
         axis.set_ylim(len(own) - 0.4, -0.6)
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, MOST if lower else None)
         axis.axvline(1.0, color="#555555", linewidth=0.8, linestyle=":")
         title = "value over its goal (less is better)" if lower else "times as fast (more is better; 1 = as fast)"
         axis.set_title(title, fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=7)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
+        axis.grid(axis="x", color="#e5e5e5", linewidth=0.6)
+        axis.set_axisbelow(True)
     handles = [Patch(color=COLOURS[word], label=text) for word, text in MEANING.items()]
     handles += [Line2D([], [], color=GOAL, linewidth=2, label="at least")]
     handles += [Line2D([], [], color=AIM, linewidth=2, linestyle=":", label="aim")]

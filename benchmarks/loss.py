@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +36,6 @@ class Inputs:
 
     def clear(self) -> None:
         self.hidden.grad = self.head.grad = None
-
-    @property
-    def gradient_bytes(self) -> list[int]:
-        return [tensor.nbytes for tensor in (self.hidden, self.head) if tensor.requires_grad]
 
 
 def inputs(shape: Shape, *, positions: int, head_trained: bool, device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -161,37 +156,36 @@ def times(context: Context, shape: Shape, given: Inputs, *, head_trained: bool) 
 
 
 def memory(context: Context, shape: Shape, *, positions: int, device: torch.device, dtype: torch.dtype) -> Measure:
-    """Extra memory at four times the positions, in buffers of a chunk of logits."""
+    """Memory beyond inputs and gradients, in chunks of logits, at four times the positions that are timed."""
 
-    def extra(function: Callable[[Inputs], Tensor], count: int) -> tuple[int, Peak]:
+    def extra(function: Callable[[Inputs], Tensor], count: int) -> Peak:
         given = inputs(shape, positions=count, head_trained=True, device=device, dtype=dtype)
-        function(given).backward()
-        given.clear()
 
-        def run() -> Any:
+        def run() -> list[Tensor]:
+            given.clear()
             function(given).backward()
             return given.gradients()
 
-        found = peak_of(run, device=context.device)
-        return found.peak - sum(given.gradient_bytes), found
+        run()
+        given.clear()
+        return peak_of(run, device=context.device)
 
-    (small, _), (large, found) = extra(ours, positions // 4), extra(ours, positions)
-    plain, _ = extra(eager, positions // 4)
-    notes = [f"{small / 2**20:,.0f} MiB at {positions // 4} positions (eager {plain / 2**20:,.0f})"]
-    notes.append(f"{large / 2**20:,.0f} MiB at {positions}, without the gradients")
-    gradients = {size for size in (positions * shape.hidden, shape.vocab_size * shape.hidden)}
-    buffers = [size for size in found.sizes if size // dtype.itemsize not in gradients and size >= shape.vocab_size]
+    small, large, plain = extra(ours, positions // 4), extra(ours, positions), extra(eager, positions // 4)
+    few, many, whole = (found.extra / 2**20 for found in (small, large, plain))
+    notes = [f"{few:,.0f} MiB at {positions // 4} positions (eager {whole:,.0f}), {many:,.0f} MiB at {positions}"]
+    head = shape.vocab_size * shape.hidden * dtype.itemsize
+    buffers = [size for size in large.sizes if size != head]
     if not buffers:
         return Measure(
             row=3, what="loss, extra memory", against="eager float32", shape=shape.name, threads=context.threads,
-            value=small / plain, better="lower", notes=notes,
+            value=few / whole, better="lower", notes=notes,
         )  # fmt: skip
     return Measure(
         row=3,
         what="loss, extra memory in chunks of logits",
         shape=shape.name,
         threads=context.threads,
-        value=large / max(buffers),
+        value=large.extra / max(buffers),
         unit="",
         **limits(goals.LOSS_BUFFERS) if shape.name == "paper" else {"better": "lower"},
         notes=[*notes, f"a chunk has {max(buffers) / 2**20:,.1f} MiB"],

@@ -61,7 +61,7 @@ class Measure:
         if self.value is None:
             return "not measured"
         behind = self.peer and self._worse_than(1.0)
-        if behind and (self.q3 is None or self.q3 < 1.0):
+        if behind and (self.q3 is None or round(self.q3, 2) < 1.0):
             return "BEHIND ITS PEER"
         if self.at_least is None:
             return "level with its peer" if behind else "ahead of its peer" if self.peer else ""
@@ -70,7 +70,8 @@ class Measure:
         return "goal reached" if self._worse_than(self.aim) else "aim reached"
 
     def _worse_than(self, limit: float) -> bool:
-        return self.value < limit if self.better == "higher" else self.value > limit
+        value = round(self.value, 2)  # as it is printed
+        return value < limit if self.better == "higher" else value > limit
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"verdict": self.verdict}

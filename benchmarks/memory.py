@@ -1,7 +1,8 @@
-"""Peak memory of one call beyond what was there before it: every allocation that torch makes, in order of time.
+"""Peak memory of one call, beyond what was there before it and what it returns.
 
-On a CPU torch's profiler records each allocation and release of its allocator; their running sum gives the peak, and
-nothing that Python or the C library keeps is counted. On a GPU it is `max_memory_allocated` over what was in use.
+On a CPU torch's profiler records each allocation and release of torch's allocator with its address. Their running sum,
+without the tensors that the call returns, gives the peak; what Python or the C library keeps does not count. On a GPU it
+is `max_memory_allocated` less what is still held at the end, which can be less than the true peak.
 """
 
 from collections.abc import Callable
@@ -9,46 +10,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes at the peak, bytes still held at the end, and the sizes of all allocations (none on a GPU)."""
+    """Bytes at the peak without the tensors returned, and the sizes of all other allocations (none on a GPU)."""
 
-    peak: int
-    kept: int
+    extra: int
     sizes: tuple[int, ...]
 
 
-def peak_of(run: Callable[[], Any], *, device: str) -> Peak:
-    """Runs `run` once. What it returns is held until the end, so that it counts as kept."""
+def peak_of(run: Callable[[], list[Tensor]], *, device: str) -> Peak:
+    """Runs `run` once; the tensors it returns do not count."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        held = run()
+        returned = run()
         torch.cuda.synchronize()
-        found = Peak(torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before, ())
-        del held
+        found = Peak(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated(), ())
+        del returned
         return found
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        held = run()
-    sizes = [size for _, size in sorted(allocations(profiler), key=lambda pair: pair[0])]
-    total = peak = 0
-    for size in sizes:
+        returned = run()
+    events = allocations(profiler)
+    for tensor in returned:
+        own = [place for place, (_, address, size) in enumerate(events) if address == tensor.data_ptr() and size > 0]
+        del events[own[-1]]  # an earlier tensor may have had the same address
+    total = extra = 0
+    for _, _, size in events:
         total += size
-        peak = max(peak, total)
-    del held
-    return Peak(peak, total, tuple(size for size in sizes if size > 0))
+        extra = max(extra, total)
+    return Peak(extra, tuple(size for _, _, size in events if size > 0))
 
 
-def allocations(profiler: Any) -> list[tuple[int, int]]:
-    """Time and size of every allocation (positive) and release (negative)."""
+def allocations(profiler: Any) -> list[tuple[int, int, int]]:
+    """Time, address and size of every allocation (positive) and release (negative), in order of time."""
     found, pending = [], list(profiler.profiler.kineto_results.experimental_event_tree())
     while pending:
         event = pending.pop()
         pending += event.children
         if event.tag == torch._C._profiler._EventType.Allocation:
-            found.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return found
+            about = event.extra_fields
+            found.append((event.start_time_ns, about.ptr, about.alloc_size))
+    return sorted(found, key=lambda event: event[0])

@@ -89,9 +89,17 @@ def write(stem: Path, result: dict[str, Any], *, rows: Sequence[int]) -> None:
     entries = [line.as_json() | {"commit": commit} for line in result["lines"]]
     if path.exists():
         entries += [line for line in json.loads(path.read_text())["lines"] if line["row"] not in rows]
-    entries.sort(key=lambda entry: entry["row"])
+    places: dict[tuple[str, ...], int] = {}
+    for entry in entries:
+        places.setdefault(place_of(entry), len(places))
+    entries.sort(key=lambda entry: (entry["row"], places[place_of(entry)], entry["threads"]))
     path.write_text(json.dumps(result | {"lines": entries}, indent=1) + "\n", encoding="utf-8")
     draw_again(path)
+
+
+def place_of(entry: dict[str, Any]) -> tuple[str, ...]:
+    """What two lines share that differ in threads alone."""
+    return entry["shape"], entry["what"], entry["against"]
 
 
 def read(path: Path) -> dict[str, Any]:

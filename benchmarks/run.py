@@ -8,6 +8,7 @@ Every row runs in a process of its own, with one thread and with all. A row that
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -167,16 +168,20 @@ def main() -> int:
                 once = set(asked) <= THREADS_DO_NOT_MATTER
                 for threads in all_threads[-1:] if once else all_threads:
                     if asked:
-                        say(f"row {', '.join(map(str, asked))}, {threads} threads")
+                        started = time.perf_counter()
                         lines, good = group(asked, options | {"threads": threads})
                         found, well = found + lines, well and good
+                        passed = time.perf_counter() - started
+                        say(f"row {', '.join(map(str, asked))}, {threads} threads, {passed:.0f} s")
                         say("\n".join(table(lines)[2:]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result = {"machine": machine, "quick": chosen.quick, "seconds": round(time.perf_counter() - start), "lines": found}
     stem = result_name(machine, quick=chosen.quick)
     write(chosen.out / stem, result, rows=rows)
-    say(f"{result['seconds']} s; {chosen.out.name}/{stem}.json, .md and .svg")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime
+    say(f"{result['seconds']} s ({processor:.0f} s of processors); {chosen.out.name}/{stem}.json, .md and .svg")
     return 0 if well else 1
 
 

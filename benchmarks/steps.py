@@ -117,8 +117,8 @@ def after_schedule(context: Context) -> Iterator[Measure]:
     for name in [name for name in context.shapes if name != "1B"]:
         shape = context.shape(name)
         rounds, steps = length(context, shape)
-        runs = {}
-        for method in ("kd_full", "f0", "f0.4"):
+        runs, methods = {}, ("kd_full", "f0") if context.quick else ("kd_full", "f0", "f0.4")
+        for method in methods:
             changes = AFTER_SCHEDULE if method != "kd_full" else {}
             options = context.run_options(
                 shape, method, steps=needed(rounds, steps), cached=True, teacher="narrow", changes=changes
@@ -126,7 +126,7 @@ def after_schedule(context: Context) -> Iterator[Measure]:
             runs[method] = partial(Run, "run_ours", options, threads=context.threads)
         say(f"  {name}: {', '.join(runs)}")
         answers, missing = race(runs, rounds=rounds, steps=steps)
-        for method in ("f0", "f0.4"):
+        for method in methods[1:]:
             common: dict[str, Any] = {
                 "row": 4, "what": f"{NAMES[method]} after its schedule, time per step", "against": "KD Full",
                 "shape": name, "threads": context.threads, "better": "lower",
