@@ -107,6 +107,7 @@ def measure(context: Context) -> Iterator[Measure]:
             shape="paper",
             threads=context.threads,
             value=executed / scheduled,
+            digits=3,
             **limits(goals.EXECUTED),
             notes=[
                 f"train compute {executed:.3f} executed, {scheduled:.3f} scheduled",

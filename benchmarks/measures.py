@@ -31,6 +31,8 @@ class Measure:
         threads: CPU threads of every arm.
         value, q1, q3: median and quartiles; None if skipped.
         unit: "x" for a ratio, "s" for seconds.
+        digits: after the point, in print.
+        better: whether more or less is better; a peer's line is a ratio where more is better.
         peer: whether `against` is another implementation of the same work, so that a value on the wrong side of 1
             means that ours falls behind.
         skipped: why there is no value.
@@ -47,6 +49,7 @@ class Measure:
     q1: float | None = None
     q3: float | None = None
     unit: str = "x"
+    digits: int = 2
     better: Better = "higher"
     at_least: float | None = None
     aim: float | None = None
@@ -60,7 +63,7 @@ class Measure:
         """Where the line stands, worst news first. A line is behind its peer if its upper quartile is, too."""
         if self.value is None:
             return "not measured"
-        behind = self.peer and self._worse_than(1.0)
+        behind = self.peer and round(self.value, 2) < 1.0
         if behind and (self.q3 is None or round(self.q3, 2) < 1.0):
             return "BEHIND ITS PEER"
         if self.at_least is None:
@@ -70,8 +73,7 @@ class Measure:
         return "goal reached" if self._worse_than(self.aim) else "aim reached"
 
     def _worse_than(self, limit: float) -> bool:
-        value = round(self.value, 2)  # as it is printed
-        return value < limit if self.better == "higher" else value > limit
+        return self.value < limit if self.better == "higher" else self.value > limit
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"verdict": self.verdict}

@@ -1,8 +1,8 @@
 """Peak memory of one call, beyond what was there before it and what it returns.
 
 On a CPU torch's profiler records each allocation and release of torch's allocator with its address. Their running sum,
-without the tensors that the call returns, gives the peak; what Python or the C library keeps does not count. On a GPU it
-is `max_memory_allocated` less what is still held at the end, which can be less than the true peak.
+without the tensors that the call returns, gives the peak; what Python or the C library keeps does not count. On a GPU
+it is `max_memory_allocated` less what is still held at the end, which can be less than the true peak.
 """
 
 from collections.abc import Callable

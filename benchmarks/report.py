@@ -19,14 +19,14 @@ HEADS = ("#", "what", "shape", "threads", "against", "measured (quartiles)", "at
 BAD = ("BEHIND", "BELOW")
 
 
-def number(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.2f} {unit}".strip() if unit == "s" else f"{value:.2f}{unit}"
+def number(value: float, line: Measure) -> str:
+    return f"{value:.{line.digits}f}" + (" s" if line.unit == "s" else line.unit)
 
 
 def measured(line: Measure) -> str:
     if line.value is None:
         return "-"
-    text = number(line.value, line.unit)
+    text = number(line.value, line)
     if line.q1 is not None and line.q1 != line.q3:
         text += f" ({line.q1:.2f} to {line.q3:.2f})"
     return text
@@ -35,7 +35,7 @@ def measured(line: Measure) -> str:
 def goal(value: float | None, line: Measure) -> str:
     if value is None:
         return ""
-    return ("at most " if line.better == "lower" else "") + number(value, line.unit)
+    return ("at most " if line.better == "lower" else "") + number(value, line)
 
 
 def row(line: Measure) -> tuple[str, ...]:
