@@ -130,20 +130,15 @@ def word_pool(slice_per_mille: int, held_out: bool) -> tuple[str, ...]:
     return tuple(word for word in words() if (pair_key("word", word) < slice_per_mille) == held_out)
 
 
-def draw_list(probe: str, generator: random.Random, pool: tuple[str, ...]) -> Pair:
-    """A random record of a list probe: distinct words of the pool."""
-    text = SEPARATOR.join(generator.sample(pool, list_length(probe)))
-    return Pair(text, answer(probe, text))
-
-
 def _draw_lists(
     probe: str, generator: random.Random, pool: tuple[str, ...], accept: Callable[[str], bool], count: int
 ) -> list[Pair]:
+    """`count` distinct records of a list probe with accepted inputs, each of distinct words of the pool."""
     chosen: dict[str, Pair] = {}
     while len(chosen) < count:
-        pair = draw_list(probe, generator, pool)
-        if accept(pair.input):
-            chosen.setdefault(pair.input, pair)
+        text = SEPARATOR.join(generator.sample(pool, list_length(probe)))
+        if accept(text):
+            chosen.setdefault(text, Pair(text, answer(probe, text)))
     return list(chosen.values())
 
 
