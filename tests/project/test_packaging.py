@@ -4,6 +4,7 @@ What the extra `slurm` adds is pinned beside its profile, so that only those who
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -157,6 +158,15 @@ def test_every_import_is_a_declared_dependency() -> None:
                 if not declared & {canonicalize_name(name) for name in providers.get(top, [top])}:
                     missing[top] = path.name
     assert not missing
+
+
+@pytest.mark.parametrize("script", sorted(str(path) for path in ROOT.glob("*s/*.py")))
+def test_scripts_import_what_exists(script: str) -> None:
+    """Scripts that no stage imports, in tools/ and benchmarks/, follow the package."""
+    for node in ast.walk(ast.parse(Path(script).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("budgeted_lora"):
+            module = importlib.import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 def test_corpus_packages_are_pinned() -> None:
