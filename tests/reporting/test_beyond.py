@@ -78,8 +78,8 @@ def table(results: Results) -> Table:
 
 def findings(results: Results, numbers: pd.DataFrame) -> list[str]:
     """The sentences of the page, without markup."""
-    found = numbers_of(results, numbers)
-    text = fill("beyond.html.j2", found=found).replace("\N{NO-BREAK SPACE}", " ") if found else ""
+    beyond = numbers_of(results, numbers)
+    text = fill("beyond.html.j2", beyond=beyond).replace("\N{NO-BREAK SPACE}", " ") if beyond else ""
     return [" ".join(unescape(item).split()) for item in re.findall(r"<li>(.*?)</li>", text, re.DOTALL)]
 
 

@@ -231,10 +231,6 @@ class Results:
             return None
         return self.json(FILES[kind].format(**line))
 
-    def speed(self, structure: str) -> dict[str, Any]:
-        """Timings of one compressed structure; empty when they are missing and the report is partial."""
-        return self.json(f"speed/{structure}.json") or {}
-
     def windows(self, folder: str) -> pd.DataFrame | None:
         """Validation windows of one model: float64 `nll` (sum over the window's scored tokens) and `tokens`."""
         path = f"{folder}/perplexity_windows.parquet"

@@ -1,4 +1,4 @@
-"""What a scale shares with the paper, found from its configuration: so what may stand beside the printed numbers."""
+"""What a scale shares with the paper, by its configuration, and so what may stand beside the printed numbers."""
 
 from collections.abc import Iterable
 from math import isclose
@@ -84,8 +84,8 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
 def paper_proportions(config: Config) -> bool:
     """Whether the student has the paper's shape but for its size: 6 layers, 768 : 192 : 3072, r = 128."""
     first = config.teacher_ladder[config.first_teacher]
-    found = (config.student.layers, first.hidden / first.kv, first.ffn / first.hidden, first.hidden / config.lora.rank)
-    return all(isclose(ours, paper) for ours, paper in zip(found, (6, 4, 4, PAPER_HIDDEN / PAPER_RANK), strict=True))
+    ours = (config.student.layers, first.hidden / first.kv, first.ffn / first.hidden, first.hidden / config.lora.rank)
+    return all(isclose(one, paper) for one, paper in zip(ours, (6, 4, 4, PAPER_HIDDEN / PAPER_RANK), strict=True))
 
 
 def taught(config: Config) -> bool:

@@ -7,7 +7,7 @@ from recipes that were trained with several seeds (`Spread`).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -59,21 +59,16 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One line's perplexity minus another's, both scored on the same windows.
+class Difference(Interval):
+    """One line's perplexity minus another's, both scored on the same windows; the interval is paired by window.
 
     Attributes:
         value: over the seeds that both lines have, over all of them if they share none.
-        standard_error, low, high: of the paired bootstrap over windows.
         sd: standard deviation over the shared seeds, NaN below two.
         seeds: number of shared seeds.
         same_sign: whether the difference has one sign in every shared seed.
     """
 
-    value: float
-    standard_error: float
-    low: float
-    high: float
     sd: float
     seeds: int
     same_sign: bool
@@ -81,7 +76,7 @@ class Difference:
     @property
     def clear(self) -> bool:
         """Whether the interval excludes zero and all seeds agree in sign."""
-        return (self.low > 0.0 or self.high < 0.0) and self.same_sign
+        return super().clear and self.same_sign
 
 
 @dataclass(frozen=True)
@@ -109,15 +104,9 @@ class Drawn:
         by_seed = np.array([self.values[mine[seed]] - self.values[other[seed]] for seed in shared])
         several = len(shared) > 1
         paired = interval(first[0] - second[0], first[1] - second[1], confidence=self.confidence)
-        return Difference(
-            value=paired.value,
-            standard_error=paired.standard_error,
-            low=paired.low,
-            high=paired.high,
-            sd=float(by_seed.std(ddof=1)) if several else math.nan,
-            seeds=len(shared),
-            same_sign=bool(np.all(by_seed > 0) or np.all(by_seed < 0)) if several else True,
-        )
+        sd = float(by_seed.std(ddof=1)) if several else math.nan
+        same_sign = not several or bool(np.all(by_seed > 0) or np.all(by_seed < 0))
+        return Difference(**asdict(paired), sd=sd, seeds=len(shared), same_sign=same_sign)
 
 
 def perplexities(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from budgeted_lora.config.scale import CLAIM_TABLES, Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.claims.file import Metric, Selection
-from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results, value_at
+from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results, Source, value_at
 from budgeted_lora.reporting.standing import PAPER_RANK
 from budgeted_lora.reporting.table import number
 from budgeted_lora.reporting.uncertainty import (
@@ -29,19 +29,10 @@ from budgeted_lora.reporting.uncertainty import (
     spread_text,
 )
 
-# The column of the results that each metric of a claim is.
-METRICS: dict[Metric, str] = {
-    "ppl": "ppl",
-    "icl": "icl",
-    "train_compute": "train_compute",
-    "executed_compute": "executed_compute",
-    "module_speedup": "speedup_vs_dense",
-    "param_reduction_pct": "param_reduction_pct",
-    "dense_kept": "kept",
-    "dense_svd": "svd",
-    "dense_dropped": "dropped",
-    "avg_rank": "avg_rank",
-}
+# Metrics that the results call by another name.
+COLUMN_OF = {
+    "module_speedup": "speedup_vs_dense", "dense_kept": "kept", "dense_svd": "svd", "dense_dropped": "dropped",
+}  # fmt: skip
 SCORED_BY = {"ppl": "validation windows, paired:", "icl": "ICL queries:"}
 VARYING = ("ppl", "icl", "avg_rank")  # what differs from seed to seed; all else follows from the recipe
 
@@ -242,7 +233,7 @@ class Evidence:
         return f"{folder}/compressed/{DEFAULT}" if folder.startswith("cells/") else folder
 
     def _file(self, folder: str, metric: Metric) -> str:
-        kind = COLUMNS[METRICS[metric]].file
+        kind = source_of(metric).file
         return f"{folder if kind == 'train' else self._scored(folder)}/{kind}.json"
 
     def _json(self, path: str) -> dict[str, Any]:
@@ -250,7 +241,7 @@ class Evidence:
 
     def _level(self, folder: str, metric: Metric) -> float:
         """One run's metric as it is compared; NaN where it is missing."""
-        value = value_at(self._json(self._file(folder, metric)), COLUMNS[METRICS[metric]].key)
+        value = value_at(self._json(self._file(folder, metric)), source_of(metric).key)
         if metric == "ppl":
             return math.log(value)
         return 100.0 * value if metric == "icl" else float(value)
@@ -280,6 +271,11 @@ class Evidence:
                 f"{self.results.root / scored}: scored other validation windows than {first}; "
                 "expected the same for every model"
             )
+
+
+def source_of(metric: Metric) -> Source:
+    """The result file and key of a metric."""
+    return COLUMNS[COLUMN_OF.get(metric, metric)]
 
 
 def group_of(cell: Any) -> Group:

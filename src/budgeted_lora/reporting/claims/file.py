@@ -74,7 +74,7 @@ class Lines(Strict):
 
     @property
     def words(self) -> str:
-        """What is asked for, for a message."""
+        """The selection in words, for a message."""
         return ", ".join(f"{name} {value}" for name, value in self.model_dump(exclude_none=True).items())
 
     def of(self, printed: Sequence[Line]) -> list[Line]:

@@ -32,24 +32,18 @@ OTHER = "#8A6D3B"
 METHOD_DASHES = {"kd_full": "-", "kd_lora": (0, (5, 1.5)), "budgeted_lora": "-"}
 MARKERS = ("o", "s", "D", "^", "v", "P")
 RC = {
-    "axes.edgecolor": BLACK,
-    "axes.labelcolor": BLACK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), BLACK),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     "axes.titlesize": "medium",
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
-    "legend.frameon": False,
     "lines.linewidth": 1.8,
     "pdf.fonttype": 42,
     "savefig.dpi": 160,
-    "text.color": BLACK,
-    "xtick.color": BLACK,
-    "ytick.color": BLACK,
     "svg.hashsalt": "budgeted-lora",
 }
-METADATA = {
+METADATA = {  # nothing that differs from run to run
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},

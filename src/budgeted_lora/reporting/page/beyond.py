@@ -50,27 +50,27 @@ def winner(budgeted: pd.DataFrame, best: Record) -> Record:
 def longer_runs(budgeted: pd.DataFrame, budget: float, usual: float) -> list[Record]:
     """First seeds of the paper's rule and of another, at the usual and at more tokens."""
     longer = budgeted[(budgeted["budget"] == budget) & (budgeted["tokens"] > usual) & (budgeted["rule"] != PAPER)]
-    found = []
+    rows = []
     for row in longer.to_dict("records"):
         before, paper = at(budgeted, row["rule"], budget, usual), at(budgeted, PAPER, budget, usual)
         paper_after = at(budgeted, PAPER, budget, row["tokens"])
         if before and paper and paper_after:
             ppl = [one["ppl_first_seed"] for one in (paper, paper_after, before, row)]
             times = row["tokens"] / usual
-            found.append({"budget": budget, "rule": row["rule"], "times": times, "ppl": ppl})
-    return found
+            rows.append({"budget": budget, "rule": row["rule"], "times": times, "ppl": ppl})
+    return rows
 
 
 def reference_runs(scored: pd.DataFrame, usual: float) -> list[Record]:
     """KD Full and KD LoRA at the usual and at more tokens: the level that a gap would close on."""
-    found = []
+    rows = []
     for name in REFERENCES.values():
         mine = scored[scored["rule"] == name].sort_values("tokens").to_dict("records")
         first = [row for row in mine if row["tokens"] == usual]
         longer = [row | {"times": row["tokens"] / usual} for row in mine if row["tokens"] > usual]
         if first:
-            found.append({"rule": name, "first": first[0], "longer": longer})
-    return found
+            rows.append({"rule": name, "first": first[0], "longer": longer})
+    return rows
 
 
 def undistilled(scored: pd.DataFrame, best: dict[float, Record]) -> list[Record]:
@@ -91,12 +91,12 @@ def control_pairs(results: Results, best: list[Record]) -> list[Record]:
     if not results.has(CONTROLS):
         return []
     controls = lines(control_runs(results))
-    found = []
+    rows = []
     for control in controls[(controls["kind"] == SMALLER) & controls["ppl"].notna()].to_dict("records"):
         near = min(best, key=lambda row: abs(row["macs"] / control["macs"] - 1.0))
         if abs(near["macs"] / control["macs"] - 1.0) < NEAR:
-            found.append({"control": control, "best": near, "macs": near["macs"] / control["macs"]})
-    return found
+            rows.append({"control": control, "best": near, "macs": near["macs"] / control["macs"]})
+    return rows
 
 
 def reasons(results: Results) -> dict[str, Any] | None:
@@ -104,24 +104,24 @@ def reasons(results: Results) -> dict[str, Any] | None:
     projections = modules(results)
     if projections is None:
         return None
-    found: dict[str, Any] = {"energy": None, "starts": [], "orders": [], "sums": None}
+    why: dict[str, Any] = {"energy": None, "starts": [], "orders": [], "sums": None}
     if {"kept_energy", "kept_output_energy"} <= set(projections):
         weights, outputs = projections["kept_energy"], projections["kept_output_energy"]
-        found["energy"] = {
+        why["energy"] = {
             "weights": weights.mean(), "outputs": outputs.mean(), "least": outputs.min(), "most": outputs.max(),
         }  # fmt: skip
     starts = [name for name in PROJECTION_STARTS if name in projections]
     if starts:
         dearest = projections["zero"].idxmax()
-        found["starts"] = [(projections[name].mean(), PROJECTION_STARTS[name]) for name in starts]
-        found["dearest"] = {
+        why["starts"] = [(projections[name].mean(), PROJECTION_STARTS[name]) for name in starts]
+        why["dearest"] = {
             "name": dearest.removeprefix("model.layers."),
             "zero": projections["zero"].max(),
             "svd": projections["activation_svd"][dearest],
         }
-        found["orders"], found["count"] = order_agreement(projections), len(projections)
-        found["sums"] = removal_sums(results, projections)
-    return found
+        why["orders"], why["count"] = order_agreement(projections), len(projections)
+        why["sums"] = removal_sums(results, projections)
+    return why
 
 
 def removal_sums(results: Results, projections: pd.DataFrame) -> dict[str, Any] | None:

@@ -155,11 +155,11 @@ def table5(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
 
 def table6(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Rank of KD LoRA; a row is paired with the published one of the same rank over width."""
-    found = measured(results, published, bootstrap, "rank", source="Table 6")
-    paper_rank = found.frame["rank"] * scale_to_paper(results, found.frame)
+    sweep = measured(results, published, bootstrap, "rank", source="Table 6")
+    paper_rank = sweep.frame["rank"] * scale_to_paper(results, sweep.frame)
     more = pd.DataFrame({"rank_over_hidden": paper_rank / PAPER_HIDDEN, "rank_published": paper_rank})
     columns = (Column("rank_over_hidden"), Column("rank_published", "r, published", 0))
-    return found.table(more, columns, ranks_paired=True)
+    return sweep.table(more, columns, ranks_paired=True)
 
 
 def lora_construction(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
@@ -169,9 +169,9 @@ def lora_construction(results: Results, published: Published, bootstrap: Bootstr
 
 def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Schedules of the budget: perplexity, train compute as scheduled and as executed, final average rank."""
-    found = measured(results, published, bootstrap, "budget", "schedule", source="Table 7")
+    sweep = measured(results, published, bootstrap, "budget", "schedule", source="Table 7")
     more: dict[str, list[float]] = {"train_compute_published": [], "avg_rank_published": []}
-    for row in records(found.frame):
+    for row in records(sweep.frame):
         method, setting = row["method"], row["printed_setting"]
         compute = published.value("Table 7", "train_compute", method, setting=setting)
         rank = published.value("Section C.3", "avg_rank", method, teacher=row["teacher"], setting=setting)
@@ -185,8 +185,8 @@ def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         Column("", "Avg. rank (of r)", text=average_rank),
         Column("avg_rank_published", "Avg. rank, published (of 128)", 0),
     )
-    values = pd.DataFrame(more).assign(train_compute_executed=found.frame["executed_compute"])
-    return found.table(values, columns, schedules=True)
+    values = pd.DataFrame(more).assign(train_compute_executed=sweep.frame["executed_compute"])
+    return sweep.table(values, columns, schedules=True)
 
 
 def any_table(results: Results, published: Published, bootstrap: Bootstrap) -> Table:

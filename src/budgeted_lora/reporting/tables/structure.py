@@ -4,7 +4,7 @@ from math import nan
 
 from budgeted_lora.reporting.grouping import budget_key, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import DEFAULT, SPEEDS, Results
+from budgeted_lora.reporting.results import DEFAULT, FILES, SPEEDS, Results
 from budgeted_lora.reporting.table import Column, Record, Table, number
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
@@ -116,7 +116,7 @@ def speed(results: Results, published: Published, bootstrap: Bootstrap) -> Table
     scores = scores[scores["structure"] != ""].drop_duplicates("structure")
     rows = []
     for cell in scores.itertuples():
-        timed = results.speed(cell.structure)
+        timed = results.json(FILES["speed"].format(structure=cell.structure)) or {}
         row: Record = {"structure": cell.structure, "budget": budget_key(cell.budget), "controller": cell.controller}
         row["mac_speedup"] = cell.speedup_vs_dense
         for part in SPEEDS:
