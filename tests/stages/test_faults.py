@@ -469,7 +469,7 @@ def test_no_run_begins_while_the_clock_is_behind(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, f"x {tmp_path}")
         refuse_a_clock_set_back(tmp_path)  # in a job, perhaps on another machine
-    subprocess.run(str(refused.value).partition("anew: ")[2], shell=True, check=True)
+    subprocess.run(str(refused.value).partition("run: ")[2], shell=True, check=True)
     refuse_a_clock_set_back(tmp_path)
 
 
@@ -485,6 +485,6 @@ def test_the_workflow_asks_the_clock_first(tmp_path: Path) -> None:
 
 def test_no_duration_is_told_by_the_time_of_day() -> None:
     """The one place that asks for it compares dates of files; another notes when a stage began."""
-    texts = {path.name: path.read_text(encoding="utf-8") for path in Path(cli.__file__).parent.rglob("*.py")}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in Path(provenance.__file__).parent.rglob("*.py")}
     assert [name for name, text in texts.items() if "time.time(" in text] == ["runs.py"]
     assert [name for name, text in texts.items() if "datetime.now(" in text] == ["provenance.py"]
