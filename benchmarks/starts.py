@@ -16,7 +16,7 @@ from benchmarks.turns import ROOT, environment
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 COMMAND = [sys.executable, "-c", "from budgeted_lora.commands.app import main; main()"]
 # A job that ends at its first input, which is not there: all it does is start, with the libraries that stages need.
-JOB = ["stage", "cut-student", "--values", '{"init": "mixed", "depth": 6}', "--teacher", "none", "--scale", "mini"]
+JOB = ["stage", "cut_student", "--options", '{"init": "mixed", "depth": 6}', "--teacher", "none", "--scale", "mini"]
 
 
 class Failed(Exception):
