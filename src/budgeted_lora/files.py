@@ -15,13 +15,13 @@ from typing import Any
 from budgeted_lora.errors import BadInput
 
 SNAKEMAKE_MARK = ".snakemake_timestamp"
-CONTENT = "content_sha256"  # the key under which a JSON record holds the digest of all that it says besides
+CONTENT = "content_sha256"  # the key under which a JSON record holds the digest of its other entries
 
 
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes, or of a folder's (relative name, digest) list in sorted order.
 
-    The mark that Snakemake leaves in a folder it made says when, not what, and a copy of the folder may lack it.
+    Snakemake's time stamp in a folder does not count: it says when, not what, and a copy of the folder may lack it.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,10 +46,10 @@ def write_digest(path: Path) -> None:
 
 
 def check_digest(path: Path | str) -> None:
-    """Compares a file or folder with the digest that `write_digest` left beside it, where it did.
+    """Compares a file or folder with the digest that `write_digest` left beside it, if there is one.
 
-    Reads every byte: about a second for 1 to 2 GB on a core with SHA instructions, four times that without. So whoever
-    reads something in a job calls it once, before the work.
+    Reads every byte: about a second for 1 to 2 GB on a core with SHA instructions, four times that without. So a job
+    calls it once per input, before the work.
 
     Raises:
         BadInput: they differ; it names the file of a folder.
@@ -63,10 +63,7 @@ def check_digest(path: Path | str) -> None:
         return
     named = sorted(set(_lines(path)) ^ set(lines)) if path.is_dir() and lines else []
     damaged = path / named[0].rpartition(" ")[0] if named else path
-    raise BadInput(
-        f"{damaged}: its SHA-256 differs from the one in {beside}; damaged since it was written, remove {path} and run "
-        "again"
-    )
+    raise BadInput(f"{damaged}: its SHA-256 differs from the one in {beside}; delete {path} and rerun")
 
 
 def _beside(path: Path) -> Path:
@@ -74,14 +71,14 @@ def _beside(path: Path) -> Path:
 
 
 def check_listed(path: Path, digests: Any) -> None:
-    """Compares a file with its entry in what a record says of the files beside it, where it has one.
+    """Compares a file with its digest in the record beside it, if the record has one.
 
     Raises:
         BadInput: they differ.
     """
     expected = digests.get(path.name) if isinstance(digests, dict) else None
     if expected is not None and sha256_file(path) != expected:
-        raise BadInput(f"{path}: its SHA-256 differs from the one in the record beside it; damaged, make it anew")
+        raise BadInput(f"{path}: its SHA-256 differs from the one in the record beside it; delete it and rerun")
 
 
 def canonical_json(value: Any) -> str:
@@ -96,7 +93,7 @@ def short_hash(value: Any, *, digits: int = 8) -> str:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Makes an error of the system say that it was about `path`, unless it is about another file.
+    """Makes a system error name `path`, unless it is about another file.
 
     A failed write or fsync names no file, one of `atomic_path` a temporary one, and libraries in Rust (safetensors)
     raise errors of their own kind.
@@ -137,7 +134,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
         finally:
-            with suppress(OSError):  # as on a file system that has become read-only: the first error is the one to tell
+            with suppress(OSError):  # on a file system that has become read-only the first error is the one to report
                 temporary.unlink(missing_ok=True)
 
 
@@ -156,7 +153,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
             _swap(temporary, path)
-            _beside(path).unlink(missing_ok=True)  # it told of the folder that is gone
+            _beside(path).unlink(missing_ok=True)  # the digest of the folder that is gone
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -200,7 +197,7 @@ def read_json(path: Path | str, *, expected: str = "JSON written by an earlier s
     """Reads JSON.
 
     Raises:
-        BadInput: the file is missing, is not JSON, or holds a digest of its content that is another.
+        BadInput: the file is missing, is not JSON, or does not match its own digest.
     """
     value = _read_json(path, expected)
     if isinstance(value, dict) and CONTENT in value:

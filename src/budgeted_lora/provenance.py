@@ -68,9 +68,9 @@ def provenance(
     """The provenance fields of one result.
 
     Args:
-        values: the settings the stage used.
+        values: the options the stage was given.
         inputs: files or folders the result depends on; their SHA-256 are recorded under their own names.
-        files: what was written beside the result; their SHA-256 are recorded for whoever reads them.
+        files: files written beside the result; their SHA-256 are recorded for later readers.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -99,13 +99,13 @@ def write_result(path: Path | str, payload: Mapping[str, Any], **about: Any) -> 
 @cache
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a number."""
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache
