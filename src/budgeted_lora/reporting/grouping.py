@@ -6,7 +6,6 @@ import pandas as pd
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.results import FILES, Results
-from budgeted_lora.reporting.table import ABSENT
 
 METHODS = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}  # in the paper's order
 ONE_VALUE = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step")
@@ -66,11 +65,6 @@ def method_label(method: str, budget: float | str = "") -> str:
     """How a method is called in tables and figures; the budget as a number, or as `budget_key` writes it."""
     known = budget != "" and not pd.isna(budget)
     return f"{METHODS[method]}, F={float(budget)}" if known else METHODS[method]
-
-
-def budget_text(budget: float) -> str:
-    """A budget in a column of its own, a dash without one."""
-    return budget_key(budget) or ABSENT
 
 
 def student_label(row: Any) -> str:

@@ -43,7 +43,6 @@ FOLLOWS = frozenset(
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
-NOTE_PUBLISHED = "Published distances and orders are worked out from the perplexities the paper prints."
 
 
 @dataclass(frozen=True)
