@@ -41,8 +41,6 @@ FOLLOWS = frozenset(
 )
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
-# Words of a recipe in the order they are shown; numbers ascend.
-WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
 
 
 @dataclass(frozen=True)
