@@ -36,7 +36,10 @@ PLAN = {
         *["reporting", "workflow"],
     ],
     "planning": ["errors", "files", "config", "method", "data", "models", "training", "reporting.contents", "workflow"],
-    "commands": ["errors", "files", "provenance", "config", "method", "reporting", "workflow", "stages", "planning"],
+    "commands": [
+        *["errors", "files", "provenance", "config", "method", "training.state", "reporting", "workflow", "stages"],
+        "planning",
+    ],
 }
 LOOSE = {"errors", "files", "provenance"}  # modules beside the packages
 
@@ -46,7 +49,6 @@ MEASURING = {"planning.measure", "planning.memory"}  # these two run a model
 
 # What is not yet so. A line that is no longer needed fails the test.
 EXCEPTIONS: set[str] = {
-    "commands.prune imports training.state",
     "stages/compress_cell.py: compress_cell is over 70 lines",
     "stages/train_cell.py: train_cell is over 70 lines",
     "the package is over 18000 lines",
