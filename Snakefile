@@ -47,7 +47,6 @@ shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).paren
 scale_config = graph.config
 results, reports = graph.results, graph.reports
 report_jobs = ReportJobs(graph)
-listing = options.as_json(report_jobs.list_options()["config"])
 
 
 wildcard_constraints:

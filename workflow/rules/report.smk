@@ -37,8 +37,9 @@ rule list_table:
         "../../environment.yml"
     params:
         digest=lambda wildcards: report_jobs.digest(wildcards.table),
+        config=options.Uncompared(report_jobs.list_options()["config"]),
     shell:
-        stage_command("list_table", wildcards=["table"], output=["out"], names={"config": "listing"})
+        stage_command("list_table", wildcards=["table"], output=["out"], params=["config"])
 
 
 rule make_table:

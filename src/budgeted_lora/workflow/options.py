@@ -104,6 +104,16 @@ def as_json(options: Options) -> str:
     return canonical_json(options)
 
 
+class Uncompared:
+    """Options of a rule that Snakemake does not compare with those of the last run, since it cannot represent them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __str__(self) -> str:
+        return as_json(self.options)
+
+
 def _on_device(graph: Graph, *, threads: int) -> Options:
     return {"scale": graph.config.scale, "device": graph.config.device, "threads": threads}
 

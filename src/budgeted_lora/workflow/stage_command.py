@@ -4,7 +4,7 @@ A stage is a file of stages/ that defines a function of its own name. Rules call
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -73,7 +73,6 @@ def stage_command(
     input: Iterable[str] = (),
     output: Iterable[str] = (),
     params: Iterable[str] = (),
-    names: Mapping[str, str] | None = None,
 ) -> str:
     """The shell command of a rule that runs a stage: each argument comes from the rule's entry of the same name.
 
@@ -82,15 +81,12 @@ def stage_command(
     Args:
         stage: name of the stage.
         wildcards, input, output, params: names of the rule's entries that the stage gets.
-        names: arguments whose value is a variable of the Snakefile, by its name. Snakemake does not compare these.
 
     Raises:
         BadInput: an entry is no argument of the stage, or a required argument has no entry.
     """
     kinds = {"wildcards": wildcards, "input": input, "output": output, "params": params}
     sources = {name: kind for kind, names in kinds.items() for name in names}
-    names = names or {}
-    check_arguments(stage, [*sources, *names], partly=OPTIONS in sources)
+    check_arguments(stage, sources, partly=OPTIONS in sources)
     words = [f"{flag(name)} {{{kind}.{name}:q}}" for name, kind in sources.items()]
-    words += [f"{flag(name)} {{{variable}:q}}" for name, variable in names.items()]
     return " ".join(["budgeted-lora stage", stage, *words, "2>&1 | tee {log}"])
