@@ -155,12 +155,7 @@ def compress_cell(
     macs = values.pop("macs", None)
     chosen = Compression.model_validate(values)
     with _cpu_threads(threads):
-        if chosen.undistilled:
-            before = TrainedStudent(load_model(student).float().eval(), {}, "kd_full")
-        else:
-            before = load_trained(student=student, trained=trained)
-        if before.method != recipe.method:
-            raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
+        before = open_student(student, trained, recipe, undistilled=chosen.undistilled)
         check_digest(tokenizer)
         ids, mask = _parity_batch(tokens, recipe)
         model, records = compress_student(
@@ -191,6 +186,21 @@ def compress_cell(
         clock=clock,
     )
     write_digest(out / "model")
+
+
+def open_student(student: Path, trained: Path, recipe: Recipe, *, undistilled: bool) -> TrainedStudent:
+    """The student to compress: trained, or as training began with it.
+
+    Raises:
+        BadInput: it was trained by another method than the recipe's.
+    """
+    if undistilled:
+        before = TrainedStudent(load_model(student).float().eval(), {}, "kd_full")
+    else:
+        before = load_trained(student=student, trained=trained)
+    if before.method != recipe.method:
+        raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
+    return before
 
 
 def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -55,15 +55,13 @@ def train_cell(
     """Trains one student.
 
     Args:
-        student: model folder of the untrained student.
-        teacher: model folder of the teacher; of a cached one only the output layer is read.
+        student, teacher: model folders; the student is untrained. Of a cached teacher only the output layer is read.
         tokens: train.bin, its .idx and .json beside it.
         cache: folder of the teacher's hidden states, or None to run the teacher beside the student.
         statistics: folder of the untrained student's statistics, where the recipe needs one.
         out: the cell's folder; gets trained/, history.csv, retention.csv, train.json and, last, trained.sha256.
         state: folder of training states; this run's own is named by cell and inputs.
-        device: auto, cpu or cuda.
-        threads: CPU threads of each process; they affect the result bits.
+        device: auto, cpu or cuda. threads: CPU threads of each process; they affect the result bits.
         processes: the processes that train together; this one alone when None. All call this with the same arguments,
             and only the first one writes files.
 
@@ -75,12 +73,7 @@ def train_cell(
     processes = processes or Processes()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
-    file = TokenFile.open(tokens, verify=processes.first)
-    for folder, what in ((student, "student"), (teacher, "teacher")):
-        check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
-    windows = Windows(file, recipe.sequence_length, recipe.rows)
-    if not windows.count:
-        raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
+    windows = training_windows(tokens, recipe, student=student, teacher=teacher, verify=processes.first)
     states = teacher_states(teacher, cache, windows, recipe, device=place, dtype=precision, verify=processes.first)
     model = load_model(student, dtype=torch.float32, verify=processes.first).to(place)
     modules, low_rank = install_method(model, recipe, InputStatistics.open(statistics) if statistics else None)
@@ -100,9 +93,7 @@ def train_cell(
         if not processes.first:
             return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
-        histories = [out / "history.csv", out / "retention.csv"]
-        for history in histories:
-            write_with(history, lambda path, name=history.name: shutil.copyfile(folder / name, path))
+        histories = copy_histories(folder, out)
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
         values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
@@ -120,6 +111,29 @@ def train_together(number: int, count: int, arguments: dict[str, Any]) -> None:
 
     train_cell(**arguments, processes=join(number, count, device=choose_device(arguments["device"])))
     leave()
+
+
+def training_windows(tokens: Path, recipe: Recipe, *, student: Path, teacher: Path, verify: bool) -> Windows:
+    """The windows of train.bin.
+
+    Raises:
+        BadInput: a model has another vocabulary, or the file holds no window.
+    """
+    file = TokenFile.open(tokens, verify=verify)
+    for folder, what in ((student, "student"), (teacher, "teacher")):
+        check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
+    windows = Windows(file, recipe.sequence_length, recipe.rows)
+    if not windows.count:
+        raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
+    return windows
+
+
+def copy_histories(folder: Path, out: Path) -> list[Path]:
+    """Copies history.csv and retention.csv from the state's folder; returns the copies."""
+    copies = [out / "history.csv", out / "retention.csv"]
+    for copy in copies:
+        write_with(copy, lambda path, name=copy.name: shutil.copyfile(folder / name, path))
+    return copies
 
 
 def state_key(
