@@ -38,14 +38,18 @@ class Inputs:
         self.hidden.grad = self.head.grad = None
 
 
-def inputs(shape: Shape, *, positions: int, head_trained: bool, device: torch.device, dtype: torch.dtype) -> Inputs:
+def inputs(shape: Shape, *, positions: int, head_trained: bool, device: torch.device) -> Inputs:
+    """As in training: the student's are float32, the teacher's bfloat16 on a GPU, where the rest is in autocast."""
     generator = torch.Generator().manual_seed(0)
+    teacher_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    def normal(*size: int, scale: float) -> Tensor:
+    def normal(*size: int, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
         return (torch.randn(*size, generator=generator) * scale).to(device, dtype)
 
-    hidden, teacher_hidden = (normal(positions, shape.hidden, scale=1.0) for _ in range(2))
-    head, teacher_head = (normal(shape.vocab_size, shape.hidden, scale=0.05) for _ in range(2))
+    hidden = normal(positions, shape.hidden, scale=1.0)
+    head = normal(shape.vocab_size, shape.hidden, scale=0.05)
+    teacher_hidden = normal(positions, shape.hidden, scale=1.0, dtype=teacher_dtype)
+    teacher_head = normal(shape.vocab_size, shape.hidden, scale=0.05, dtype=teacher_dtype)
     labels = torch.randint(shape.vocab_size, (positions,), generator=generator).to(device)
     return Inputs(hidden.requires_grad_(), head.requires_grad_(head_trained), teacher_hidden, teacher_head, labels)
 
@@ -90,12 +94,19 @@ def liger() -> Callable[[Inputs], Tensor]:
     return run
 
 
+def value_of(function: Callable[[Inputs], Tensor], given: Inputs) -> Tensor:
+    """The loss, in autocast on a GPU."""
+    kind = given.hidden.device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
+        return function(given)
+
+
 def timed(function: Callable[[Inputs], Tensor], given: Inputs) -> Callable[[], float]:
     def run() -> float:
         given.clear()
         wait(given)
         start = time.perf_counter()
-        function(given).backward()
+        value_of(function, given).backward()
         wait(given)
         return time.perf_counter() - start
 
@@ -110,25 +121,25 @@ def wait(given: Inputs) -> None:
 def measure(context: Context) -> Iterator[Measure]:
     place = prepare(context.device, threads=context.threads)
     torch.use_deterministic_algorithms(False)  # a user of the peers would not ask for it
-    dtype = torch.bfloat16 if context.device == "cuda" else torch.float32
     for name in [name for name in context.shapes if name != "1B"]:
         shape = context.shape(name)
         positions = shape.tokens - shape.windows
         for head_trained in (True, False):
             say(f"  {name}: {positions} positions, head {'trained' if head_trained else 'frozen'}")
-            given = inputs(shape, positions=positions, head_trained=head_trained, device=place, dtype=dtype)
+            given = inputs(shape, positions=positions, head_trained=head_trained, device=place)
             yield from times(context, shape, given, head_trained=head_trained)
-        yield memory(context, shape, positions=4 * positions, device=place, dtype=dtype)
+        yield memory(context, shape, positions=4 * positions, device=place)
 
 
 def times(context: Context, shape: Shape, given: Inputs, *, head_trained: bool) -> Iterator[Measure]:
     functions, note = {"ours": ours, "eager float32": eager}, ""
     if head_trained:
         try:
+            value_of(liger(), given)
             functions[LIGER] = liger()
-        except ImportError as error:
-            note = f"{LIGER}: {error}"
-    values = {name: float(function(given)) for name, function in functions.items()}
+        except (ImportError, RuntimeError) as error:
+            note = f"{LIGER}: {str(error).splitlines()[0]}"
+    values = {name: float(value_of(function, given)) for name, function in functions.items()}
     samples = take_turns(
         {name: timed(function, given) for name, function in functions.items()}, rounds=context.rounds(7)
     )
@@ -155,15 +166,15 @@ def times(context: Context, shape: Shape, given: Inputs, *, head_trained: bool) 
         )  # fmt: skip
 
 
-def memory(context: Context, shape: Shape, *, positions: int, device: torch.device, dtype: torch.dtype) -> Measure:
+def memory(context: Context, shape: Shape, *, positions: int, device: torch.device) -> Measure:
     """Memory beyond inputs and gradients, in chunks of logits, at four times the positions that are timed."""
 
     def extra(function: Callable[[Inputs], Tensor], count: int) -> Peak:
-        given = inputs(shape, positions=count, head_trained=True, device=device, dtype=dtype)
+        given = inputs(shape, positions=count, head_trained=True, device=device)
 
         def run() -> list[Tensor]:
             given.clear()
-            function(given).backward()
+            value_of(function, given).backward()
             return given.gradients()
 
         run()
@@ -173,7 +184,7 @@ def memory(context: Context, shape: Shape, *, positions: int, device: torch.devi
     small, large, plain = extra(ours, positions // 4), extra(ours, positions), extra(eager, positions // 4)
     few, many, whole = (found.extra / 2**20 for found in (small, large, plain))
     notes = [f"{few:,.0f} MiB at {positions // 4} positions (eager {whole:,.0f}), {many:,.0f} MiB at {positions}"]
-    head = shape.vocab_size * shape.hidden * dtype.itemsize
+    head = shape.vocab_size * shape.hidden * torch.float32.itemsize
     buffers = [size for size in large.sizes if size != head]
     if not buffers:
         return Measure(

@@ -4,6 +4,7 @@ Weights, tokens, order, optimiser, schedule and micro-batch are those of `run_ou
 """
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -113,6 +114,7 @@ def arguments(chosen: Recipe, *, folder: str, device: str, autocast: bool) -> Tr
 def main(options: dict[str, Any]) -> None:
     """Trains; `options` are those of `run_ours`, which see."""
     turns = Turns()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would share the work among all GPUs
     torch.set_num_threads(options["threads"])
     shape = shape_named(options["shape"], quick=options["quick"])
     world, device = World(Path(options["world"])), options["device"]

@@ -117,9 +117,7 @@ def test_committed_results_hold_no_paths() -> None:
 
 @pytest.mark.parametrize("head_trained", [True, False])
 def test_our_loss_is_the_peers(head_trained: bool) -> None:
-    given = loss.inputs(
-        shapes.TINY, positions=20, head_trained=head_trained, device=torch.device("cpu"), dtype=torch.float32
-    )
+    given = loss.inputs(shapes.TINY, positions=20, head_trained=head_trained, device=torch.device("cpu"))
     gradients = []
     for function in (loss.ours, loss.eager):
         given.clear()
