@@ -69,7 +69,8 @@ def page(result: dict[str, Any]) -> str:
     """The Markdown file: machine, what stands badly, and the whole table."""
     lines = result["lines"]
     bad = [line for line in lines if line.verdict.startswith(BAD)]
-    text = ["# Speed: " + ("quick run, to see that everything runs" if result["quick"] else "measured by turns"), ""]
+    quick = "quick run, to see that everything runs; its shapes are smaller than those the goals are for"
+    text = ["# Speed: " + (quick if result["quick"] else "measured by turns"), ""]
     text += [machine_words(result["machine"]), ""]
     text += ["Every value is the median of ratios within a round, with quartiles; more than 1 is faster than what it"]
     text += ["is compared with, unless the goal says `at most`.", ""]

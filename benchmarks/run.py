@@ -100,6 +100,17 @@ def group(rows: list[int], options: dict[str, Any]) -> tuple[list[Measure], bool
     return found, status == 0
 
 
+def full_name(commit: str) -> str:
+    """The full hash of a commit; empty for an empty name."""
+    if not commit:
+        return ""
+    asked = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{commit}^{{commit}}"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"base {commit}: git finds no such commit")
+    return done.stdout.strip()
+
+
 @contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Path]:
     """A worktree of a commit; an empty name gives a folder that is not there."""
@@ -149,16 +160,16 @@ def main() -> int:
         child(chosen.child)
         return 0
     start, machine = time.perf_counter(), describe(chosen.device)
-    device = machine["device"]
-    rows = chosen_rows(chosen.rows, base=chosen.base)
+    device, base = machine["device"], full_name(chosen.base)
+    rows = chosen_rows(chosen.rows, base=base)
     all_threads = chosen_threads(chosen.threads, quick=chosen.quick, device=device)
     found, well = [], True
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     commit = "HEAD" if 10 in rows else ""
     try:
-        with checked_out(chosen.base, folder / "base") as checkout, checked_out(commit, folder / "own") as own:
+        with checked_out(base, folder / "base") as checkout, checked_out(commit, folder / "own") as own:
             options = {
-                "device": device, "quick": chosen.quick, "folder": str(folder), "base": chosen.base,
+                "device": device, "quick": chosen.quick, "folder": str(folder), "base": base,
                 "checkout": str(checkout), "own": str(own),
             }  # fmt: skip
             if chosen.shapes:

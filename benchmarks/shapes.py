@@ -77,6 +77,7 @@ MINI = Shape(
     name="mini", layers=6, teacher_layers=12, hidden=96, ffn=384, heads=4, kv_heads=1, vocab_size=2048, rank=16,
     r_max=8, windows=8, length=384,
 )  # fmt: skip
+RUN = replace(MINI, name="run", windows=4, length=256)  # the step of the scale mini
 PAPER = Shape(
     name="paper", layers=6, teacher_layers=12, hidden=768, ffn=3072, heads=12, kv_heads=3, vocab_size=32000, rank=128,
     r_max=64, windows=2, length=512,
@@ -89,13 +90,13 @@ TINY = Shape(
     name="tiny", layers=2, teacher_layers=3, hidden=16, ffn=48, heads=2, kv_heads=1, vocab_size=61, rank=4, r_max=4,
     windows=2, length=16,
 )  # fmt: skip
-SHAPES = {shape.name: shape for shape in (MINI, PAPER, BILLION, TINY)}
+SHAPES = {shape.name: shape for shape in (MINI, RUN, PAPER, BILLION, TINY)}
 
 
 def shape_named(name: str, *, quick: bool) -> Shape:
     """A shape by name; a quick one has the same widths and fewer tokens per step."""
     shape = SHAPES[name]
-    if not quick or name == "tiny":
+    if not quick or name in ("tiny", "run"):
         return shape
     return replace(shape, windows=2, length=128) if name == "mini" else replace(shape, windows=1, length=128)
 

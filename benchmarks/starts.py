@@ -16,6 +16,7 @@ from benchmarks.turns import ROOT, environment
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 COMMAND = [sys.executable, "-c", "from budgeted_lora.commands.app import main; main()"]
 # A job that ends at its first input, which is not there: all it does is start, with the libraries that stages need.
+MISSING = "none/config.json"
 JOB = ["stage", "cut_student", "--options", '{"init": "mixed", "depth": 6}', "--teacher", "none", "--scale", "mini"]
 
 
@@ -24,19 +25,22 @@ class Failed(Exception):
 
 
 def seconds_of(
-    command: Sequence[str], *, threads: int, status: int = 0, folder: Path = ROOT, source: Path | None = None
+    command: Sequence[str], *, threads: int, refusal: str = "", folder: Path = ROOT, source: Path | None = None
 ) -> float:
     """Wall time of a command.
 
+    Args:
+        refusal: what a command that must end with status 2 names; empty for one that must succeed.
+
     Raises:
-        Failed: it ended with another status.
+        Failed: it ended otherwise.
     """
     own = environment(threads=threads, source=source)
     own["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), own["PATH"]])
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
     passed = time.perf_counter() - start
-    if done.returncode != status:
+    if done.returncode != (2 if refusal else 0) or refusal not in done.stderr:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise Failed(lines[-1] if lines else f"status {done.returncode}")
     return passed
@@ -47,22 +51,22 @@ def measure_starts(context: Context) -> Iterator[Measure]:
     with tempfile.TemporaryDirectory() as folder:
         out = ["--out", f"{folder}/out", "--record", f"{folder}/out.json"]
         commands = {
-            "no-op": ([*SNAKEMAKE, "all", "--dry-run", "--quiet", "--cores", "1", "--nolock"], 0),
-            "job": ([*COMMAND, *JOB, *out], 2),
-            "plan": ([*COMMAND, "plan", "--hidden", "768", "--budget", "0.4"], 0),
+            "no-op": ([*SNAKEMAKE, "all", "--dry-run", "--quiet", "--cores", "1", "--nolock"], ""),
+            "job": ([*COMMAND, *JOB, *out], MISSING),
+            "plan": ([*COMMAND, "plan", "--hidden", "768", "--budget", "0.4"], ""),
         }
         names = {
             "no-op": "`snakemake all --dry-run` at mini",
             "job": "start of a job with torch and transformers",
             "plan": "`budgeted-lora plan`",
         }
-        for name, (command, status) in commands.items():
+        for name, (command, refusal) in commands.items():
             say(f"  {names[name]}")
             common = {"row": 11, "what": names[name], "threads": context.threads, "unit": "s"}
             own = goals.STARTS[name]
 
-            def run(command: Sequence[str] = command, status: int = status) -> float:
-                return seconds_of(command, threads=context.threads, status=status)
+            def run(command: Sequence[str] = command, refusal: str = refusal) -> float:
+                return seconds_of(command, threads=context.threads, refusal=refusal)
 
             try:
                 samples = take_turns({name: run}, rounds=context.rounds(7))[name]

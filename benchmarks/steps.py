@@ -145,11 +145,11 @@ def after_schedule(context: Context) -> Iterator[Measure]:
 
 def against_commit(context: Context, *, checkout: Path, commit: str) -> Iterator[Measure]:
     """Row 9: one whole short training (schedule included, states from the cache), here and at another commit."""
-    shape = context.shape("mini")
+    shape = context.shape("run")
     rounds, steps = (2, 2) if context.quick else (10, 6)
     for method in ("f0.4", "kd_full"):
         options = context.run_options(shape, method, steps=needed(rounds, steps), cached=True)
-        options["changes"] = {"train_embeddings_head_norms": True}
+        options["changes"] = {"train_embeddings_head_norms": True, "betas": [0.9, 0.95]}
         runs = {
             "here": partial(Run, "run_ours", options, threads=context.threads),
             "there": partial(Run, "run_ours", options, threads=context.threads, source=checkout / "src"),

@@ -69,6 +69,7 @@ def two_lines(found: Mapping[str, Any], goal: goals.Goal | None, **common: Any) 
 def measure_modules(context: Context) -> Iterator[Measure]:
     """Row 6: all projections of the student one after another, F = 0."""
     shape = context.shape("paper")
+    mac_ratio = shape.mac_ratio(budget=0.0)
     counts = (1, 128) if context.quick else (1, 1024, 4096)
     names = [projection.name for projection in projections(shape.student)]
     with on_device(context.device, threads=context.threads) as place:
@@ -80,7 +81,7 @@ def measure_modules(context: Context) -> Iterator[Measure]:
                 found,
                 goals.MODULES.get(tokens),
                 row=6,
-                what=f"modules, F = 0, {tokens:,} tokens (MAC ratio {shape.mac_ratio(budget=0.0):.2f})",
+                what=f"modules, F = 0, {tokens:,} token{'s' * (tokens > 1)} (MAC ratio {mac_ratio:.2f})",
                 shape="paper",
                 threads=context.threads,
             )

@@ -146,8 +146,8 @@ def race(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Turns of `steps` steps each, by run, and why a run is missing.
 
-    Every run first takes one step alone, whose loss is that of the initial weights, and one whole turn as warm-up.
-    So a run needs `needed(rounds, steps)` steps. The answers are those of the first step, the warm-up and the rounds.
+    Every run first takes one step alone, as warm-up and for the loss of the initial weights; then come the rounds. So a
+    run needs `needed(rounds, steps)` steps. Each starts with another run than the last.
     """
     answers: dict[str, list[dict[str, Any]]] = {}
     missing: dict[str, str] = {}
@@ -162,7 +162,7 @@ def race(
                 answers[name] = [run.turn(1)]
             except Broken as error:
                 missing[name] = str(error)
-        for turn in range(rounds + 1):
+        for turn in range(rounds):
             names = [name for name in started if name not in missing]
             first = turn % max(1, len(names))
             for name in names[first:] + names[:first]:
@@ -176,9 +176,9 @@ def race(
 
 def needed(rounds: int, steps: int) -> int:
     """Steps of a run that takes part in a race."""
-    return 1 + (rounds + 1) * steps
+    return 1 + rounds * steps
 
 
 def seconds(answers: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Seconds of the rounds, without first step and warm-up."""
-    return [answer["seconds"] for answer in answers[2:]]
+    """Seconds of the rounds, without the first step."""
+    return [answer["seconds"] for answer in answers[1:]]
