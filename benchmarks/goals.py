@@ -27,11 +27,7 @@ LOSS_TIME = Goal(at_least=1.2, aim=1.5)
 LOSS_BUFFERS = Goal(at_least=2.0, aim=2.0, better="lower")
 AFTER_SCHEDULE = Goal(at_least=0.45, aim=0.42, better="lower")
 EXECUTED = Goal(at_least=1.02, aim=1.01, better="lower")
-MODULES = {
-    1: Goal(at_least=3.0, aim=3.8),
-    1024: Goal(at_least=3.8, aim=4.0),
-    4096: Goal(at_least=3.6, aim=3.9),
-}
+MODULES = {1: Goal(at_least=3.0, aim=3.8), 1024: Goal(at_least=3.8, aim=4.0), 4096: Goal(at_least=3.6, aim=3.9)}
 STUDENTS = {
     "prefill, all logits": Goal(at_least=1.8, aim=2.0),
     "prefill, last logit": Goal(at_least=2.5, aim=3.0),

@@ -49,11 +49,7 @@ class Shape:
     @property
     def timed(self) -> SpeedShape:
         return SpeedShape(
-            shape=self.student,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            vocab_size=self.vocab_size,
-            rank=self.rank,
+            shape=self.student, heads=self.heads, kv_heads=self.kv_heads, vocab_size=self.vocab_size, rank=self.rank
         )
 
     def modules(self, *, budget: float) -> list[dict[str, Any]]:

@@ -21,14 +21,7 @@ from hypothesis import strategies as st
 from budgeted_lora.commands import archive_format
 from budgeted_lora.commands import snakemake_records as metadata
 from budgeted_lora.commands.archive import export_archive, exported_records, import_archive
-from budgeted_lora.commands.archive_format import (
-    DIGEST,
-    MANIFEST,
-    RECORDS,
-    Entry,
-    Manifest,
-    digest_line,
-)
+from budgeted_lora.commands.archive_format import DIGEST, MANIFEST, RECORDS, Entry, Manifest, digest_line
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, write_text
 

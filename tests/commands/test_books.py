@@ -13,12 +13,7 @@ from budgeted_lora.commands.chain import chain, data_and_teachers
 from budgeted_lora.commands.prune import leftovers, remove
 from budgeted_lora.commands.show_status import render_why
 from budgeted_lora.commands.status import CellStatus, Inspector
-from budgeted_lora.files import (
-    read_json,
-    write_json,
-    write_record,
-    write_text,
-)
+from budgeted_lora.files import read_json, write_json, write_record, write_text
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student

@@ -61,10 +61,7 @@ BAD_SCALES = {
         "sweeps.cut: truncation: outputs needs macs_of_budget; expected both",
     ),
     "outputs by default": ({"compression": {"truncation": "outputs"}}, "truncation: outputs needs macs_of_budget"),
-    "undistilled by default": (
-        {"compression": {"undistilled": True}},
-        "compression.undistilled is true: no trained",
-    ),
+    "undistilled by default": ({"compression": {"undistilled": True}}, "compression.undistilled is true: no trained"),
     "truncated LoRA": (
         {"sweeps": {"cut": {"macs_of_budget": [0.4]}}, "tables": {"t": [{"method": "kd_lora", "compression": "cut"}]}},
         "kd_lora does not use sweeps.cut.macs_of_budget; remove it, or use kd_full",

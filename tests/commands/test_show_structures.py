@@ -8,9 +8,7 @@ from fixtures.scales import costs_of, tiny
 
 from budgeted_lora.commands.show_costs import render_costs, render_structures, structures_json
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.cost import (
-    projections,
-)
+from budgeted_lora.method.cost import projections
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import student_shape
 

@@ -13,19 +13,9 @@ from fixtures.tiny_scale import SCALE, TINY, write_scale
 from fixtures.training_world import VOCABULARY, make_world
 
 from budgeted_lora.commands import app as cli
-from budgeted_lora.commands.status import (
-    CellStatus,
-    Inspector,
-    changes,
-)
+from budgeted_lora.commands.status import CellStatus, Inspector, changes
 from budgeted_lora.data.tokens import write_tokens
-from budgeted_lora.files import (
-    is_locked,
-    read_json,
-    write_json,
-    write_record,
-    write_text,
-)
+from budgeted_lora.files import is_locked, read_json, write_json, write_record, write_text
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.evaluate import evaluate

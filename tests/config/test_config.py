@@ -84,18 +84,12 @@ BAD = {
         {"training": {"tokens": [1, 2]}},
         "tokens is \\[1, 2\\], which takes one value, not a list$",
     ),
-    "one value for a list": (
-        {"corpus": {"packages": "numpy"}},
-        "packages is 'numpy', expected a list, each text$",
-    ),
+    "one value for a list": ({"corpus": {"packages": "numpy"}}, "packages is 'numpy', expected a list, each text$"),
     "a value in a list": (
         {"corpus": {"packages": [7]}},
         "corpus.packages is \\[7\\], .*each value to be text, found 7 in it$",
     ),
-    "too few values": (
-        {"training": {"betas": [0.9]}},
-        "betas is \\[0.9\\], expected a list of 2, each a number from",
-    ),
+    "too few values": ({"training": {"betas": [0.9]}}, "betas is \\[0.9\\], expected a list of 2, each a number from"),
     "a section that is none": ({"training": 5}, "yaml: training is 5, expected a mapping, `{key: value, ...}`$"),
     "unknown choice": ({"rows": "loose"}, "yaml: rows is 'loose', expected one of packed, document$"),
     "no tokens": ({"training": {"tokens": 0}}, "training.tokens is 0, expected a whole number above 0$"),

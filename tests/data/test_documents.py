@@ -8,13 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.config.corpus import Corpus
-from budgeted_lora.data.documents import (
-    Counts,
-    distinct_documents,
-    in_slice,
-    text_md5,
-    unique_documents,
-)
+from budgeted_lora.data.documents import Counts, distinct_documents, in_slice, text_md5, unique_documents
 
 SLICE = 200
 COMMON = settings(deadline=None, max_examples=40)

@@ -2,9 +2,7 @@
 
 import itertools
 
-from budgeted_lora.data.documents import (
-    in_slice,
-)
+from budgeted_lora.data.documents import in_slice
 from budgeted_lora.data.functions import function_documents
 
 SLICE = 200

@@ -186,11 +186,7 @@ def test_hub_folder_with_zstandard_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"text_field": "body"}, "row 1: no field 'body'"),
-        ({"split": "test"}, "cannot read"),
-    ],
+    ("change", "expected"), [({"text_field": "body"}, "row 1: no field 'body'"), ({"split": "test"}, "cannot read")]
 )
 def test_hub_folder_with_another_field_or_split_is_refused(tmp_path: Path, change: dict, expected: str) -> None:
     corpus = dataset(tmp_path, {"train": TEXTS})

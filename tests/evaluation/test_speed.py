@@ -6,20 +6,8 @@ from torch import nn
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import speed
-from budgeted_lora.evaluation.speed import (
-    SpeedShape,
-    build,
-    clocked,
-    describe,
-    factor_ranks,
-    take_turns,
-)
-from budgeted_lora.method.cost import (
-    ModelShape,
-    dense_macs,
-    lora_macs,
-    projections,
-)
+from budgeted_lora.evaluation.speed import SpeedShape, build, clocked, describe, factor_ranks, take_turns
+from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import structure
 

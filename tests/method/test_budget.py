@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method import cost
 from budgeted_lora.method.controller import greedy_targets, module_targets
-from budgeted_lora.method.cost import (
-    ModelShape,
-    dense_macs,
-    lora_macs,
-    projections,
-    train_compute,
-)
+from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 
 fractions = st.floats(0.0, 1.0)

@@ -9,19 +9,9 @@ from hypothesis import strategies as st
 
 from budgeted_lora.commands.show_structures import render_plan
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.cost import (
-    ModelShape,
-    dense_macs,
-    lora_macs,
-    projections,
-)
+from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
 from budgeted_lora.method.schedule import BudgetRule
-from budgeted_lora.method.structure import (
-    decide,
-    steps_needed,
-    structure,
-    svd_rank,
-)
+from budgeted_lora.method.structure import decide, steps_needed, structure, svd_rank
 
 # ---- structure of each budget -----------------------------------------------------------------------------------
 
@@ -29,10 +19,7 @@ from budgeted_lora.method.structure import (
 @pytest.mark.parametrize(("shape", "rank", "r_max"), SHAPES)
 @pytest.mark.parametrize(
     ("budget", "counts", "macs", "dense", "lora", "reduction", "reduction_vs_dense"),
-    [
-        (0.0, (0, 0, 42), 12_681_216, 4.05, 5.05, 80.2, 75.3),
-        (0.4, (9, 0, 33), 29_491_200, 1.74, 2.17, 53.9, 42.5),
-    ],
+    [(0.0, (0, 0, 42), 12_681_216, 4.05, 5.05, 80.2, 75.3), (0.4, (9, 0, 33), 29_491_200, 1.74, 2.17, 53.9, 42.5)],
 )
 def test_structures_of_table_8(shape, rank, r_max, budget, counts, macs, dense, lora, reduction, reduction_vs_dense):
     found = plan(shape, rank, r_max, budget)

@@ -7,12 +7,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, projections
-from budgeted_lora.method.projections import (
-    BudgetedLinear,
-    install,
-    model_shape,
-    set_retentions,
-)
+from budgeted_lora.method.projections import BudgetedLinear, install, model_shape, set_retentions
 
 SIZES = {"d_in": 12, "d_out": 8}
 VALUES = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "gates": True, "gate_logit": 2.0, "seed": 0}

@@ -10,12 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.load import (
-    load_model,
-    mistral_config,
-    new_model,
-    save_model,
-)
+from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
 
 IDS = torch.arange(12).reshape(2, 6) % VOCABULARY
 

@@ -9,10 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.load import (
-    mistral_config,
-    new_model,
-)
+from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.models.student import cut, layer_indices
 
 IDS = torch.arange(12).reshape(2, 6) % VOCABULARY

@@ -17,19 +17,9 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.load import mistral_config, new_model
-from budgeted_lora.planning.costs import (
-    PROMPT_TOKENS,
-    Measured,
-    ScaleCosts,
-    calibration_key,
-)
+from budgeted_lora.planning.costs import PROMPT_TOKENS, Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import GPUS, Slots, matching, named_device
-from budgeted_lora.planning.memory import (
-    KEPT,
-    Network,
-    evaluation_bytes,
-    training_bytes,
-)
+from budgeted_lora.planning.memory import KEPT, Network, evaluation_bytes, training_bytes
 from budgeted_lora.planning.storage import disk
 
 # --- FLOPs and time, by hand

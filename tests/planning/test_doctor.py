@@ -12,21 +12,10 @@ from fixtures.machines import GIB, GPU, LARGE, PINNED, ROOT, check, elsewhere, g
 
 from budgeted_lora.commands import app as cli
 from budgeted_lora.planning import checks, doctor, machine
-from budgeted_lora.planning.checks import (
-    Check,
-    devices,
-    host,
-    local_inputs,
-    storage,
-)
+from budgeted_lora.planning.checks import Check, devices, host, local_inputs, storage
 from budgeted_lora.planning.costs import ScaleCosts
 from budgeted_lora.planning.devices import GPUS, Slots
-from budgeted_lora.planning.doctor import (
-    examine,
-    packages,
-    pinned,
-    software,
-)
+from budgeted_lora.planning.doctor import examine, packages, pinned, software
 from budgeted_lora.planning.findings import troubles
 from budgeted_lora.planning.machine import this_machine
 from budgeted_lora.planning.start import refuse_what_cannot_fit

@@ -5,12 +5,7 @@ from pathlib import Path
 import pytest
 
 from budgeted_lora.errors import BadInput
-from tools.readme import (
-    columns,
-    costs,
-    refresh,
-    replaced,
-)
+from tools.readme import columns, costs, refresh, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = "s\th:m:s\tmax_rss\n{}\t0:00:10\t{}\n"

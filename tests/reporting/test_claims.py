@@ -12,14 +12,7 @@ from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.claims import verdicts as judged
 from budgeted_lora.reporting.claims.evidence import Evidence
-from budgeted_lora.reporting.claims.file import (
-    Order,
-    Printed,
-    Selection,
-    Slip,
-    Swapped,
-    read_claims,
-)
+from budgeted_lora.reporting.claims.file import Order, Printed, Selection, Slip, Swapped, read_claims
 from budgeted_lora.reporting.claims.verdicts import judge
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.standing import paper_proportions

@@ -17,12 +17,7 @@ from budgeted_lora.reporting.claims import verdicts as judged
 from budgeted_lora.reporting.claims.evidence import Evidence, Measured, Missing
 from budgeted_lora.reporting.claims.file import read_claims
 from budgeted_lora.reporting.claims.table import claims_section
-from budgeted_lora.reporting.claims.verdicts import (
-    Step,
-    judge_near,
-    judge_number,
-    judge_order,
-)
+from budgeted_lora.reporting.claims.verdicts import Step, judge_near, judge_number, judge_order
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.standing import Standing
 from budgeted_lora.reporting.table import write_table

@@ -30,12 +30,7 @@ from budgeted_lora.reporting.page import facts
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results, size_in_name
 from budgeted_lora.reporting.standing import Standing
-from budgeted_lora.reporting.table import (
-    Table,
-    escape,
-    latex,
-    markdown,
-)
+from budgeted_lora.reporting.table import Table, escape, latex, markdown
 from budgeted_lora.reporting.tables.main import table2_columns
 from budgeted_lora.reporting.tables.unknowns import constants
 from budgeted_lora.reporting.uncertainty import Bootstrap, interval, perplexities, resampled_perplexities
@@ -487,10 +482,7 @@ def test_partial_report_of_an_empty_run_names_everything(results: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [
-        ("tables.csv", None, "no such file"),
-        ("tables.csv", "cell,method\nx,kd_full\n", "no column table"),
-    ],
+    [("tables.csv", None, "no such file"), ("tables.csv", "cell,method\nx,kd_full\n", "no column table")],
 )
 def test_bad_cell_lists_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:

@@ -17,12 +17,7 @@ from budgeted_lora.reporting.claims import verdicts as judged
 from budgeted_lora.reporting.claims.evidence import Evidence, Measured
 from budgeted_lora.reporting.claims.file import Near, Order, Selection
 from budgeted_lora.reporting.claims.verdicts import judge
-from budgeted_lora.reporting.uncertainty import (
-    Group,
-    quantile,
-    spread_of,
-    spread_text,
-)
+from budgeted_lora.reporting.uncertainty import Group, quantile, spread_of, spread_text
 
 MINI = load_config(Path(__file__).resolve().parents[2] / "config" / "mini.yaml")
 # Ten times and more apart, as measured at mini.

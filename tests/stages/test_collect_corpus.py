@@ -7,11 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from fixtures.small_corpus import SLICE, collected, prose
 
-from budgeted_lora.data.documents import (
-    in_slice,
-    text_md5,
-    texts_of,
-)
+from budgeted_lora.data.documents import in_slice, text_md5, texts_of
 from budgeted_lora.errors import BadInput
 
 

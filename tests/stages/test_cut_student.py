@@ -8,12 +8,7 @@ import torch
 from fixtures.training_world import SHAPE
 from safetensors.torch import load_file
 
-from budgeted_lora.models.load import (
-    load_model,
-    mistral_config,
-    new_model,
-    save_model,
-)
+from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
 from budgeted_lora.stages.cut_student import cut_student
 
 

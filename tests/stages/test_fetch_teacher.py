@@ -22,12 +22,7 @@ from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file, write_json
 from budgeted_lora.models import checkpoint as shipped
-from budgeted_lora.models.load import (
-    load_model,
-    mistral_config,
-    new_model,
-    save_model,
-)
+from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
 from budgeted_lora.stages.fetch_teacher import check_card, fetch_teacher
 from tools.ship_teachers import LIMIT_BYTES
 

@@ -12,12 +12,7 @@ from fixtures.command_line import Outcome, Words, cache_words, compress_words, p
 from fixtures.training_world import World, make_recipe, make_world
 from safetensors import SafetensorError
 
-from budgeted_lora.files import (
-    atomic_folder,
-    naming,
-    sha256_file,
-    write_text,
-)
+from budgeted_lora.files import atomic_folder, naming, sha256_file, write_text
 from budgeted_lora.method import loop
 from budgeted_lora.training import cache, pretrain, state
 
@@ -162,13 +157,7 @@ def test_training_goes_on_from_the_state_before(
 @pytest.mark.parametrize("file", ["trained/model.safetensors", "trained/adapter.json", "history.csv", "retention.csv",
                                   "train.json", "trained.sha256"])  # fmt: skip
 def test_results_of_training_that_cannot_be_written(
-    run: Run,
-    world: World,
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    file: str,
-    code: int,
+    run: Run, world: World, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, code: int
 ) -> None:
     """The last state waits until every result is in place, so nothing is trained twice."""
     with monkeypatch.context() as patch:

@@ -14,9 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.data.tokens import write_tokens
-from budgeted_lora.models.load import (
-    load_model,
-)
+from budgeted_lora.models.load import load_model
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.copy_tokenizer import copy_tokenizer
 from budgeted_lora.stages.cut_student import cut_student

@@ -6,13 +6,9 @@ import math
 import pytest
 
 from budgeted_lora.evaluation import speed
-from budgeted_lora.evaluation.speed import (
-    SpeedShape,
-)
+from budgeted_lora.evaluation.speed import SpeedShape
 from budgeted_lora.files import write_json
-from budgeted_lora.method.cost import (
-    ModelShape,
-)
+from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import structure
 from budgeted_lora.stages.measure_speed import measure_speed

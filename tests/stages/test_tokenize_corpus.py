@@ -10,20 +10,11 @@ from fixtures.small_corpus import SLICE, collected, prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from budgeted_lora.data.documents import (
-    in_slice,
-    text_md5,
-)
+from budgeted_lora.data.documents import in_slice, text_md5
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile
 from budgeted_lora.errors import BadInput
-from budgeted_lora.stages.tokenize_corpus import (
-    at_most,
-    disjointness,
-    interleave,
-    list_digest,
-    tokenize_corpus,
-)
+from budgeted_lora.stages.tokenize_corpus import at_most, disjointness, interleave, list_digest, tokenize_corpus
 from budgeted_lora.stages.train_tokenizer import train_tokenizer
 
 COMMON = settings(deadline=None, max_examples=40)

@@ -16,13 +16,7 @@ from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.stages import train_cell as stage
 from budgeted_lora.stages.cache_teacher import cache_teacher
 from budgeted_lora.training import cache as cache_module
-from budgeted_lora.training.cache import (
-    HiddenCache,
-    OnlineTeacher,
-    cache_hidden,
-    describe_cache,
-    read_head,
-)
+from budgeted_lora.training.cache import HiddenCache, OnlineTeacher, cache_hidden, describe_cache, read_head
 from budgeted_lora.training.state import locked_folder
 
 CPU = torch.device("cpu")

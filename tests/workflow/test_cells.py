@@ -19,13 +19,7 @@ from budgeted_lora.method.structure import steps_needed
 from budgeted_lora.workflow import options
 from budgeted_lora.workflow.cells import Cell, cells
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.recipes import (
-    control_shape,
-    default_budgeted,
-    differences,
-    planned,
-    student_shape,
-)
+from budgeted_lora.workflow.recipes import control_shape, default_budgeted, differences, planned, student_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": 4096}

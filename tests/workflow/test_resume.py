@@ -15,15 +15,7 @@ from fixtures.tiny_checkout import STEPS, target, tiny_checkout
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.workflow.runs import (
-    VARIABLE,
-    _living,
-    begin_run,
-    join_run,
-    orphaned,
-    remove_leftovers,
-    resume_run,
-)
+from budgeted_lora.workflow.runs import VARIABLE, _living, begin_run, join_run, orphaned, remove_leftovers, resume_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 600

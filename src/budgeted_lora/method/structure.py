@@ -7,14 +7,7 @@ from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.controller import DIGITS, module_targets, smooth
-from budgeted_lora.method.cost import (
-    ModelShape,
-    Projection,
-    dense_macs,
-    lora_macs,
-    projections,
-    train_compute,
-)
+from budgeted_lora.method.cost import ModelShape, Projection, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 
 Decision = Literal["keep", "svd", "drop"]
@@ -134,13 +127,7 @@ def final_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
 
 
 def structure(
-    shape: ModelShape,
-    rule: BudgetRule,
-    *,
-    rank: int,
-    svd_threshold: float,
-    r_max: int,
-    schedule: str | None = None,
+    shape: ModelShape, rule: BudgetRule, *, rank: int, svd_threshold: float, r_max: int, schedule: str | None = None
 ) -> Structure:
     """The structure of one budget, as after an endless run, at full LoRA ranks.
 

@@ -177,11 +177,7 @@ def compress_cell(
         {"modules": records, "totals": sums, "parity": same},
         scale=scale,
         cell=cell,
-        values={
-            "recipe": recipe.model_dump(mode="json"),
-            "settings": dict(settings),
-            "threads": threads,
-        },
+        values={"recipe": recipe.model_dump(mode="json"), "settings": dict(settings), "threads": threads},
         inputs=[student, trained, tokens, tokenizer, *([statistics] if statistics else [])],
         clock=clock,
     )

@@ -16,13 +16,7 @@ from budgeted_lora.reporting.uncertainty import Bootstrap
 
 
 def make_index(
-    *,
-    results: Path,
-    published: Path,
-    config: Config,
-    out: Path,
-    standing: Standing,
-    contents: Path | None = None,
+    *, results: Path, published: Path, config: Config, out: Path, standing: Standing, contents: Path | None = None
 ) -> None:
     """Write out/index.html and the table of constants that the paper leaves open, out/tables/unknowns.*.
 

@@ -9,21 +9,10 @@ from budgeted_lora.config.sections import Pretraining, Teacher
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    atomic_folder,
-    sha256_file,
-    short_hash,
-    write_digest,
-)
+from budgeted_lora.files import atomic_folder, sha256_file, short_hash, write_digest
 from budgeted_lora.models.checkpoint import copy_tokenizer
 from budgeted_lora.models.device import choose_device
-from budgeted_lora.models.load import (
-    check_vocabulary,
-    load_model,
-    mistral_config,
-    new_model,
-    save_model,
-)
+from budgeted_lora.models.load import check_vocabulary, load_model, mistral_config, new_model, save_model
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.training.pretrain import PretrainPlan, pretrain, write_losses
 from budgeted_lora.training.state import TrainingState, locked_folder

@@ -12,12 +12,7 @@ from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe, compute_values
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    sha256_file,
-    short_hash,
-    write_digest,
-    write_with,
-)
+from budgeted_lora.files import sha256_file, short_hash, write_digest, write_with
 from budgeted_lora.method.cost import train_compute
 from budgeted_lora.method.loop import Processes, Progress, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
@@ -190,11 +185,7 @@ def summary(
         "device": device.type,
         "computed_in": str(precision).removeprefix("torch."),
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "dense_fraction": {
-            "scheduled": scheduled,
-            "retained": progress.retained / recipe.steps,
-            "executed": executed,
-        },
+        "dense_fraction": {"scheduled": scheduled, "retained": progress.retained / recipe.steps, "executed": executed},
         "train_compute": {
             "scheduled": train_compute(shape, rho=scheduled, **costs),
             "executed": train_compute(shape, rho=executed, **costs),

@@ -20,15 +20,7 @@ from tqdm import tqdm
 
 from budgeted_lora.data.tokens import Windows
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import (
-    atomic_folder,
-    check_digest,
-    naming,
-    read_json,
-    sha256_file,
-    short_hash,
-    write_record,
-)
+from budgeted_lora.files import atomic_folder, check_digest, naming, read_json, sha256_file, short_hash, write_record
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
 HEAD = "lm_head.weight"
