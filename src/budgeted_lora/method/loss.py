@@ -3,7 +3,7 @@
     L = a T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + (1 - a) CE(z_s, y)
     dL/dz_s = a T (softmax(z_s / T) - softmax(z_t / T)) + (1 - a) (softmax(z_s) - onehot(y))
 
-both divided by the number of valid positions. The formula stands once, in `_sums_and_gradient`. The gradient is known
+both divided by the number of valid positions. The formula stands once, in `_block_in_place`. The gradient is known
 when the loss is, so both are computed together, one chunk of positions at a time: no more than one chunk of logits
 exists.
 """
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from budgeted_lora.method.cost import CHUNK_ELEMENTS
+from budgeted_lora.method.cost import loss_chunk
+
+BLOCK_ELEMENTS = 2**17  # logits in a block of elementwise work: half a megabyte in float32
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,24 @@ def distillation_loss(
     """
     with torch.no_grad():
         count = max(len(labels) if count is None else count, 1)  # so that an empty batch has loss 0 and not NaN
+        device = hidden.device.type
         kl = ce = torch.zeros((), dtype=_at_least_float32(hidden), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
         head_gradient = torch.zeros_like(head) if head.requires_grad else None
-        for chunk in _chunks(len(labels), head.shape[0], hidden.device.type):
+        size = loss_chunk(len(head), device=device, threads=torch.get_num_threads())
+        for chunk in _slices(len(labels), size):
             logits = functional.linear(hidden[chunk], head)
-            with torch.autocast(hidden.device.type, enabled=False):
+            with torch.autocast(device, enabled=False):
                 teacher_logits = functional.linear(teacher_hidden[chunk], teacher_head)
             chunk_kl, chunk_ce, gradient = _sums_and_gradient(
                 logits, teacher_logits, labels[chunk], temperature=temperature, kd_weight=kd_weight, count=count
             )
             kl, ce = kl + chunk_kl, ce + chunk_ce
             hidden_gradient[chunk] = gradient @ head
-            if head_gradient is not None:
+            if head_gradient is not None and torch.is_autocast_enabled(device):
                 head_gradient += gradient.T @ hidden[chunk]
+            elif head_gradient is not None:
+                head_gradient.addmm_(gradient.T, hidden[chunk])
         kl, ce = kl / count, ce / count
         loss = kd_weight * temperature**2 * kl + (1 - kd_weight) * ce
     return Losses(loss=_KnownGradient.apply(loss, hidden, hidden_gradient, head, head_gradient), kl=kl, ce=ce)
@@ -76,21 +82,58 @@ def distillation_loss(
 def _sums_and_gradient(
     student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, kd_weight: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of KL, sum of CE, and dL/dz [n, V] of logits [n, V]; at least float32, in place where that saves a copy."""
+    """Sum of KL, sum of CE, and dL/dz [n, V] of logits [n, V], in at least float32.
+
+    Logits that are float32 or wider are overwritten; the gradient takes the place of the student's. On a CPU the
+    elementwise work goes through blocks that fit a core's cache.
+    """
     dtype = _at_least_float32(student)
     student, teacher = student.to(dtype), teacher.to(dtype)
-    log_teacher = (teacher / temperature).log_softmax(-1)
-    log_student = (student / temperature).log_softmax(-1)
-    log_plain = student.log_softmax(-1)
+    size = max(1, BLOCK_ELEMENTS // student.shape[-1]) if student.device.type == "cpu" else len(labels)
+    kl = ce = student.new_zeros(())
+    for block in _slices(len(labels), size):
+        block_kl, block_ce = _block_in_place(
+            student[block],
+            teacher[block],
+            labels[block, None],
+            temperature=temperature,
+            kd_weight=kd_weight,
+            count=count,
+        )
+        kl, ce = kl + block_kl, ce + block_ce
+    return kl, ce, student
 
-    teacher_share = log_teacher.exp()
-    kl = torch.dot(teacher_share.flatten(), log_teacher.sub_(log_student).flatten())
-    ce = -log_plain.gather(-1, labels[:, None]).sum()
 
-    gradient = log_student.exp_().sub_(teacher_share).mul_(kd_weight * temperature / count)
-    gradient.add_(log_plain.exp_(), alpha=(1 - kd_weight) / count)
-    gradient.scatter_add_(-1, labels[:, None], gradient.new_full((len(labels), 1), -(1 - kd_weight) / count))
-    return kl, ce, gradient
+def _block_in_place(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, kd_weight: float, count: int
+) -> tuple[Tensor, Tensor]:
+    """Sums of KL and CE of a block of logits [n, V]; the student's become their gradient, the teacher's are used up.
+
+    One exponential per logit serves both softmaxes of the student where T is 1, 2 or 3: exp(z - m) is
+    exp((z - m) / T)^T. With q and p the softmaxes at T of teacher and student, log q - log p is the difference of the
+    scaled logits less that of their log-sums. Both models go through the same operations, so that equal logits give
+    exactly no divergence and no gradient.
+    """
+    label_logits = student.gather(-1, labels)
+    teacher.div_(temperature)
+    student.div_(temperature)
+    difference = teacher - student
+    teacher_largest, student_largest = teacher.amax(-1, keepdim=True), student.amax(-1, keepdim=True)
+    teacher.sub_(teacher_largest).exp_()
+    student.sub_(student_largest)
+    if temperature in (1, 2, 3):
+        plain = student.exp_().pow(temperature)
+    else:
+        plain = (student * temperature).exp_()
+        student.exp_()
+    teacher_sum, student_sum, plain_sum = (part.sum(-1, keepdim=True) for part in (teacher, student, plain))
+    log_sums = (teacher_largest + teacher_sum.log()) - (student_largest + student_sum.log())
+    kl = torch.dot(teacher.div_(teacher_sum).flatten(), difference.flatten()) - log_sums.sum()
+    ce = (temperature * student_largest + plain_sum.log() - label_logits).sum()
+    student.div_(student_sum).sub_(teacher).mul_(kd_weight * temperature / count)
+    student.addcdiv_(plain, plain_sum, value=(1 - kd_weight) / count)
+    student.scatter_add_(-1, labels, student.new_full(labels.shape, -(1 - kd_weight) / count))
+    return kl, ce
 
 
 class _KnownGradient(torch.autograd.Function):
@@ -113,6 +156,5 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _chunks(positions: int, vocabulary: int, device: str) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS[device] // vocabulary)
-    return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

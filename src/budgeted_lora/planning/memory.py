@@ -7,13 +7,14 @@ two); the rest was counted from the code. Estimates are too large by `SLACK` rat
 from dataclasses import dataclass
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.method.cost import CHUNK_ELEMENTS, ModelShape, parameters, projections, trainable_parameters
+from budgeted_lora.method.cost import ModelShape, loss_chunk, parameters, projections, trainable_parameters
 
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
 PROCESS = {"cpu": 700 * 2**20, "cuda": 2 * 2**30}  # host memory of Python with torch and transformers, per device
 COLLECTIVES = 400 * 2**20  # assumed: what NCCL holds on each of several GPUs that train together
-CHUNK_TENSORS = 40  # bytes per logit of the loss: two models' logits, three log-softmaxes and the steps between them
+# Bytes per logit of a chunk of the loss: two models' logits, on a GPU also their float32 copies and what is between.
+CHUNK_BYTES = {"cpu": 12, "cuda": 24}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def training_bytes(
     casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
     kind = "dense" if recipe.method == "kd_full" else "dropout" if recipe.dropout else "lora"
     activations = tokens * KEPT[precision, kind].bytes(student.shape, rank=recipe.rank or 0)
-    chunk = CHUNK_TENSORS * min(CHUNK_ELEMENTS[device], tokens * student.vocab_size)
+    positions = min(tokens, loss_chunk(student.vocab_size, device=device))
+    chunk = CHUNK_BYTES[device] * positions * student.vocab_size
     head = teacher.vocab_size * teacher.shape.hidden
     beside = width * (teacher.parameters if online else head) + tokens * teacher.shape.hidden * width * 2
     peak = max(activations + chunk, teacher.forward_bytes(tokens, width=width) if online else 0.0)
