@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -65,15 +67,72 @@ def test_forward_and_gradients_follow_the_formula(d, gated):
         torch.testing.assert_close(module.gate_logits.grad, slope)
 
 
-@pytest.mark.parametrize(("d", "dense_passes"), [(1.0, 2), (0.4, 2), (0.0, 0)])
-def test_dropped_dense_matmul_runs_neither_forward_nor_backward(d, dense_passes):
-    """Counted FLOPs: the low-rank path has 6 r (d_in + d_out) a token, the dense one 4 d_in d_out unless d = 0."""
-    module, tokens = linear(d=d), 5
+@settings(deadline=None, max_examples=40)
+@given(
+    d=st.floats(0.01, 1.0),
+    gated=st.booleans(),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(1, 4)),
+    seed=st.integers(0, 1000),
+)
+def test_the_merged_weight_gives_what_two_paths_give(d, gated, sizes, seed):
+    d_in, d_out, tokens, batch = sizes
+    generator = torch.Generator().manual_seed(seed)
+    rank = int(torch.randint(1, min(d_in, d_out) + 1, (), generator=generator))
+    weight = torch.randn(d_out, d_in, generator=generator, dtype=torch.float64)
+    module = BudgetedLinear(
+        weight, rank=rank, alpha=3.0, dropout=0.0, gate_logit=0.5 if gated else None, generator=generator
+    )
+    with torch.no_grad():
+        module.lora_b.normal_(generator=generator)
+    module.retention = d
+    x = torch.randn(batch, tokens, d_in, generator=generator, dtype=torch.float64)
+    upstream = torch.randn(batch, tokens, d_out, generator=generator, dtype=torch.float64)
+    results = []
+    for forward in (module, lambda given: module._low_rank(given) + d * torch.nn.functional.linear(given, weight)):
+        given_x = x.clone().requires_grad_()
+        module.zero_grad()
+        y = forward(given_x)
+        y.backward(upstream)
+        trained = [parameter.grad.clone() for parameter in module.parameters() if parameter.requires_grad]
+        results.append([y.detach(), given_x.grad, *trained])
+    for merged, two_paths in zip(*results, strict=True):
+        torch.testing.assert_close(merged, two_paths, rtol=1e-10, atol=1e-12)
+
+
+def test_the_merged_weight_is_made_once_a_step_and_anew_after_it():
+    module = linear(d=0.5).float().train()
+    x = torch.randn(3, 12)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1, fused=True)
+
+    def expected():
+        low_rank = (x @ module.lora_a.T * module.scale * module.gates()) @ module.lora_b.T
+        return module.retention * x @ module.weight.T + low_rank
+
+    torch.testing.assert_close(module(x), expected())
+    assert module._merged_weight() is module._merged_weight()
+    module(x).sum().backward()
+    optimizer.step()
+    module.forget_merged()
+    torch.testing.assert_close(module(x), expected())
+    module.retention = 1.0
+    torch.testing.assert_close(module(x), expected())
+    with torch.no_grad():
+        module.eval().lora_b.mul_(2.0)
+    module.forget_merged()
+    torch.testing.assert_close(module(x), expected())
+    assert module._merged_weight() is not module._merged_weight(), "nothing is kept outside training"
+
+
+@pytest.mark.parametrize(("d", "dense_passes", "thin"), [(1.0, 2, 4), (0.4, 2, 4), (0.0, 0, 6)])
+def test_dropped_dense_matmul_runs_neither_forward_nor_backward(d, dense_passes, thin):
+    """Counted FLOPs: the low-rank path has 6 r (d_in + d_out) per token, or 4 where its weight is merged; the dense
+    one has 4 d_in d_out unless d = 0."""
+    module, tokens = linear(d=d).train(), 5
     x = torch.randn(tokens, 12, dtype=torch.float64, requires_grad=True)
+    module(x)  # merges the weight
     with FlopCounterMode(display=False) as counter:
         module(x).sum().backward()
-    low_rank = 6 * 4 * (12 + 8)
-    assert counter.get_total_flops() == tokens * (low_rank + 2 * dense_passes * module.macs)
+    assert counter.get_total_flops() == tokens * (thin * 4 * (12 + 8) + 2 * dense_passes * module.macs)
 
 
 def test_dropped_dense_weight_is_not_read():

@@ -163,6 +163,8 @@ def train(
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
             optimizer.step()
             optimizer.zero_grad()
+            for module in modules.values():
+                module.forget_merged()
 
             progress.step = n + 1
             progress.dense_macs += sum(module.macs for module in modules.values() if module.retention != 0.0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,18 +56,41 @@ class BudgetedLinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(d_out, rank, **like))
         gates = None if gate_logit is None else nn.Parameter(torch.full((rank,), float(gate_logit), **like))
         self.register_parameter("gate_logits", gates)
+        self._merged: tuple[float, Tensor] | None = None  # the retention it was made with, and the merged weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x [..., d_in] -> [..., d_out]."""
-        hidden = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)
-        if self.gate_logits is None:
-            hidden = hidden * self.scale
-        else:
-            hidden = hidden * (self.scale * torch.sigmoid(self.gate_logits)).to(hidden.dtype)
-        low_rank = F.linear(hidden, self.lora_b)
         if self.retention == 0.0:
-            return low_rank
-        return torch.add(low_rank, F.linear(x, self.weight), alpha=self.retention)
+            return self._low_rank(x)
+        if (self.training and self.dropout) or torch.is_autocast_enabled(x.device.type):
+            return torch.add(self._low_rank(x), F.linear(x, self.weight), alpha=self.retention)
+        return _MergedLinear.apply(x, self._merged_weight(), self._strength(), self.lora_a, self.lora_b)
+
+    def _low_rank(self, x: Tensor) -> Tensor:
+        """The low-rank path alone. Its strength goes into A, which is smaller than A x."""
+        a = self._strength()[:, None] * self.lora_a
+        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), a), self.lora_b)
+
+    def _strength(self) -> Tensor:
+        """(alpha / r) g, [r]."""
+        if self.gate_logits is None:
+            return self.lora_a.new_full((self.rank,), self.scale)
+        return self.scale * torch.sigmoid(self.gate_logits)
+
+    @torch.no_grad()
+    def _merged_weight(self) -> Tensor:
+        """d W + (alpha / r) B diag(g) A, [d_out, d_in]; kept for the micro-batches of a step while the model trains."""
+        if self._merged is None or self._merged[0] != self.retention:
+            low_rank = (self.lora_b * self._strength()) @ self.lora_a
+            merged = low_rank.add_(self.weight, alpha=self.retention)
+            if not self.training:
+                return merged
+            self._merged = (self.retention, merged)
+        return self._merged[1]
+
+    def forget_merged(self) -> None:
+        """Call this after every change of the weights. Fused optimisers leave no other trace of theirs."""
+        self._merged = None
 
     @property
     def macs(self) -> int:
@@ -85,6 +109,32 @@ class BudgetedLinear(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"{self.d_in} -> {self.d_out}, rank={self.rank}, gated={self.gate_logits is not None}"
         return f"{sizes}, scale={self.scale:g}, retention={self.retention:g}"
+
+
+class _MergedLinear(torch.autograd.Function):
+    """y = (d W + B diag(s) A) x with one dense product forward and one for the input's gradient.
+
+    Four thin products give the gradients of s, A and B: 2 P + 2 P_l MACs per token where two paths side by side take
+    2 P + 3 P_l, for P dense and P_l low-rank MACs. Exact as long as no dropout comes between x and A.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, merged: Tensor, strength: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(x, merged, strength, a, b)
+        return F.linear(x, merged)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged, strength, a, b = ctx.saved_tensors
+        of_x = outer @ merged if ctx.needs_input_grad[0] else None
+        x, outer = x.flatten(0, -2), outer.flatten(0, -2)
+        reduced = x @ a.T  # [N, r]
+        of_reduced = outer @ b  # [N, r], before the strength
+        of_strength = (of_reduced * reduced).sum(0) if ctx.needs_input_grad[2] else None
+        of_a = strength[:, None] * (of_reduced.T @ x)
+        of_b = (outer.T @ reduced) * strength
+        return of_x, None, of_strength, of_a, of_b
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:

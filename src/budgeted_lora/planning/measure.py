@@ -7,7 +7,7 @@ and without them; the time of a run lies between the two by its mean dense fract
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.loop import accumulate_gradients, new_optimizer
-from budgeted_lora.method.projections import set_retentions
+from budgeted_lora.method.projections import BudgetedLinear, set_retentions
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
@@ -116,7 +116,8 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     for coefficient in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
         set_retentions(modules, [coefficient] * len(modules))
         source = RandomWindows(costs.vocab_size, recipe.sequence_length, recipe.batch_windows)
-        times.append(_seconds_per_token(student, teacher, optimizer, source, recipe, place=place, precision=precision))
+        arguments = {"modules": modules, "place": place, "precision": precision}
+        times.append(_seconds_per_token(student, teacher, optimizer, source, recipe, **arguments))
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
     return Measured(whole=times[0], without=times[-1], peak_bytes=peak)
 
@@ -128,6 +129,7 @@ def _seconds_per_token(
     source: RandomWindows,
     recipe: Recipe,
     *,
+    modules: Mapping[str, BudgetedLinear],
     place: torch.device,
     precision: torch.dtype,
 ) -> float:
@@ -139,6 +141,8 @@ def _seconds_per_token(
         middle = _now(place)
         optimizer.step()
         optimizer.zero_grad()
+        for module in modules.values():
+            module.forget_merged()
         micro.append(middle - start)
         update.append(_now(place) - middle)
     per_window = float(np.median(micro[WARM_UP:])) / recipe.micro_batch_windows

@@ -7,7 +7,7 @@ two); the rest was counted from the code. Estimates are too large by `SLACK` rat
 from dataclasses import dataclass
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.method.cost import ModelShape, loss_chunk, parameters, projections, trainable_parameters
+from budgeted_lora.method.cost import ModelShape, dense_macs, loss_chunk, parameters, projections, trainable_parameters
 
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
@@ -38,7 +38,7 @@ KEPT = {
     ("bfloat16", "lora"): Kept(22.4, 4, 8, 28),
     ("bfloat16", "dropout"): Kept(46.4, 4, 10, 28),
     ("float32", "dense"): Kept(32.4, 8, 16, 0),
-    ("float32", "lora"): Kept(24.4, 8, 16, 56),
+    ("float32", "lora"): Kept(24.4, 8, 16, 0),  # merged weights; a dropped dense path would keep 28 per rank
     ("float32", "dropout"): Kept(64.4, 8, 20, 56),
 }
 
@@ -94,8 +94,9 @@ def training_bytes(
     trained = trained_numbers(recipe, student)
     adapters = 0 if recipe.method == "kd_full" else trained
     weights = 4 * (student.parameters + adapters) + 12 * trained  # gradient and two moments
-    casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
     kind = "dense" if recipe.method == "kd_full" else "dropout" if recipe.dropout else "lora"
+    merged = 4 * dense_macs(student.shape) if kind == "lora" and precision == "float32" else 0
+    casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
     activations = tokens * KEPT[precision, kind].bytes(student.shape, rank=recipe.rank or 0)
     positions = min(tokens, loss_chunk(student.vocab_size, device=device))
     chunk = CHUNK_BYTES[device] * positions * student.vocab_size
@@ -103,7 +104,7 @@ def training_bytes(
     beside = width * (teacher.parameters if online else head) + tokens * teacher.shape.hidden * width * 2
     peak = max(activations + chunk, teacher.forward_bytes(tokens, width=width) if online else 0.0)
     summed = 4 * trained if processes > 1 else 0
-    own = _with_slack(weights + casts + beside + peak + summed, device)
+    own = _with_slack(weights + merged + casts + beside + peak + summed, device)
     return own + (COLLECTIVES if processes > 1 and device == "cuda" else 0)
 
 
