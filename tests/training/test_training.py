@@ -192,6 +192,8 @@ def test_executed_macs_are_what_the_kernels_ran(world):
     windows = Windows(TokenFile.open(world.tokens), LENGTH, recipe.rows)
 
     def flops():
+        for module in modules.values():
+            module.forget_merged()
         with FlopCounterMode(display=False) as counter:
             loop.accumulate_gradients(
                 model, teacher, windows, np.arange(4), recipe, device=CPU, precision=torch.float32
