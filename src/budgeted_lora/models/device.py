@@ -12,7 +12,7 @@ import torch
 from budgeted_lora.errors import BadInput
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest value that glibc accepts
+MMAP_THRESHOLDS = (2**30, 2**25)  # bytes; glibc before 2.35 refuses more than 32 MiB
 
 
 def choose_device(device: str) -> torch.device:
@@ -85,7 +85,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    kept = any(mallopt(M_MMAP_THRESHOLD, threshold) for threshold in MMAP_THRESHOLDS)
+    return bool(kept and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_resident_bytes() -> int:
