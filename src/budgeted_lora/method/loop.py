@@ -161,10 +161,7 @@ def train(
                 student, teacher, windows, chosen, recipe, device=device, precision=precision, processes=processes
             )
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            for module in modules.values():
-                module.forget_merged()
+            apply_gradients(optimizer, modules)
 
             progress.step = n + 1
             progress.dense_macs += sum(module.macs for module in modules.values() if module.retention != 0.0)
@@ -175,6 +172,14 @@ def train(
                 progress.retentions = list(controller.retentions)
             log.step(torch.cat([losses, norm.detach().reshape(1)]), rate=rate, controller=controller)
     return progress
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, modules: Mapping[str, BudgetedLinear]) -> None:
+    """One update of the weights; merged weights of the projections no longer hold after it."""
+    optimizer.step()
+    optimizer.zero_grad()
+    for module in modules.values():
+        module.forget_merged()
 
 
 @dataclass(frozen=True)

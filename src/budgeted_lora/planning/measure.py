@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.method.loop import accumulate_gradients, new_optimizer
+from budgeted_lora.method.loop import accumulate_gradients, apply_gradients, new_optimizer
 from budgeted_lora.method.projections import BudgetedLinear, set_retentions
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
@@ -139,10 +139,7 @@ def _seconds_per_token(
         start = _now(place)
         accumulate_gradients(student, teacher, source, windows, recipe, device=place, precision=precision)
         middle = _now(place)
-        optimizer.step()
-        optimizer.zero_grad()
-        for module in modules.values():
-            module.forget_merged()
+        apply_gradients(optimizer, modules)
         micro.append(middle - start)
         update.append(_now(place) - middle)
     per_window = float(np.median(micro[WARM_UP:])) / recipe.micro_batch_windows
