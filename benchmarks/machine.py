@@ -1,6 +1,7 @@
 """The machine a result comes from, without names of hosts or folders."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import Any
+
+from budgeted_lora.provenance import cpu_name, git_state
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "liger-kernel", "numpy", "snakemake")
 ASK_TORCH = """
@@ -24,10 +27,6 @@ print(json.dumps({
 
 def describe(device: str) -> dict[str, Any]:
     """Processor, cores, memory, GPU, versions, commit; torch is asked in a process of its own."""
-    import json
-
-    from budgeted_lora.provenance import cpu_name, git_state
-
     asked = subprocess.run([sys.executable, "-c", ASK_TORCH, device], capture_output=True, text=True, check=True)
     found = json.loads(asked.stdout)
     if device == "cuda" and found["device"] != "cuda":
