@@ -141,7 +141,7 @@ def times(context: Context, shape: Shape, given: Inputs, *, head_trained: bool) 
             note = f"{LIGER}: {str(error).splitlines()[0]}"
     values = {name: float(value_of(function, given)) for name, function in functions.items()}
     samples = take_turns(
-        {name: timed(function, given) for name, function in functions.items()}, rounds=context.rounds(7)
+        {name: timed(function, given) for name, function in functions.items()}, rounds=context.rounds(7, quick=3)
     )
     for peer in [name for name in functions if name != "ours"]:
         difference = abs(values["ours"] - values[peer]) / abs(values[peer])
