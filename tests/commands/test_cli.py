@@ -262,7 +262,7 @@ def test_a_second_run_of_a_cell_is_refused(
 
     monkeypatch.setattr(stage, "train", nested)
     outer = train(run, world, tmp_path)
-    assert "is at work here; wait for it" in statuses[0].refusal()
+    assert "is using this folder; wait for it" in statuses[0].refusal()
     assert (outer.status, outer.err) == (1, "budgeted-lora: No space left on device: state\n")
 
 

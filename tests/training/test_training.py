@@ -337,7 +337,7 @@ def test_sigkill_then_resume_gives_the_same_bytes_and_the_lock_holds(world, tmp_
     while not list(out.glob("state/*/state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
     [folder] = running(out / "state")
-    with pytest.raises(BadInput, match=f"process {first.pid} is at work here"), locked_folder(folder):
+    with pytest.raises(BadInput, match=f"process {first.pid} is using this folder"), locked_folder(folder):
         pass
     os.kill(first.pid, signal.SIGKILL)
     first.communicate(timeout=60)

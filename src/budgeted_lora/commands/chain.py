@@ -20,7 +20,7 @@ class Stage:
     """A step of a cell's chain: what it writes, and what its records must say.
 
     Attributes:
-        own: whether it belongs to this cell alone; others are shared, and what they lack is no lack of the cell.
+        own: whether it belongs to this cell alone; files missing in a shared one do not count against the cell.
         files: all that it writes and later stages or a person read.
         records: values expected in the JSON results, None where values are not compared.
         after: names of the stages that it is made from.

@@ -51,7 +51,9 @@ class Corpus(Strict):
     files: list[str] = key([], "Globs of .txt, .jsonl, .jsonl.zst and .parquet files (source files). [ours]")
     text_field: str = key("text", "Field or column that holds the text. [ours]")
     hub: HubDataset = key(HubDataset(), "The Hub dataset (source hub).")
-    documents: Positive | None = key(None, "Most documents, without duplicates and short ones; all when empty. [ours]")
+    documents: Positive | None = key(
+        None, "Maximum of documents, without duplicates and short ones; all when empty. [ours]"
+    )
     characters: Positive | None = key(None, "Stop reading documents after this many characters; all when empty. [ours]")
     min_characters: int = key(80, "Shorter documents are left out. [ours]", ge=0)
     slice_per_mille: int = key(

@@ -96,7 +96,7 @@ def compress_module(
     if decision == "svd":
         k = svd_rank(d, r_max=r_max, d_in=d_in, d_out=d_out)
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        root = torch.sqrt(d * values[:k])  # half to each side, so that both factors have like magnitudes
+        root = torch.sqrt(d * values[:k])  # half to each side, so that both factors have similar magnitudes
         down, up = torch.cat([down, root[:, None] * right[:k]]), torch.cat([up, left[:, :k] * root], dim=1)
     dense = d * weight + up @ down if decision == "keep" else None
 

@@ -44,7 +44,9 @@ def module_targets(
     """Target retentions of either controller; the uniform one gives every module the fraction itself."""
     if kind == "greedy":
         return greedy_targets(costs, fraction, removal_order)
-    return [fraction] * len(costs)
+    if kind == "uniform":
+        return [fraction] * len(costs)
+    raise BadInput(f"controller is {kind!r}; module_targets knows greedy and uniform")
 
 
 def smooth(value: float, target: float, *, smoothing: float, drop_threshold: float) -> float:

@@ -40,7 +40,7 @@ class TrainingWindows(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run is: what a resumed run needs besides tensors, and sums over all steps."""
+    """How far a run has got: what a resumed run needs besides tensors, and sums over all steps."""
 
     step: int = 0  # steps done
     retentions: list[float] | None = None  # of the controller
@@ -144,7 +144,7 @@ def train(
     progress = log.restore(student, optimizer)
     if controller is not None and progress.retentions is not None:
         controller.load(progress.retentions)
-        set_retentions(modules, controller.retentions)  # a run killed after its last step takes no other
+        set_retentions(modules, controller.retentions)  # needed if the run was killed after its last step
     student.train()
     processes.attach(student, step=progress.step)
 

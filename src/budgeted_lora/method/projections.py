@@ -1,4 +1,4 @@
-"""Projections in training: a frozen dense path of strength d beside a gated low-rank path (paper, section 3)."""
+"""Projections in training: a frozen dense path of retention d beside a gated low-rank path (paper, section 3)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,7 +197,7 @@ def install(
     Args:
         gates: whether ranks are gated (Budgeted LoRA) or not (KD LoRA).
         seed: seed of A; the global random state is not touched.
-        train_embeddings_head_norms: whether what is no projection keeps training.
+        train_embeddings_head_norms: whether embeddings, head and norms train too.
         ranks: rank of each projection by name, where they differ; the scale alpha / rank stays the same for all.
 
     Returns:

@@ -120,7 +120,7 @@ def totals(shape: ModelShape, *, rank: int, decisions: Sequence[Decision], macs:
 
 
 def final_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
-    """The retention of every module after an endless run: the controller's targets at F, small ones at 0."""
+    """The retention of every module in the limit of a long run: the controller's targets at F, small ones at 0."""
     costs = [module.macs for module in projections(shape)]
     targets = module_targets(costs, rule.budget, kind=rule.controller)
     return [0.0 if value < rule.drop_threshold else value for value in targets]
@@ -129,7 +129,7 @@ def final_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
 def structure(
     shape: ModelShape, rule: BudgetRule, *, rank: int, svd_threshold: float, r_max: int, schedule: str | None = None
 ) -> Structure:
-    """The structure of one budget, as after an endless run, at full LoRA ranks.
+    """The structure of one budget in the limit of a long run, at full LoRA ranks.
 
     Args:
         rank: LoRA rank r; gates may cut ranks in training, which cannot be foreseen.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.compress import CompressedModule
 
 
 class FactorizedLinear(nn.Module):
@@ -71,26 +70,6 @@ class CompressedMistralForCausalLM(MistralForCausalLM):
 
 AutoConfig.register(CompressedMistralConfig.model_type, CompressedMistralConfig, exist_ok=True)
 AutoModelForCausalLM.register(CompressedMistralConfig, CompressedMistralForCausalLM, exist_ok=True)
-
-
-def compressed_model(model: PreTrainedModel, compressed: Mapping[str, CompressedModule]) -> PreTrainedModel:
-    """A float32 model of plain linear layers: `model` with its named projections compressed.
-
-    Without a factorised projection (KD Full, KD LoRA, F = 1) it stays of transformers' own class.
-    """
-    state = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
-    ranks = {}
-    for name, module in compressed.items():
-        for leaf in ("weight", "lora_a", "lora_b", "gate_logits"):
-            state.pop(f"{name}.{leaf}", None)
-        if module.dense is not None:
-            state[f"{name}.weight"] = module.dense
-        else:
-            ranks[name] = len(module.down)
-            state[f"{name}.down.weight"], state[f"{name}.up.weight"] = module.down, module.up
-    plain = untrained(model, ranks)
-    plain.load_state_dict(state, strict=True)
-    return plain.eval()
 
 
 def untrained(model: PreTrainedModel, factorized: Mapping[str, int]) -> PreTrainedModel:

@@ -23,8 +23,8 @@ from budgeted_lora.method.projections import model_shape
 from budgeted_lora.method.structure import totals
 from budgeted_lora.models.card import model_card
 from budgeted_lora.models.checkpoint import copy_tokenizer
-from budgeted_lora.models.compressed import compressed_model
 from budgeted_lora.models.load import load_model, save_model
+from budgeted_lora.models.plain import compressed_model
 from budgeted_lora.models.trained import TrainedStudent, load_trained
 from budgeted_lora.provenance import Clock, write_result
 

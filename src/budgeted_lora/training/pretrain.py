@@ -124,7 +124,7 @@ def pretrain(
         for first in range(0, len(chosen), plan.micro_batch_windows):
             part = slice(first, first + plan.micro_batch_windows)
             inside = int(mask[part, 1:].sum())
-            if not inside:  # rows of one token predict nothing, and the mean of nothing is no number
+            if not inside:  # windows of one token predict nothing, and an empty mean is NaN
                 continue
             share = inside / scored  # so that a padded row counts for its tokens, however the batch is cut
             loss = loss_of(model, torch.from_numpy(ids[part]).to(device), torch.from_numpy(mask[part]).to(device))

@@ -43,7 +43,7 @@ def locked_folder(folder: Path) -> Iterator[Path]:
             if not lock(handle.fileno()):
                 handle.seek(0)
                 holder = handle.read().decode().strip() or "unknown"
-                raise BadInput(f"{folder}: process {holder} is at work here; wait for it, or end it")
+                raise BadInput(f"{folder}: process {holder} is using this folder; wait for it or stop it")
             if not _same_file(handle.fileno(), folder / LOCK):
                 continue  # a run that ended removed the folder between our open and our lock
             handle.truncate(0)

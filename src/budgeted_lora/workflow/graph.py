@@ -93,9 +93,9 @@ class Graph:
     # --- sizes ---
 
     def train_tokens(self) -> int:
-        """Tokens in the training file: what the corpus section says, more where teachers made here read more.
+        """Tokens in the training file: what the corpus section says, or more if teachers made here read more.
 
-        Not what the cells ask for: one longer row would make a new file, and every student anew.
+        Not what the cells ask for: one longer row would create a new file and retrain every student.
         """
         made_here = self.config.teacher_ladder.values() if self.config.teachers == "pretrain" else ()
         return max([self.config.corpus.train_tokens, *(spec.tokens for spec in made_here if spec.tokens)])
@@ -259,7 +259,7 @@ class Graph:
         return [f"{self.results}/teachers/{name}/perplexity.json" for name in self.teachers]
 
     def calibration(self) -> list[str]:
-        """What must be said of the teachers before a student trains; nothing where they are not the paper's."""
+        """The calibration record that students wait for; empty if the teachers are not the paper's."""
         return [f"{self.results}/calibration.json"] if self.config.calibration.teachers else []
 
     def vocabulary_of(self, teacher: str) -> list[str]:

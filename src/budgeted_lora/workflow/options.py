@@ -1,6 +1,6 @@
-"""What each stage is told: its arguments that are not paths, as plain data for a rule's `params:`.
+"""The options passed to each stage: its arguments that are not paths, as plain data for a rule's `params:`.
 
-The first functions return what a stage's record will say of them, which is what `cells` and `why` compare; those of the
+The first functions return the values that a stage records, which `cells` and `why` compare; those of the
 second part have the names of stages and return all the options of one job.
 """
 

@@ -1,11 +1,11 @@
 """Which processes work on the results of a scale: at most one run of the workflow, and the jobs it started.
 
-Snakemake's own lock is a file that outlives a killed Snakemake and cannot tell whether a process still works. Two file
-locks of the kernel tell it, since they end with their holders: a run holds `results/<scale>/run.lock` alone, and its
-jobs share `jobs.lock`. Jobs of a killed run continue as orphans; no other run starts a job until the last has ended.
-If a batch system starts the jobs, each has its own Snakemake, which shares `jobs.lock` too; jobs that still wait in
-Slurm's queue are found by the name in `run.lock`.
-Dry runs, reports, `--unlock` and `--lint` take no lock, and a stage called by hand belongs to no run.
+Snakemake's own lock is a file that outlives a killed Snakemake and cannot tell whether a process still works. Two
+kernel locks show it, since they are released when their holders die: a run holds `results/<scale>/run.lock` alone, and
+its jobs share `jobs.lock`. Jobs of a killed run continue as orphans; no other run starts a job until the last has
+ended. If a batch system starts the jobs, each has its own Snakemake, which shares `jobs.lock` too; jobs that still wait
+in Slurm's queue are found by the name in `run.lock`. Dry runs, reports, `--unlock` and `--lint` take no lock, and a
+stage called by hand belongs to no run.
 """
 
 import json
@@ -50,8 +50,8 @@ def refuse_a_clock_set_back(results: Path | str) -> None:
     ahead = max(times, default=0.0) - time.time()
     if ahead > AHEAD:
         raise BadInput(
-            f"{folder}: its last job ended {ahead:.0f} s in the future, so the clock has been set back; expected "
-            f"one that goes forward. If it is right now, run: find {folder} -newermt now -exec touch {{}} +"
+            f"{folder}: its last job ended {ahead:.0f} s in the future, so the clock has been set back; expected one "
+            f"that only goes forward. If it is correct now, run: find {folder} -newermt now -exec touch {{}} +"
         )
 
 
