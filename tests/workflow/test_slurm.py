@@ -132,10 +132,13 @@ def own_environment(checkout: Path) -> dict[str, str]:
 
 
 def rules() -> dict[str, str]:
-    """The text of each rule that makes something."""
+    """The text of each rule that makes something; a rule that reuses another has that one's text too."""
     text = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
-    parts = re.split(r"^ *rule (\w+):$", text, flags=re.MULTILINE)[1:]
-    return {name: body for name, body in zip(parts[::2], parts[1::2], strict=True) if "shell:" in body}
+    parts = re.split(r"^ *(?:use rule (\w+) as (\w+) with|rule (\w+)):$", text, flags=re.MULTILINE)[1:]
+    bodies: dict[str, str] = {}
+    for base, derived, name, body in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
+        bodies[name or derived] = bodies.get(base, "") + body
+    return {name: body for name, body in bodies.items() if "shell:" in body}
 
 
 def test_the_profile_names_rules_that_there_are() -> None:
