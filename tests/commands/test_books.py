@@ -13,6 +13,7 @@ from budgeted_lora.commands.chain import chain, data_and_teachers
 from budgeted_lora.commands.prune import leftovers, remove
 from budgeted_lora.commands.show_status import render_why
 from budgeted_lora.commands.status import CellStatus, Inspector
+from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.files import read_json, write_json, write_record, write_text
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.stages.compress_cell import compress_cell
@@ -83,16 +84,17 @@ def make_cell(graph: Graph, cell: str) -> None:
         statistics=next(map(Path, graph.statistics_read(cell)), None),
     )  # fmt: skip
     about = {"scale": "tiny", "cell": cell, "threads": threads.evaluation}
-    for settings in graph.cells[cell].variants:
-        out = place / "compressed" / settings
+    for variant in graph.cells[cell].variants:
+        out = place / "compressed" / variant
         compress_cell(
             recipe=recipe, student=student / "model", trained=place / "trained", tokens=data / "validation.bin",
-            tokenizer=data / "tokenizer", settings=options.compression(graph, settings), out=out,
-            statistics=student / "statistics" if graph.statistics_read(cell, settings) else None, **about,
+            tokenizer=data / "tokenizer", variant=graph.variants[variant], out=out,
+            macs=options.compression(graph, variant).get("macs"),
+            statistics=student / "statistics" if graph.statistics_read(cell, variant) else None, **about,
         )  # fmt: skip
         evaluate(
             model=out / "model", tokens=data, tokenizer=data / "tokenizer", out=out,
-            values=options.evaluation(graph), device="cpu", icl=False, **about,
+            evaluation=EvaluationOptions(**options.evaluation(graph)), device="cpu", icl=False, **about,
         )  # fmt: skip
     if cell in graph.own_structures():
         out = place / "compressed/default"
@@ -165,7 +167,7 @@ def test_a_missing_timing_of_its_own_is_named(here: Path) -> None:
     shutil.rmtree(TINY / "speed")
     own, cut = statuses(here)
     assert (own.state, cut.state) == ("missing", "done")
-    assert own.detail == ("has train, compress, score; lacks speed (nothing is there)",)
+    assert own.detail == ("has train, compress, score; lacks speed (no files yet)",)
 
 
 def test_a_timing_is_stale_where_the_structure_became_another(here: Path) -> None:
@@ -191,7 +193,7 @@ def test_other_timing_settings_are_stale(here: Path) -> None:
 
 def test_a_student_compressed_anew_is_timed_anew(here: Path) -> None:
     own = statuses(here, compression={"rank_threshold": 0.4})[0]
-    assert "speed: made from what is stale: compress" in own.detail
+    assert "speed: made from stale results: compress" in own.detail
 
 
 def test_other_statistics_are_stale_for_what_is_cut_by_them(here: Path) -> None:
@@ -201,8 +203,8 @@ def test_other_statistics_are_stale_for_what_is_cut_by_them(here: Path) -> None:
     assert cut.state == "stale"
     assert reasons(cut) == {
         "statistics mixed": ("statistics.json: windows: 2 -> 3",),
-        f"compress {CUT}": ("made from what is stale: statistics mixed",),
-        f"score {CUT}": (f"made from what is stale: compress {CUT}",),
+        f"compress {CUT}": ("made from stale results: statistics mixed",),
+        f"score {CUT}": (f"made from stale results: compress {CUT}",),
     }
 
 
@@ -271,7 +273,7 @@ def test_teachers_with_tokens_of_their_own(empty: Path) -> None:
     assert wrong() == {}
     assert wrong(pretraining={"function_share": 0.2}) == {
         "tokens for teachers": ("manifest.json: function_share: 0.15 -> 0.2",),
-        "teacher A": ("made from what is stale: tokens for teachers",),
+        "teacher A": ("made from stale results: tokens for teachers",),
     }
     assert wrong(corpus={"function_share": 0.5}) == {"tokens": ("manifest.json: function_share: 0.6 -> 0.5",)}
 

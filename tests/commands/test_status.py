@@ -14,6 +14,7 @@ from fixtures.training_world import VOCABULARY, make_world
 
 from budgeted_lora.commands import app as cli
 from budgeted_lora.commands.status import CellStatus, Inspector, changes
+from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.files import is_locked, read_json, write_json, write_record, write_text
 from budgeted_lora.stages.compress_cell import compress_cell
@@ -66,12 +67,12 @@ def compute(folder: Path) -> None:
     out = place / "compressed/default"
     compress_cell(
         recipe=recipe, cell=cell, scale="tiny", student=student, trained=place / "trained",
-        tokens=data / "validation.bin", tokenizer=data / "tokenizer", settings=options.compression(graph, "default"),
+        tokens=data / "validation.bin", tokenizer=data / "tokenizer", variant=graph.config.compression,
         out=out, threads=threads.evaluation,
     )  # fmt: skip
     evaluate(
         model=out / "model", student=student, uncompressed=place / "trained", tokens=data, tokenizer=data / "tokenizer",
-        out=out, values=options.evaluation(graph), scale="tiny", cell=cell, device="cpu",
+        out=out, evaluation=EvaluationOptions(**options.evaluation(graph)), scale="tiny", cell=cell, device="cpu",
         threads=threads.evaluation, icl=False,
     )  # fmt: skip
 

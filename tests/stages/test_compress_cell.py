@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, MistralForCausalLM, PreTrainedTokenizerFast
 
 from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.sections import Compression
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import projections
@@ -65,7 +66,7 @@ def run(inputs: Mapping[str, Path], trained: TrainedStudent, out: Path, **change
         "recipe": recipe,
         "cell": "some-cell",
         "scale": "smoke",
-        "settings": {"r_max": 8},
+        "variant": Compression(r_max=8),
         "trained": out / "trained",
     }
     compress_cell(**(arguments | dict(inputs) | {"out": out / "compressed"} | changes))
@@ -87,7 +88,7 @@ def test_stage_writes_a_model_that_loads(inputs, tmp_path):
     assert result["parity"]["max_abs_logit_difference"] < 2e-5
     assert result["parity"]["tokens"] == PARITY_WINDOWS * LENGTH
     assert result["provenance"]["cell"] == "some-cell"
-    assert result["provenance"]["values"]["settings"] == {"r_max": 8}
+    assert result["provenance"]["values"]["settings"] == Compression(r_max=8).model_dump()
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "F = 0.4, schedule short, greedy controller" in card

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.data import probes as rules
 from budgeted_lora.data.tokenizer import END
 from budgeted_lora.data.tokens import write_tokens
@@ -12,6 +13,7 @@ from budgeted_lora.files import write_json
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.load import mistral_config, new_model, save_model
 from budgeted_lora.models.trained import save_trained
+from budgeted_lora.stages.arguments import convert
 from budgeted_lora.stages.evaluate import evaluate
 from budgeted_lora.stages.train_tokenizer import train_bpe
 
@@ -48,9 +50,10 @@ def folder(tmp_path_factory):
 
 
 def run(folder, out, *, tokens=None, values=VALUES, **changes):
+    evaluation = convert("evaluation", EvaluationOptions, values)
     arguments = {
-        "model": folder / "model", "tokens": tokens or folder, "tokenizer": folder, "out": out, "values": values,
-        "scale": "smoke", "cell": "c", "device": "cpu", "threads": 1, "icl": True,
+        "model": folder / "model", "tokens": tokens or folder, "tokenizer": folder, "out": out,
+        "evaluation": evaluation, "scale": "smoke", "cell": "c", "device": "cpu", "threads": 1, "icl": True,
     }  # fmt: skip
     evaluate(**arguments | changes)
 

@@ -95,7 +95,7 @@ def scoring(root: Path, out: Path) -> Words:
         "slice_per_mille": 40, "hold_out_words": False, "prompt_space": False,
     }  # fmt: skip
     return [
-        "stage", "evaluate", "--values", values, "--model", root / "compressed" / "model", "--student",
+        "stage", "evaluate", "--evaluation", values, "--model", root / "compressed" / "model", "--student",
         root / "student", "--uncompressed", root / "cell" / "trained", "--tokens", root, "--tokenizer",
         root / "tokenizer", "--out", out / "compressed", "--icl", "false", *ON_CPU,
     ]  # fmt: skip

@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(folder: Path, sources: list[str], tokenizer: Path, *, training: int | None = None) -> Path:
     for number, source in enumerate(sources):
         values = VALUES | {"training": training is None or number < training}
-        tokenize_shard(source=source, tokenizer=tokenizer, out=folder / f"{number:05d}", values=values, scale="tiny")
+        tokenize_shard(source=source, tokenizer=tokenizer, out=folder / f"{number:05d}", reading=values, scale="tiny")
     return folder
 
 
@@ -42,7 +42,7 @@ def joined(
 ) -> dict:
     values = JOIN | {"shards": count, "train_shards": more.pop("train_shards", count)}
     join_shards(
-        folder=shards, out=out, scale="tiny", values=values | {"train_tokens": train, "validation_tokens": validation}
+        folder=shards, out=out, scale="tiny", joining=values | {"train_tokens": train, "validation_tokens": validation}
     )
     return json.loads((out / "manifest.json").read_text())
 
@@ -183,7 +183,7 @@ def test_shards_of_two_tokenizers_are_refused(copy: Path, tmp_path: Path) -> Non
     hub = hub_folder(tmp_path / "hub", TEXTS)
     values = VALUES | {"training": True}
     source = str(hub / PATTERN.format(shard=1))
-    tokenize_shard(source=source, tokenizer=other, out=copy / "00001", values=values, scale="tiny")
+    tokenize_shard(source=source, tokenizer=other, out=copy / "00001", reading=values, scale="tiny")
     assert "00001: not made with the tokenizer of " in refusal(lambda: joined(copy, tmp_path / "out"))
 
 
@@ -191,5 +191,5 @@ def test_shards_of_two_slices_are_refused(copy: Path, tmp_path: Path, tokenizer:
     hub = hub_folder(tmp_path / "hub", TEXTS)
     values = VALUES | {"training": True, "slice_per_mille": 2}
     source = str(hub / PATTERN.format(shard=1))
-    tokenize_shard(source=source, tokenizer=tokenizer, out=copy / "00001", values=values, scale="tiny")
+    tokenize_shard(source=source, tokenizer=tokenizer, out=copy / "00001", reading=values, scale="tiny")
     assert "training documents in the slice" in refusal(lambda: joined(copy, tmp_path / "out"))

@@ -313,7 +313,7 @@ def test_a_teachers_state(
 ) -> None:
     arguments = {
         "name": "A", "spec": Teacher(layers=2, hidden=16, ffn=48, heads=2, kv_heads=1, tokens=5 * 2 * LENGTH),
-        "settings": Pretraining(batch_windows=2, micro_batch_windows=2), "sequence_length": LENGTH, "rows": "packed",
+        "pretraining": Pretraining(batch_windows=2, micro_batch_windows=2), "sequence_length": LENGTH, "rows": "packed",
         "tokens": world.tokens, "tokenizer": world.root / "tokenizer", "out": tmp_path / "model",
         "record": tmp_path / "teacher.json", "history": tmp_path / "history.csv", "state": tmp_path / "state",
         "scale": "tiny", "threads": 1, "device": "cpu",
@@ -324,7 +324,7 @@ def test_a_teachers_state(
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     cut(monkeypatch, pretraining, "next_token_loss", lambda: pretrain_teacher(**arguments), after=4)
     arguments |= {
-        "recipe": {"settings": arguments["settings"].model_copy(update={"weight_decay": 0.2})},
+        "recipe": {"pretraining": arguments["pretraining"].model_copy(update={"weight_decay": 0.2})},
         "tokens": {"tokens": other_world.tokens},
         "threads": {"threads": 2},
     }.get(change, {})

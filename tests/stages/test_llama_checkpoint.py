@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from budgeted_lora.config.sections import Teacher
+from budgeted_lora.config.sections import Compression, Teacher
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.models.load import load_model
 from budgeted_lora.stages.compress_cell import compress_cell
@@ -88,7 +88,8 @@ def test_a_llama_checkpoint_from_end_to_end(llama: Path, tmp_path: Path) -> None
     )  # fmt: skip
     compress_cell(
         recipe=recipe, cell="c", scale="tiny", student=student, trained=tmp_path / "cell" / "trained",
-        tokens=tmp_path / "train.bin", tokenizer=tmp_path / "tokenizer", settings={"r_max": 2}, out=tmp_path / "small",
+        tokens=tmp_path / "train.bin", tokenizer=tmp_path / "tokenizer", variant=Compression(r_max=2),
+        out=tmp_path / "small",
     )  # fmt: skip
     record = json.loads((tmp_path / "small" / "compression.json").read_text())
     assert (record["totals"]["kept"], record["totals"]["dropped"]) == (0, 14)

@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(folder: Path, sources: list[str], tokenizer: Path, *, training: int | None = None) -> Path:
     for number, source in enumerate(sources):
         values = VALUES | {"training": training is None or number < training}
-        tokenize_shard(source=source, tokenizer=tokenizer, out=folder / f"{number:05d}", values=values, scale="tiny")
+        tokenize_shard(source=source, tokenizer=tokenizer, out=folder / f"{number:05d}", reading=values, scale="tiny")
     return folder
 
 
@@ -85,6 +85,6 @@ def test_a_failed_shard_leaves_no_file(tmp_path: Path, tokenizer: Path) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in A) + '{"text": "cut')
     values = VALUES | {"training": True}
     refusal(
-        lambda: tokenize_shard(source=str(path), tokenizer=tokenizer, out=tmp_path / "out", values=values, scale="t")
+        lambda: tokenize_shard(source=str(path), tokenizer=tokenizer, out=tmp_path / "out", reading=values, scale="t")
     )
     assert list((tmp_path / "out").iterdir()) == []

@@ -225,7 +225,7 @@ def made_from(tmp_path: Path) -> dict[str, object]:
     make_world(tmp_path)
     spec = Teacher(layers=2, hidden=16, ffn=48, heads=2, kv_heads=1, tokens=5 * 4 * LENGTH + 7)
     return {
-        "name": "A", "spec": spec, "settings": Pretraining(batch_windows=4, micro_batch_windows=2),
+        "name": "A", "spec": spec, "pretraining": Pretraining(batch_windows=4, micro_batch_windows=2),
         "sequence_length": LENGTH, "rows": "packed", "tokens": tmp_path / "train.bin",
         "tokenizer": tmp_path / "tokenizer", "out": tmp_path / "model", "record": tmp_path / "teacher.json",
         "history": tmp_path / "history.csv", "state": tmp_path / "state", "scale": "tiny", "threads": 1,
@@ -267,8 +267,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     made_from: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, matrix_rate: float | None
 ) -> None:
     """The kill comes in the backward pass of a step; what was saved every second step is gone on from."""
-    recipe = made_from["settings"].model_copy(update={"matrix_learning_rate": matrix_rate})
-    made_from |= {"settings": recipe}
+    recipe = made_from["pretraining"].model_copy(update={"matrix_learning_rate": matrix_rate})
+    made_from |= {"pretraining": recipe}
     pretrain_teacher(**made_from | {"out": tmp_path / "whole"})
     monkeypatch.setattr(pretrain, "__kwdefaults__", pretrain.__kwdefaults__ | {"checkpoint_every": 2})
     calls = []

@@ -305,12 +305,9 @@ def main() -> None:
     """
     try:
         app()
-    except BadInput as error:
+    except (BadInput, TrainingDiverged, ProcessFailed) as error:
         print(f"budgeted-lora: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (TrainingDiverged, ProcessFailed) as error:
-        print(f"budgeted-lora: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, BadInput) else 1)
     except OSError as error:
         print(f"budgeted-lora: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         sys.exit(1)

@@ -12,7 +12,7 @@ from budgeted_lora.config.recipe import compute_values
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow import options
 from budgeted_lora.workflow.cells import DEFAULT_VARIANT
-from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.graph import Graph, token_files
 
 
 @dataclass(frozen=True)
@@ -89,31 +89,27 @@ def tokenizer_stage(graph: Graph) -> Stage:
 
 def tokens_stage(graph: Graph) -> Stage:
     values = graph.shard_jobs().joining() if graph.config.corpus.shards else options.mix(graph)
-    files = token_files(f"{graph.results}/data")
-    return Stage("tokens", False, files, {files[0]: values}, after=("corpus", "tokenizer"))
+    return mix_stage("tokens", f"{graph.results}/data", values)
 
 
 def teachers_tokens_stages(graph: Graph) -> list[Stage]:
     """The token files of teachers that are made here and read a mix of their own."""
     if graph.pretraining_data == f"{graph.results}/data":
         return []
-    files = token_files(graph.pretraining_data)
-    values = options.mix(graph, for_teachers=True)
-    return [Stage("tokens for teachers", False, files, {files[0]: values}, after=("corpus", "tokenizer"))]
+    return [mix_stage("tokens for teachers", graph.pretraining_data, options.mix(graph, for_teachers=True))]
 
 
-def token_files(folder: str) -> tuple[Path, ...]:
-    """The manifest, then what it is about."""
-    parts = [f"{name}.{ending}" for name in ("train", "validation", "functions") for ending in ("bin", "idx", "json")]
-    return under(folder, "manifest.json", *parts)
+def mix_stage(name: str, folder: str, values: Mapping[str, Any]) -> Stage:
+    """A data folder: the manifest, then the files that it is about."""
+    manifest = Path(folder, "manifest.json")
+    return Stage(name, False, (manifest, *map(Path, token_files(folder))), {manifest: values}, ("corpus", "tokenizer"))
 
 
 def teacher_stage(graph: Graph, name: str) -> Stage:
     config = graph.config
     spec = options.teacher_spec(graph, name)
     if config.teachers == "pretrain":
-        settings = options.pretraining(graph)
-        values = {"name": name, "spec": spec, "threads": config.threads.training} | settings
+        values = {"name": name, "spec": spec, "threads": config.threads.training} | options.pretraining(graph)
         [read] = teachers_tokens_stages(graph) or [tokens_stage(graph)]
         after, more = (read.name, "tokenizer"), ("history.csv",)
     else:
@@ -131,17 +127,12 @@ def student_stage(graph: Graph, cell: str) -> Stage:
 
 def statistics_stages(graph: Graph, cell: str) -> list[Stage]:
     """Second moments and gradients of the untrained student, where the cell or its compression needs them."""
-    if not needs_statistics(graph, cell):
+    if not graph.needs_statistics(cell):
         return []
     student, folder = graph.student_of(cell), Path(graph.statistics_of(cell))
     files = under(folder.parent, "statistics.json", "statistics", "statistics.sha256")
     values = options.statistics(graph) | {"threads": graph.config.threads.training}
     return [Stage(f"statistics {student}", False, files, {files[0]: values}, after=(f"student {student}", "tokens"))]
-
-
-def needs_statistics(graph: Graph, cell: str) -> bool:
-    of_compression = any(graph.statistics_read(cell, variant) for variant in graph.cells[cell].variants)
-    return bool(graph.statistics_read(cell)) or of_compression
 
 
 def cache_stages(graph: Graph, cell: str) -> list[Stage]:
@@ -175,15 +166,11 @@ def compressed_stages(graph: Graph, cell: str, variant: str) -> list[Stage]:
     }
     after = ("train", f"statistics {graph.student_of(cell)}") if graph.statistics_read(cell, variant) else ("train",)
     compress = Stage(f"compress{suffix}", True, files, {files[0]: values}, after=after, whole=True)
-    evaluation = options.evaluation(graph)
-    records = {path: evaluation for path in under(folder, "perplexity.json")}
-    more = under(folder, "perplexity_windows.parquet")
+    scores, frames = under(folder, "perplexity.json"), under(folder, "perplexity_windows.parquet")
     if variant == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_TABLES:
-        records |= {path: evaluation for path in under(folder, "icl.json")}
-        more += under(folder, "icl_examples.parquet")
-    after = (compress.name, "tokens", "tokenizer")
-    score = Stage(f"score{suffix}", True, (*records, *more), records, after=after, whole=True)
-    return [compress, score]
+        scores, frames = (*scores, *under(folder, "icl.json")), (*frames, *under(folder, "icl_examples.parquet"))
+    records, after = dict.fromkeys(scores, options.evaluation(graph)), (compress.name, "tokens", "tokenizer")
+    return [compress, Stage(f"score{suffix}", True, (*scores, *frames), records, after=after, whole=True)]
 
 
 def speed_stages(graph: Graph, cell: str) -> list[Stage]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Collection
 
+from budgeted_lora.config.sections import Budget
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.method.schedule import BudgetRule
@@ -13,7 +14,7 @@ from budgeted_lora.planning.machine import gpus
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.slots import gpu_slots
 
-SCHEDULES = {"none": (0.0, 0.0), "short": (0.1, 0.3), "long": (0.1, 0.9)}
+SCHEDULES = Budget().schedules
 SHAPE_FLAGS = (
     "layers", "hidden", "kv", "ffn", "rank", "budget", "schedule", "r_max", "drop_threshold", "svd_threshold"
 )  # fmt: skip

@@ -156,7 +156,7 @@ def alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[tuple[An
 
 
 def expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What a key takes, as a person who writes YAML would say it; that it may be empty is not said."""
+    """What a key takes, in the words of a person who writes YAML; that it may be empty is left out."""
     kinds = [pair for pair in alternatives(annotation, metadata) if pair[0] is not type(None)]
     texts = ["a list" if len(kinds) > 1 and get_origin(kind) is list else kind_text(kind, m) for kind, m in kinds]
     return " or ".join(dict.fromkeys(texts))

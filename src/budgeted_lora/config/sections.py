@@ -13,6 +13,7 @@ from budgeted_lora.config.types import (
     GateHardening,
     Init,
     LowRankInit,
+    Packing,
     Positive,
     Precision,
     Ranks,
@@ -53,6 +54,11 @@ class Teacher(Strict):
                 f"heads {self.heads} must divide hidden {self.hidden}, and kv_heads {self.kv_heads} must divide heads"
             )
         return self
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The sizes of the network, by key."""
+        return {name: getattr(self, name) for name in ("layers", "hidden", "ffn", "heads", "kv_heads")}
 
     @property
     def kv(self) -> int:
@@ -203,6 +209,17 @@ class Evaluation(Strict):
         "generated", "generated: our probes; folder: the original files. [ours]"
     )
     probes_folder: str | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
+
+
+class EvaluationOptions(Evaluation):
+    """What an evaluation job is told: the section, with the keys of windows and held-out slice that it depends on."""
+
+    sequence_length: Positive = key(..., "Tokens of a window, and the most a prompt with its answer may have.")
+    rows: Packing = key(..., "Packing: documents joined and cut, or one document per window.")
+    validation_tokens: Positive = key(..., "Tokens the perplexity is measured on at most.")
+    slice_per_mille: int = key(..., "Which (probe, input) pairs are queries.", ge=1, lt=1000)
+    hold_out_words: bool = key(..., "Whether queries use only words that no training demonstration has.")
+    prompt_space: bool = key(..., "Whether a space follows `Q:` and `A:`.")
 
 
 class Speed(Strict):

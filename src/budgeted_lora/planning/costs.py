@@ -153,7 +153,8 @@ class ScaleCosts:
         for name, recipe in graph.students.items():
             if f"{graph.results}/students/{name}/perplexity.json" in scored:
                 jobs.append(self._evaluation(f"untrained {name}", self.student(recipe)))
-        jobs += [self._statistics(name) for name in measured_students(graph)]
+        measured = dict.fromkeys(graph.student_of(cell) for cell in graph.cells if graph.needs_statistics(cell))
+        jobs += [self._statistics(name) for name in measured]
         return [*jobs, *(self._caching(name) for name in graph.caches())]
 
     def teacher(self, name: str) -> Network:
@@ -343,16 +344,6 @@ class ScaleCosts:
             return max(self._on_one_device(), default=(0, "no job"))
         teachers = self.graph.teachers
         return max((memory.host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in teachers)
-
-
-def measured_students(graph: Graph) -> list[str]:
-    """Untrained students whose statistics are measured, for their recipes or for variants that preserve outputs."""
-    students = [
-        graph.student_of(name)
-        for name, cell in graph.cells.items()
-        if graph.statistics_read(name) or any(graph.statistics_read(name, variant) for variant in cell.variants)
-    ]
-    return list(dict.fromkeys(students))
 
 
 def dense_fraction(recipe: Recipe) -> float:

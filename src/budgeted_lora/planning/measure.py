@@ -66,9 +66,8 @@ def calibrate(costs: ScaleCosts, *, threads: int) -> tuple[dict[str, Measured], 
     for key, name, recipe in _kinds(costs):
         cost = next(cell for cell in costs.cells if cell.cell == name)
         recipe = of_one_process(recipe, processes=cost.processes)
-        expected = (
-            cost.train_seconds * cost.processes / cost.tokens * recipe.micro_batch_windows * recipe.sequence_length
-        )
+        tokens = recipe.micro_batch_windows * recipe.sequence_length
+        expected = cost.train_seconds * cost.processes / cost.tokens * tokens
         if expected > MOST_SECONDS:
             skipped.append(f"{key}: about {expected:.0f} s per micro-batch, not measured")
             continue
@@ -96,15 +95,13 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     first = costs.config.teacher_ladder[costs.config.first_teacher]
     spec = costs.config.teacher_ladder[recipe.teacher]
     sizes = {"vocab_size": costs.vocab_size, "context": recipe.sequence_length, "end_id": 0}
-    shape = {key: getattr(first, key) for key in ("hidden", "ffn", "heads", "kv_heads")}
-    shape |= {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
+    shape = first.shape | {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
     student = new_model(mistral_config(**shape, **sizes), seed=0).to(place)
     if costs.graph.cached:
         teacher: Any = RandomCache(torch.randn(costs.vocab_size, spec.hidden, device=place, dtype=precision))
     else:
-        shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
         with torch.device(place):
-            teacher = OnlineTeacher(new_model(mistral_config(**shape, **sizes), seed=0).to(precision))
+            teacher = OnlineTeacher(new_model(mistral_config(**spec.shape, **sizes), seed=0).to(precision))
     # How low-rank paths start, and in which order dense paths go, takes no time; both would need input statistics.
     plain = {"low_rank_init": None, "order": None, "rank_step": None, "statistics_windows": None}
     modules, _ = install_method(student, recipe.model_copy(update=plain))

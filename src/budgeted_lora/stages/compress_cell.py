@@ -128,8 +128,9 @@ def compress_cell(
     trained: Path,
     tokens: Path,
     tokenizer: Path,
-    settings: Mapping[str, Any],
+    variant: Compression,
     out: Path,
+    macs: int | None = None,
     threads: int = 1,
     statistics: Path | None = None,
 ) -> None:
@@ -142,28 +143,25 @@ def compress_cell(
         trained: folder that training wrote (`models.trained`).
         tokens: validation.bin, of which the first windows are the parity batch.
         tokenizer: folder whose files go into the model folder.
-        settings: values of `config.Compression`; with macs_of_budget also `macs`, what that budget leaves.
+        macs: with variant.macs_of_budget, the MACs that this budget leaves.
         threads: CPU threads; the bytes of an SVD may depend on them.
-        statistics: folder of the untrained student's statistics, where the settings need one.
+        statistics: folder of the untrained student's statistics, where the variant needs one.
 
     Raises:
         BadInput: an input is missing, damaged or of another method, or the token file holds no window.
         RuntimeError: nothing was approximated, yet the logits differ.
     """
     clock = Clock()
-    values = dict(settings)
-    macs = values.pop("macs", None)
-    chosen = Compression.model_validate(values)
     with _cpu_threads(threads):
-        before = open_student(student, trained, recipe, undistilled=chosen.undistilled)
+        before = open_student(student, trained, recipe, undistilled=variant.undistilled)
         check_digest(tokenizer)
         ids, mask = _parity_batch(tokens, recipe)
         model, records = compress_student(
             before,
-            variant=chosen,
+            variant=variant,
             drop_threshold=recipe.drop_threshold or 0.0,
             macs=macs,
-            moments=InputStatistics.open(statistics).moments if statistics and chosen.undistilled else None,
+            moments=InputStatistics.open(statistics).moments if statistics and variant.undistilled else None,
         )
         sums = summarize(model, records, method=recipe.method, rank=recipe.rank)
         with atomic_folder(out / "model") as folder:
@@ -172,15 +170,11 @@ def compress_cell(
             write_text(folder / "README.md", model_card(cell=cell, scale=scale, recipe=recipe, totals=sums))
         exact = all(record["exact"] for record in records)
         same = parity(before.model, load_model(out / "model"), ids=ids, mask=mask, exact=exact)
-    write_result(
-        out / "compression.json",
-        {"modules": records, "totals": sums, "parity": same},
-        scale=scale,
-        cell=cell,
-        values={"recipe": recipe.model_dump(mode="json"), "settings": dict(settings), "threads": threads},
-        inputs=[student, trained, tokens, tokenizer, *([statistics] if statistics else [])],
-        clock=clock,
-    )
+    payload = {"modules": records, "totals": sums, "parity": same}
+    settings = variant.model_dump(mode="json") | ({} if macs is None else {"macs": macs})
+    values = {"recipe": recipe.model_dump(mode="json"), "settings": settings, "threads": threads}
+    inputs = [student, trained, tokens, tokenizer, *([statistics] if statistics else [])]
+    write_result(out / "compression.json", payload, scale=scale, cell=cell, values=values, inputs=inputs, clock=clock)
     write_digest(out / "model")
 
 

@@ -1,13 +1,12 @@
 """Stage evaluate: measure the perplexity and, optionally, the in-context learning of one model."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from budgeted_lora.config.jobs import EvaluationOptions, read_options
+from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
@@ -26,7 +25,7 @@ def evaluate(
     tokens: Path,
     tokenizer: Path,
     out: Path,
-    values: Mapping[str, Any],
+    evaluation: EvaluationOptions,
     scale: str,
     device: str,
     threads: int,
@@ -44,39 +43,38 @@ def evaluate(
         tokens: the data folder, with the validation and functions token files and manifest.json.
         tokenizer: folder of the tokenizer.
         out: folder for the results; other files in it stay.
-        values: see `EvaluationOptions`.
         uncompressed: folder of the trained student before compression, scored on the same windows; requires `student`,
             the model folder of the student before training.
 
     Raises:
-        BadInput: a file or option cannot be used, a prompt is too long, or a likelihood is not finite.
+        BadInput: a file cannot be used, a prompt is too long, or a likelihood is not finite.
     """
-    clock, options = Clock(), read_options(values)
+    clock = Clock()
     if (student is None) != (uncompressed is None):
         raise BadInput("evaluate: student and uncompressed are needed together; only one was given")
     files = [TokenFile.open(Path(tokens) / name) for name in ("validation.bin", "functions.bin")]
-    validation, functions = (Windows(file, options.sequence_length, options.rows) for file in files)
-    about = {"scale": scale, "cell": cell, "values": options.model_dump(mode="json")}
+    validation, functions = (Windows(file, evaluation.sequence_length, evaluation.rows) for file in files)
+    about = {"scale": scale, "cell": cell, "values": evaluation.model_dump(mode="json")}
     with on_device(device, threads=threads) as chosen:
         network = load_model(model, dtype=torch.float32).to(chosen)
-        result = _score(network, validation, options)
-        on_functions = _score(network, functions, options).summary() if functions.count else None
+        result = _score(network, validation, evaluation)
+        on_functions = _score(network, functions, evaluation).summary() if functions.count else None
         before = None
         if uncompressed is not None:
             trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
-            before = _score(trained, validation, options).summary()
+            before = _score(trained, validation, evaluation).summary()
         frame = out / "perplexity_windows.parquet"
         write_with(frame, _window_frame(result).to_parquet)
         payload = {
             **result.summary(),
             "functions": on_functions,
             "uncompressed": before,
-            "conditions": _conditions(*files, options, device=chosen, threads=threads),
+            "conditions": _conditions(*files, evaluation, device=chosen, threads=threads),
         }
         inputs = [path for path in (model, uncompressed, *(file.path for file in files)) if path is not None]
         write_result(out / "perplexity.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
         if icl:
-            _write_icl(network, tokenizer, options, out=out, model=model, about=about)
+            _write_icl(network, tokenizer, evaluation, out=out, model=model, about=about)
 
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:

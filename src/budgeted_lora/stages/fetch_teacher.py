@@ -25,14 +25,16 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
     card = read_json(folder / "card.json", expected="the card of a shipped teacher")
     if sha256_file(folder / "model.safetensors") != card["sha256"]:
         raise BadInput(f"{folder}/model.safetensors: checksum mismatch with card.json; reinstall the package")
-    shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
-    if shape != card["shape"]:
-        raise BadInput(f"teacher_ladder.{card['stands_for']} is {shape}, but the shipped teacher is {card['shape']}")
+    name = card["stands_for"]
+    if spec.shape != card["shape"]:
+        raise BadInput(
+            f"teacher_ladder.{card['stands_for']} is {spec.shape}, but the shipped teacher is {card['shape']}"
+        )
     trained = card["held_out"]
     if slice_per_mille > trained["slice_per_mille"]:
         raise BadInput(
             f"corpus.slice_per_mille is {slice_per_mille}, but only {trained['slice_per_mille']} were held out from "
-            f"the shipped teacher {card['stands_for']}; a wider slice may contain its training text"
+            f"the shipped teacher {name}; a wider slice may contain its training text"
         )
     if hold_out_words and not trained["hold_out_words"]:
         raise BadInput(

@@ -99,43 +99,43 @@ def shards_needed(shards: int, *, tokens: int, wanted: int) -> int:
     return max(shards + 1, -(-shards * wanted * 102 // (100 * max(1, tokens))))
 
 
-def check_enough(available: int, held_out: int, values: dict[str, Any]) -> None:
+def check_enough(available: int, held_out: int, joining: dict[str, Any]) -> None:
     """Raises BadInput, with the number of shards to configure, if the shards hold too few tokens of a side."""
-    if available < values["train_tokens"]:
-        needed = shards_needed(values["train_shards"], tokens=available, wanted=values["train_tokens"])
+    if available < joining["train_tokens"]:
+        needed = shards_needed(joining["train_shards"], tokens=available, wanted=joining["train_tokens"])
         raise BadInput(
-            f"corpus: {values['train_shards']} shards hold {available} training tokens, expected "
-            f"{values['train_tokens']} (corpus.train_tokens); raise corpus.shards.train to about {needed}"
+            f"corpus: {joining['train_shards']} shards hold {available} training tokens, expected "
+            f"{joining['train_tokens']} (corpus.train_tokens); raise corpus.shards.train to about {needed}"
         )
-    if held_out < values["validation_tokens"]:
-        needed = shards_needed(values["shards"], tokens=held_out, wanted=values["validation_tokens"])
+    if held_out < joining["validation_tokens"]:
+        needed = shards_needed(joining["shards"], tokens=held_out, wanted=joining["validation_tokens"])
         raise BadInput(
-            f"corpus: the slice of {values['shards']} shards has {held_out} tokens, expected at least "
-            f"{values['validation_tokens']} (corpus.validation_tokens); raise corpus.shards.held_out to about {needed}"
+            f"corpus: the slice of {joining['shards']} shards has {held_out} tokens, expected at least "
+            f"{joining['validation_tokens']} (corpus.validation_tokens); raise corpus.shards.held_out to about {needed}"
         )
 
 
-def join_shards(*, folder: Path, out: Path, values: dict[str, Any], scale: str) -> None:
+def join_shards(*, folder: Path, out: Path, joining: dict[str, Any], scale: str) -> None:
     """Writes train, validation and (empty) functions token files and manifest.json into `out`.
 
     Args:
         folder: holds the shards as 00000, 00001 and so on; of equal documents the first one is kept.
-        values: shards (how many), train_shards, train_tokens, validation_tokens, slice_per_mille; and source, hub,
+        joining: shards (how many), train_shards, train_tokens, validation_tokens, slice_per_mille; and source, hub,
             overlap_ngram, which are recorded.
 
     Raises:
         BadInput: a shard's file is damaged, or the shards hold too few tokens.
     """
     clock = Clock()
-    records = [folder / f"{number:05d}" / "shard.json" for number in range(values["shards"])]
+    records = [folder / f"{number:05d}" / "shard.json" for number in range(joining["shards"])]
     shards = [Shard.open(record) for record in records]
     check_tokenizers(shards)
     digests = [shard.digests for shard in shards]
     marks = first_occurrences(digests, [shard.counts for shard in shards])
-    corpus = corpus_record(shards, marks, values)
-    available = take_until(shards, marks, tokens=values["train_tokens"])
-    check_enough(available, marked_tokens(shards, marks, side=1), values)
-    proved = proof(digests, marks, slice_per_mille=values["slice_per_mille"])
+    corpus = corpus_record(shards, marks, joining)
+    available = take_until(shards, marks, tokens=joining["train_tokens"])
+    check_enough(available, marked_tokens(shards, marks, side=1), joining)
+    proved = proof(digests, marks, slice_per_mille=joining["slice_per_mille"])
     about = shards[0].record["tokenizer"]
     files = {
         "train": copy_side(out / "train.bin", shards, marks, side=0),
@@ -157,10 +157,10 @@ def join_shards(*, folder: Path, out: Path, values: dict[str, Any], scale: str) 
             {name: shard.record[name] for name in ("source", "documents", "tokens", "files")} for shard in shards
         ],
     }
-    write_result(out / "manifest.json", payload, scale=scale, cell=None, values=values, inputs=records, clock=clock)
+    write_result(out / "manifest.json", payload, scale=scale, cell=None, values=joining, inputs=records, clock=clock)
 
 
-def corpus_record(shards: Sequence[Shard], kept: Marks, values: dict[str, Any]) -> dict[str, Any]:
+def corpus_record(shards: Sequence[Shard], kept: Marks, joining: dict[str, Any]) -> dict[str, Any]:
     """The `corpus` of the manifest, with the keys of a corpus in one piece."""
     counts = {
         name: sum(shard.record["documents"][name] for shard in shards)
@@ -169,10 +169,10 @@ def corpus_record(shards: Sequence[Shard], kept: Marks, values: dict[str, Any]) 
     across = int((~kept.flat).sum())
     train, held_out = (sum(int(kept.of(number, side).sum()) for number in range(len(shards))) for side in (0, 1))
     return {
-        "source": values["source"],
+        "source": joining["source"],
         "package_versions": None,
-        "hub": values["hub"],
-        "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {values['slice_per_mille']}",
+        "hub": joining["hub"],
+        "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {joining['slice_per_mille']}",
         "documents": {
             **counts,
             "duplicates": counts["duplicates"] + across,
@@ -183,7 +183,7 @@ def corpus_record(shards: Sequence[Shard], kept: Marks, values: dict[str, Any]) 
             "overlap": 0,
         },
         "overlap": {
-            "ngram": values["overlap_ngram"],
+            "ngram": joining["overlap_ngram"],
             "largest_share_kept": 1.0,
             "mean_share_before": None,
             "mean_share_after": None,

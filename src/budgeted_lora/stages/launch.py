@@ -27,12 +27,8 @@ JOB = "job.json"
 PARENT = "BUDGETED_LORA_JOB"  # environment variable: process id of the job that started this process
 REPORTED: dict[str, type[Exception]] = {"BadInput": BadInput, "TrainingDiverged": TrainingDiverged, "OSError": OSError}
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-LOST = (
-    "Connection closed",
-    "Connection reset",
-    "Broken pipe",
-    "Connection refused",
-)  # in the messages of a process that outlives a peer
+# In the messages of a process that outlives a peer.
+LOST = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")
 
 
 def train_in_processes(count: int, words: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from budgeted_lora.config.sections import Pretraining, Teacher
 from budgeted_lora.data.tokenizer import open_tokenizer
@@ -24,7 +23,7 @@ def pretrain_teacher(
     *,
     name: str,
     spec: Teacher,
-    settings: Pretraining,
+    pretraining: Pretraining,
     sequence_length: int,
     rows: str,
     tokens: Path,
@@ -56,20 +55,20 @@ def pretrain_teacher(
         raise BadInput(f"{tokens}: vocabulary of {train.vocab_size}, but the tokenizer has {encoder.get_vocab_size()}")
     if not spec.tokens:
         raise BadInput(f"teacher_ladder.{name}.tokens must say how long to pretrain")
-    shape = {key: getattr(spec, key) for key in ("layers", "hidden", "ffn", "heads", "kv_heads")}
-    model = new_model(
-        mistral_config(**shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end), seed=settings.seed
-    )
-    common = settings.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
+    shape = mistral_config(**spec.shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end)
+    model = new_model(shape, seed=pretraining.seed)
+    common = pretraining.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, packing=rows, **common)
-    values = {"name": name, "spec": spec.model_dump(), **settings.model_dump(), "threads": threads}
+    values = {"name": name, "spec": spec.model_dump(), **pretraining.model_dump(), "threads": threads}
     files = [sha256_file(path) for path in (train.path.with_suffix(".json"), Path(tokenizer) / "tokenizer.json")]
     code = [code_digest("pretrain_teacher"), torch.__version__, str(place)]
     determined_by = [values, sequence_length, rows, files, *code]
     with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
         state_file = TrainingState(folder)
         losses = pretrain(model.to(place), train, plan, state=state_file, device=place.type, title=f"pretrain {name}")
-        _write_checkpoint(model.cpu(), out, tokenizer=tokenizer)
+        with atomic_folder(out) as checkpoint:
+            save_model(model.cpu(), checkpoint, dtype=torch.float16)
+            copy_tokenizer(tokenizer, checkpoint)
         check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))
         load_model(out)
         write_losses(history, losses)
@@ -77,7 +76,7 @@ def pretrain_teacher(
         payload = {
             "stands_for": name,
             "source": "pretrain",
-            "shape": shape,
+            "shape": spec.shape,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "tokens": seen,
             "steps": plan.steps,
@@ -89,9 +88,3 @@ def pretrain_teacher(
         write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)
         write_digest(out)
         discard(folder)
-
-
-def _write_checkpoint(model: PreTrainedModel, out: Path, *, tokenizer: Path) -> None:
-    with atomic_folder(out) as folder:
-        save_model(model, folder, dtype=torch.float16)
-        copy_tokenizer(tokenizer, folder)

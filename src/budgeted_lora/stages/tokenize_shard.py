@@ -49,12 +49,12 @@ def source_record(path: Path) -> dict[str, Any]:
     return about
 
 
-def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str, Any], scale: str) -> None:
+def tokenize_shard(*, source: str, tokenizer: Path, out: Path, reading: dict[str, Any], scale: str) -> None:
     """Writes train and held_out token files, digests.bin (see `digests.RECORD`) and shard.json into `out`.
 
     Args:
         source: the shard's file, or a pattern that only it matches.
-        values: text_field, min_characters, slice_per_mille, training (whether training documents are needed), number.
+        reading: text_field, min_characters, slice_per_mille, training (whether training documents are needed).
 
     Raises:
         BadInput: no such file, or it is damaged; names the file and the row or line.
@@ -66,13 +66,13 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
     encoder = WordEncoder(opened)
 
     def is_held_out(digest: bytes) -> bool:
-        return in_slice(digest, slice_per_mille=values["slice_per_mille"])
+        return in_slice(digest, slice_per_mille=reading["slice_per_mille"])
 
     documents = distinct_documents(
-        read_file(path, text_field=values["text_field"]),
+        read_file(path, text_field=reading["text_field"]),
         counts,
-        min_characters=values["min_characters"],
-        needed=lambda digest: values["training"] or is_held_out(digest),
+        min_characters=reading["min_characters"],
+        needed=lambda digest: reading["training"] or is_held_out(digest),
     )
     about = {"vocab_size": opened.get_vocab_size(), "eos_id": end_id}
     digests = {False: bytearray(), True: bytearray()}
@@ -96,4 +96,4 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, values: dict[str,
         "files": {name: sha256_file(out / name) for name in FILES},
         "peak_memory_bytes": peak_resident_bytes(),
     }
-    write_result(out / "shard.json", payload, scale=scale, cell=None, values=values, inputs=[tokenizer], clock=clock)
+    write_result(out / "shard.json", payload, scale=scale, cell=None, values=reading, inputs=[tokenizer], clock=clock)

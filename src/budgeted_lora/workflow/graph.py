@@ -193,9 +193,9 @@ class Graph:
         return [cell.id for cell in self.cells.values() if wanted & set(cell.tables)]
 
     def variants_listed(self, cell: str, tables: Iterable[str]) -> list[str]:
-        """Compression settings under which these tables want a cell."""
+        """Variants of a cell that these tables list."""
         wanted = set(tables)
-        return [name for name, asking in self.cells[cell].variants.items() if wanted & set(asking)]
+        return [name for name, listing in self.cells[cell].variants.items() if wanted & set(listing)]
 
     def of_cells(self, ids: Iterable[str], *names: str) -> list[str]:
         """Result files of cells; a name beginning with @ lies in the folder of the default compression."""
@@ -219,6 +219,10 @@ class Graph:
             needed = self.variants[variant].truncation == "outputs"
         return [self.statistics_of(cell)] if needed else []
 
+    def needs_statistics(self, cell: str) -> bool:
+        """Whether a cell's training or any of its variants reads statistics."""
+        return any(self.statistics_read(cell, variant) for variant in (None, *self.cells[cell].variants))
+
     def trained_beside(self, cell: str, variant: str) -> list[str]:
         """Folder of the trained student that is scored beside a compressed one.
 
@@ -236,17 +240,21 @@ class Graph:
         cell = self.timed()[structure].cell
         return self.of_cells([cell], "@compression.json") if cell else []
 
+    def compressed(self, tables: Iterable[str], *names: str) -> list[str]:
+        """Files of the compressed models that these tables list."""
+        tables = set(tables)
+        folders = [
+            f"{self.results}/cells/{cell}/compressed/{variant}"
+            for cell in self.listed(tables)
+            for variant in self.variants_listed(cell, tables)
+        ]
+        return [f"{folder}/{name}" for folder in folders for name in names]
+
     def scores(self, tables: Iterable[str]) -> list[str]:
-        """Score files of the cells that these tables list, under the settings they want; ICL where it is measured."""
-        tables, files = set(tables), []
-        for cell in self.listed(tables):
-            files.append(f"{self.results}/cells/{cell}/train.json")
-            for name in self.variants_listed(cell, tables):
-                folder = f"{self.results}/cells/{cell}/compressed/{name}"
-                files += [f"{folder}/{file}" for file in ("compression.json", "perplexity.json")]
-                files.append(f"{folder}/perplexity_windows.parquet")
-        icl = self.listed(tables & ICL_TABLES)
-        return files + self.of_cells(icl, "@icl.json")
+        """Records and scores of the cells and variants that these tables list; ICL where it is measured."""
+        files = self.of_cells(self.listed(tables), "train.json")
+        files += self.compressed(tables, "compression.json", "perplexity.json", "perplexity_windows.parquet")
+        return files + self.of_cells(self.listed(ICL_TABLES & set(tables)), "@icl.json")
 
     def references(self) -> list[str]:
         """Scores of the teachers and of the untrained students that the main tables start from."""

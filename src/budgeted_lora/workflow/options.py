@@ -7,7 +7,6 @@ second part have the names of stages and return all the options of one job.
 from dataclasses import asdict
 from typing import Any
 
-from budgeted_lora.config.jobs import evaluation_options
 from budgeted_lora.files import canonical_json
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import default_budgeted, planned, student_shape
@@ -76,16 +75,17 @@ def recipe(graph: Graph, cell: str) -> Options:
 
 def compression(graph: Graph, variant: str) -> Options:
     """How a variant compresses; with `macs_of_budget` also the MACs that this budget leaves."""
-    settings = graph.variants[variant]
-    options = settings.model_dump(mode="json")
-    if settings.macs_of_budget is not None:
-        options["macs"] = planned(graph.config, default_budgeted(graph.config, settings.macs_of_budget)).totals.macs
+    options, budget = graph.variants[variant].model_dump(mode="json"), graph.variants[variant].macs_of_budget
+    if budget is not None:
+        options["macs"] = planned(graph.config, default_budgeted(graph.config, budget)).totals.macs
     return options
 
 
 def evaluation(graph: Graph) -> Options:
-    """What scores depend on besides the model."""
-    return evaluation_options(graph.config)
+    """What scores depend on besides the model: the values of `EvaluationOptions`."""
+    options = graph.config.evaluation.model_dump(mode="json")
+    options |= {"sequence_length": graph.config.sequence_length, "rows": graph.config.rows}
+    return options | _of_corpus(graph, "validation_tokens", "slice_per_mille", "hold_out_words", "prompt_space")
 
 
 def timed_student(graph: Graph, structure: str) -> Options:
@@ -137,11 +137,11 @@ def fetch_shard(graph: Graph, shard: str) -> Options:
 
 def tokenize_shard(graph: Graph, shard: str) -> Options:
     jobs = graph.shard_jobs()
-    return {"values": jobs.reading(shard), "source": jobs.source(shard), "scale": graph.config.scale}
+    return {"reading": jobs.reading(shard), "source": jobs.source(shard), "scale": graph.config.scale}
 
 
 def join_shards(graph: Graph) -> Options:
-    return {"values": graph.shard_jobs().joining(), "scale": graph.config.scale}
+    return {"joining": graph.shard_jobs().joining(), "scale": graph.config.scale}
 
 
 def fetch_teacher(graph: Graph, teacher: str) -> Options:
@@ -151,7 +151,7 @@ def fetch_teacher(graph: Graph, teacher: str) -> Options:
 
 def pretrain_teacher(graph: Graph, teacher: str) -> Options:
     config = graph.config
-    options = {"name": teacher, "spec": teacher_spec(graph, teacher), "settings": pretraining(graph)}
+    options = {"name": teacher, "spec": teacher_spec(graph, teacher), "pretraining": pretraining(graph)}
     options |= {"sequence_length": config.sequence_length, "rows": config.rows}
     return options | _on_device(graph, threads=config.threads.training)
 
@@ -179,12 +179,13 @@ def train_cell(graph: Graph, cell: str) -> Options:
 
 
 def compress_cell(graph: Graph, cell: str, variant: str) -> Options:
-    options = {"recipe": recipe(graph, cell), "settings": compression(graph, variant), "cell": cell}
-    return options | {"scale": graph.config.scale, "threads": graph.config.threads.evaluation}
+    compressed_by = compression(graph, variant)
+    options = {"recipe": recipe(graph, cell), "macs": compressed_by.pop("macs", None), "variant": compressed_by}
+    return options | {"cell": cell, "scale": graph.config.scale, "threads": graph.config.threads.evaluation}
 
 
 def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Options:
-    options = {"values": evaluation(graph), "cell": cell, "icl": icl}
+    options = {"evaluation": evaluation(graph), "cell": cell, "icl": icl}
     return options | _on_device(graph, threads=graph.config.threads.evaluation)
 
 

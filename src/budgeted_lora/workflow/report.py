@@ -66,8 +66,8 @@ class ReportJobs:
         listed = graph.listed(tables)
         files = {
             "references": graph.references,
-            "perplexity": lambda: self.scored(tables, "perplexity.json", "perplexity_windows.parquet"),
-            "compression": lambda: self.scored(tables, "compression.json"),
+            "perplexity": lambda: graph.compressed(tables, "perplexity.json", "perplexity_windows.parquet"),
+            "compression": lambda: graph.compressed(tables, "compression.json"),
             "icl": lambda: graph.of_cells(graph.listed(ICL_TABLES & set(tables)), "@icl.json"),
             "train": lambda: graph.of_cells(listed, "train.json"),
             "curves": lambda: graph.of_cells(listed, "train.json", "history.csv", "retention.csv", "trained.sha256"),
@@ -75,16 +75,6 @@ class ReportJobs:
             "statistics": lambda: [f"{folder}.json" for cell in listed for folder in graph.statistics_read(cell)],
         }
         return list(dict.fromkeys(path for kind in shown.reads for path in files[kind]()))
-
-    def scored(self, tables: Iterable[str], *names: str) -> list[str]:
-        """Files of the compressed models that these tables list."""
-        graph, tables = self.graph, set(tables)
-        folders = [
-            f"{graph.results}/cells/{cell}/compressed/{variant}"
-            for cell in graph.listed(tables)
-            for variant in graph.variants_listed(cell, tables)
-        ]
-        return [f"{folder}/{name}" for folder in folders for name in names]
 
     def lists(self) -> list[str]:
         """The lists of all cells, and the record of what they were trained on."""

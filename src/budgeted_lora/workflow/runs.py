@@ -27,7 +27,6 @@ from budgeted_lora.workflow.slurm import cancel_jobs, queued_jobs
 
 RUN, JOBS = "run.lock", "jobs.lock"
 VARIABLE = "BUDGETED_LORA_RUN"  # tells a job its run: "<id> <folder of the locks>"
-POLL_SECONDS = 0.5
 AHEAD = 60.0  # seconds by which clocks of machines that share a folder may differ
 TRIES, PAUSE = 5, 0.1  # a job that checks whether its run is alive holds run.lock for a moment
 
@@ -193,16 +192,14 @@ def _clear_queue(name: str, folder: Path, *, cancel: bool) -> None:
 
 
 def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
-    warned = False
-    while not lock(handle):
-        who = "; ".join(_living(os.pread(handle, 1 << 20, 0).decode(errors="replace").splitlines()))
-        left = f"{folder}: jobs of a killed run still work ({who or 'on another machine'})"
-        if not wait:
-            raise BadInput(f"{left}; wait for them (make resume does), or end them")
-        if not warned:
-            print(f"budgeted-lora: {left}; waiting for them", file=sys.stderr, flush=True)
-            warned = True
-        time.sleep(POLL_SECONDS)
+    if lock(handle):
+        return
+    who = "; ".join(_living(os.pread(handle, 1 << 20, 0).decode(errors="replace").splitlines()))
+    left = f"{folder}: jobs of a killed run still work ({who or 'on another machine'})"
+    if not wait:
+        raise BadInput(f"{left}; wait for them (make resume does), or end them")
+    print(f"budgeted-lora: {left}; waiting for them", file=sys.stderr, flush=True)
+    lock(handle, wait=True)
 
 
 def _living(lines: list[str]) -> list[str]:

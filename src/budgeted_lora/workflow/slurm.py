@@ -37,18 +37,13 @@ def cancel_jobs(name: str) -> None:
     Raises:
         BadInput: Slurm does not answer, or refuses.
     """
-    warned = False
-    while jobs := queued_jobs(name):
-        if not warned:
-            listed = ", ".join(jobs[:10]) + (", ..." if len(jobs) > 10 else "")
-            print(
-                f"budgeted-lora: cancelling {len(jobs)} Slurm jobs that are left ({listed})",
-                file=sys.stderr,
-                flush=True,
-            )
-            warned = True
+    if jobs := queued_jobs(name):
+        listed = ", ".join(jobs[:10]) + (", ..." if len(jobs) > 10 else "")
+        print(f"budgeted-lora: cancelling {len(jobs)} Slurm jobs that are left ({listed})", file=sys.stderr, flush=True)
+    while jobs:
         _ask("scancel", f"--name={name}")  # each time: the killed Snakemake may still have had an sbatch under way
         time.sleep(POLL_SECONDS)
+        jobs = queued_jobs(name)
 
 
 def _ask(*command: str) -> str:
