@@ -19,6 +19,7 @@ from budgeted_lora.reporting.page.render import fill
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.standing import Standing, standing_of
+from budgeted_lora.reporting.texts import texts
 from budgeted_lora.reporting.uncertainty import Bootstrap
 from budgeted_lora.stages.make_index import make_index
 from budgeted_lora.workflow.graph import Graph
@@ -66,8 +67,8 @@ def test_what_a_scale_shares_with_the_paper(scale: str, expected: tuple[bool, ..
     assert found.rule
     assert (found.models, found.length, found.proportions, found.taught) == expected
     assert found.students == (scale == "paper"), "absolute perplexities of students"
-    assert (found.print_differs == "") == (scale == "paper")
-    assert ("another corpus" in found.apart) == (not found.models)
+    assert (found.setup == "whole") == (scale == "paper")
+    assert ("another corpus" in texts()["setups"][found.setup]["apart"]) == (not found.models)
 
 
 def test_a_scale_of_another_name_is_judged_by_what_it_says() -> None:

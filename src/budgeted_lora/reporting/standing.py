@@ -40,26 +40,11 @@ class Standing(Strict):
         return self.models and self.length
 
     @property
-    def apart(self) -> str:
-        """What a difference from the paper may come from, besides the method."""
-        if self.students:
-            return "the values it takes for what the paper leaves open"
-        return "a shorter run" if self.models else "other models, another corpus, a shorter run"
-
-    @property
-    def print_differs(self) -> str:
-        """How the conditions of the paper's perplexities differ from this scale's; empty where they do not."""
-        if self.students:
-            return ""
-        return "students of 2.55 B training tokens" if self.models else "other corpus, other vocabulary"
-
-    @property
-    def print_note(self) -> str:
-        """How a sentence on the paper's perplexities ends."""
-        if not self.models:
-            return "; not to be compared with a perplexity of another corpus or vocabulary."
-        longer = "" if self.length else "; those of students after 2.55 B training tokens, more than any read here"
-        return f", as here{longer}."
+    def setup(self) -> str:
+        """What is the paper's: `whole` if models and length are, `models`, or neither: `own`."""
+        if self.models:
+            return "whole" if self.length else "models"
+        return "own"
 
 
 def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:

@@ -52,6 +52,11 @@ class Column:
         return number(value, self.digits, unit=self.unit, factor=self.factor)
 
 
+def csv_only(*names: str) -> list[Column]:
+    """Columns that are not shown to people."""
+    return [Column(name) for name in names]
+
+
 @dataclass(frozen=True)
 class Table:
     """One table of the report.

@@ -22,7 +22,7 @@ def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
     """Title and notes of the table that is made; `values` fill the texts and choose between notes."""
     name, standing = results.shown.name, results.standing
     text = texts().get(name) or texts()["any_table"]
-    values |= {"name": name, "standing": standing, "models": standing.models}
+    values |= {"name": name, "models": standing.models, "setup": texts()["setups"][standing.setup]}
     notes = [note for note in text["notes"] if isinstance(note, str) or applies(note, values)]
     if text.get("counts") and not standing.proportions:
         notes.append(texts()["notes"]["counts"])

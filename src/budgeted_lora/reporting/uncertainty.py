@@ -18,11 +18,9 @@ from scipy.special import stdtrit
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.results import RECIPE, Results, variant_folder
-from budgeted_lora.reporting.table import ABSENT, Column, Record, mean_text, number
+from budgeted_lora.reporting.table import ABSENT, Column, Record, csv_only, mean_text, number
 
-ENDS = {
-    "": "value", "_se": "standard_error", "_low": "low", "_high": "high", "_sd": "sd", "_clear": "clear",
-}  # fmt: skip
+ENDS = {"": "value", "_se": "standard_error", "_low": "low", "_high": "high", "_sd": "sd"}
 
 
 @dataclass(frozen=True)
@@ -210,21 +208,19 @@ def ppl_text(row: Record) -> str:
     return mean_text(row["ppl"], error=row["ppl_se"], deviation=row["ppl_sd"], seeds=row["seeds"])
 
 
-PPL = (Column("ppl", "PPL", text=ppl_text), Column("ppl_se"), Column("ppl_sd"), Column("seeds"))
+PPL = (Column("ppl", "PPL", text=ppl_text), *csv_only("ppl_se", "ppl_sd", "seeds"))
 
 
-def add_differences(frame: pd.DataFrame, name: str, differences: Sequence[Difference | None]) -> pd.DataFrame:
-    """The frame with each line's difference as `<name>_difference` and in columns of its numbers, see ENDS."""
+def add_differences(
+    frame: pd.DataFrame, name: str, drawn: Drawn, bases: Sequence[Sequence[Run] | None]
+) -> pd.DataFrame:
+    """The frame with each line's difference to its base as `<name>_difference`, and its numbers in columns (ENDS)."""
+    differences = [drawn.difference(mine, base) for mine, base in zip(frame["runs"], bases, strict=True)]
     numbers = {
         f"{name}{end}": [getattr(one, field) if one else math.nan for one in differences] for end, field in ENDS.items()
     }
     numbers[f"{name}_clear"] = [bool(one and one.clear) for one in differences]
     return frame.assign(**numbers, **{f"{name}_difference": pd.Series(differences, frame.index, dtype=object)})
-
-
-def difference_columns(name: str, *ends: str) -> list[Column]:
-    """Columns of these ends of a difference that `add_differences` added."""
-    return [Column(f"{name}{end}") for end in ends]
 
 
 def difference_text(difference: Difference | None) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,21 +39,6 @@ MAC_SPEEDUP = Cost("speedup_vs_dense", "Speedup of the projections by MAC count 
 MEASURED_SPEEDUP = Cost("measured_modules", "Measured speedup of the projections (wall clock)", True)
 
 
-def train_compute(results: Results) -> Figure:
-    """Perplexity against train compute."""
-    return pareto(results, TRAIN_COMPUTE)
-
-
-def mac_speedup(results: Results) -> Figure:
-    """Perplexity against the ratio of multiply-accumulates."""
-    return pareto(results, MAC_SPEEDUP)
-
-
-def measured_speedup(results: Results) -> Figure:
-    """Perplexity against the ratio of times."""
-    return pareto(results, MEASURED_SPEEDUP)
-
-
 def pareto(results: Results, cost: Cost) -> Figure:
     """Perplexity against one cost: a point per student, its uncertainty, and the frontier nothing beats on both."""
     points = pareto_points(results, cost)
@@ -84,6 +70,11 @@ def pareto(results: Results, cost: Cost) -> Figure:
     ]
     label_points(axes, labels, lines=strokes)
     return figure
+
+
+train_compute = partial(pareto, cost=TRAIN_COMPUTE)
+mac_speedup = partial(pareto, cost=MAC_SPEEDUP)
+measured_speedup = partial(pareto, cost=MEASURED_SPEEDUP)
 
 
 def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:

@@ -48,6 +48,7 @@ def render(
         "scale": results.scale,
         "facts": facts.run_facts(results),
         "standing": results.standing,
+        "apart": texts()["setups"][results.standing.setup]["apart"],
         "main": next((table for table in tables if table.name == "table2"), None),
         "tables": [table for table in tables if table.name in main - {"table2"}],
         "folded": sections(results, [table for table in tables if table.name not in main], pictures, relative),

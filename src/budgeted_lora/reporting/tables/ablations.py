@@ -6,6 +6,7 @@ to the best row in per cent: these stand beside the paper's. At the paper's own 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import isqrt, nan
 from typing import Any
@@ -16,19 +17,10 @@ from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import DEFAULT, FILES, RECIPE, Results
 from budgeted_lora.reporting.standing import PAPER_HIDDEN
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.tables.structure import average_rank
 from budgeted_lora.reporting.texts import tabulate
-from budgeted_lora.reporting.uncertainty import (
-    PPL,
-    Bootstrap,
-    Drawn,
-    add_differences,
-    difference_columns,
-    difference_text,
-    draw,
-    lines,
-)
+from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, Drawn, add_differences, difference_text, draw, lines
 
 HEADINGS = {
     "method": "Method", "teacher": "Teacher", "init": "Start", "temperature": "T", "kd_weight": "a", "rank": "r",
@@ -71,10 +63,10 @@ class Ablation:
 
     def columns(self) -> list[Column]:
         """Columns that every ablation table has, in order."""
-        columns = [Column(name, HEADINGS.get(name, name), text=key_text(name)) for name in self.keys]
+        columns = [Column(name, HEADINGS.get(name, name), text=partial(recipe_text, name)) for name in self.keys]
         columns += [] if "tokens" in self.keys else [Column("tokens")]
         columns += [*PPL, Column("to_best", "To the best", text=to_best)]
-        columns += difference_columns("to_best", "_se", "_low", "_high", "_sd")
+        columns += csv_only("to_best_se", "to_best_low", "to_best_high", "to_best_sd")
         columns += [percent("above_best_pct", "In %")]
         columns += [percent("above_best_pct_published", "In %, published", csv=False)] if self.printed else []
         columns += [Column("order", "Order", 0)]
@@ -82,7 +74,7 @@ class Ablation:
             columns += [Column("", "Order, published", text=lambda row: number(row["order_published"], 0))]
             students = self.results.standing.students
             columns += [Column("ppl_published", "PPL, published", 2)] if students else []
-            columns += [Column("above_best_pct_published"), Column("order_published")]
+            columns += csv_only("above_best_pct_published", "order_published")
         return columns
 
 
@@ -100,27 +92,23 @@ def measured(results: Results, published: Published, bootstrap: Bootstrap, *keys
     frame = frame.sort_values(names, key=shown_order, kind="stable", ignore_index=True)
     best = frame["ppl"].idxmin() if frame["ppl"].notna().any() else None
     base = frame.loc[best, "runs"] if best is not None else None
-    frame = add_differences(frame, "to_best", [drawn.difference(runs, base) for runs in frame["runs"]])
+    frame = add_differences(frame, "to_best", drawn, [base] * len(frame))
     frame["is_best"] = frame.index == best
     frame["above_best_pct"] = 100 * (frame["ppl"] / frame["ppl"].min() - 1)
     frame["order"] = frame["ppl"].rank(method="min")
     if source:
         scale = scale_to_paper(results, frame) if "rank" in keys else pd.Series(1.0, frame.index)
-        settings = [printed_setting(row, keys, factor) for row, factor in zip(records(frame), scale, strict=True)]
+        rows = frame.to_dict("records")
+        settings = [printed_setting(row, keys, factor) for row, factor in zip(rows, scale, strict=True)]
         ppl = [
             published.value(source, "ppl", row["method"], teacher=row["teacher"], setting=setting)
-            for row, setting in zip(records(frame), settings, strict=True)
+            for row, setting in zip(rows, settings, strict=True)
         ]
         frame["ppl_published"] = pd.Series(ppl, frame.index, dtype="float64")
         frame["above_best_pct_published"] = 100 * (frame["ppl_published"] / frame["ppl_published"].min() - 1)
         frame["order_published"] = frame["ppl_published"].rank(method="min")
         frame["printed_setting"] = settings
     return Ablation(results, frame, names, drawn, bool(source))
-
-
-def records(frame: pd.DataFrame) -> list[Record]:
-    """The lines as dictionaries."""
-    return frame.to_dict("records")
 
 
 def printed_setting(row: Record, keys: Sequence[str], scale: float) -> str:
@@ -135,40 +123,34 @@ def printed_setting(row: Record, keys: Sequence[str], scale: float) -> str:
     return " ".join(words[name] for name in order if name in keys)
 
 
-def table3(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
-    """First sweep of temperature and weight of the distillation, from the first layers and from scratch."""
-    return measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 3").table()
+def sweep(
+    results: Results, published: Published, bootstrap: Bootstrap, *, keys: tuple[str, ...], source: str = ""
+) -> Table:
+    """A table without further columns, see `measured`."""
+    return measured(results, published, bootstrap, *keys, source=source).table()
 
 
-def table4(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
-    """Which layers of the first teacher the student starts from, KD Full."""
-    return measured(results, published, bootstrap, "init", source="Table 4").table()
-
-
-def table5(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
-    """Second sweep of temperature and weight, from mixed and middle layers."""
-    return measured(results, published, bootstrap, "temperature", "kd_weight", "init", source="Table 5").table()
+table3 = partial(sweep, keys=("temperature", "kd_weight", "init"), source="Table 3")
+table4 = partial(sweep, keys=("init",), source="Table 4")
+table5 = partial(sweep, keys=("temperature", "kd_weight", "init"), source="Table 5")
+lora_construction = partial(sweep, keys=("init",), source="Section C.2")
+any_table = partial(sweep, keys=("method", "budget"))  # with whatever else the rows of the configuration differ in
 
 
 def table6(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Rank of KD LoRA; a row is paired with the published one of the same rank over width."""
-    sweep = measured(results, published, bootstrap, "rank", source="Table 6")
-    paper_rank = sweep.frame["rank"] * scale_to_paper(results, sweep.frame)
+    ablation = measured(results, published, bootstrap, "rank", source="Table 6")
+    paper_rank = ablation.frame["rank"] * scale_to_paper(results, ablation.frame)
     more = pd.DataFrame({"rank_over_hidden": paper_rank / PAPER_HIDDEN, "rank_published": paper_rank})
     columns = (Column("rank_over_hidden"), Column("rank_published", "r, published", 0))
-    return sweep.table(more, columns, ranks_paired=True)
-
-
-def lora_construction(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
-    """Section C.2: which layers the student starts from, KD LoRA."""
-    return measured(results, published, bootstrap, "init", source="Section C.2").table()
+    return ablation.table(more, columns, ranks_paired=True)
 
 
 def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Schedules of the budget: perplexity, train compute as scheduled and as executed, final average rank."""
-    sweep = measured(results, published, bootstrap, "budget", "schedule", source="Table 7")
+    ablation = measured(results, published, bootstrap, "budget", "schedule", source="Table 7")
     more: dict[str, list[float]] = {"train_compute_published": [], "avg_rank_published": []}
-    for row in records(sweep.frame):
+    for row in ablation.frame.to_dict("records"):
         method, setting = row["method"], row["printed_setting"]
         compute = published.value("Table 7", "train_compute", method, setting=setting)
         rank = published.value("Section C.3", "avg_rank", method, teacher=row["teacher"], setting=setting)
@@ -182,13 +164,8 @@ def table7(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         Column("", "Avg. rank (of r)", text=average_rank),
         Column("avg_rank_published", "Avg. rank, published (of 128)", 0),
     )
-    values = pd.DataFrame(more).assign(train_compute_executed=sweep.frame["executed_compute"])
-    return sweep.table(values, columns, schedules=True)
-
-
-def any_table(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
-    """A table that only the configuration knows: one line per recipe, with whatever its rows differ in."""
-    return measured(results, published, bootstrap, "method", "budget").table()
+    values = pd.DataFrame(more).assign(train_compute_executed=ablation.frame["executed_compute"])
+    return ablation.table(values, columns, schedules=True)
 
 
 def scale_to_paper(results: Results, frame: pd.DataFrame) -> pd.Series:
@@ -249,13 +226,9 @@ def percent(name: str, heading: str, *, csv: bool = True) -> Column:
     return Column(name if csv else "", heading, text=text)
 
 
-def key_text(column: str) -> Any:
-    """How a column of the recipe is written for people: a function of the row."""
-    return lambda row: value_text(row[column], column)
-
-
-def value_text(value: object, column: str) -> str:
+def recipe_text(column: str, row: Record) -> str:
     """A value of the recipe as a person writes it."""
+    value = row[column]
     if isinstance(value, str):
         return METHODS[value] if column == "method" else value or ABSENT
     if isinstance(value, bool):

@@ -6,16 +6,14 @@ from budgeted_lora.reporting.contents import BEYOND, TABLES
 from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
     PPL,
     Bootstrap,
-    Difference,
     Drawn,
     Run,
     add_differences,
-    difference_columns,
     difference_text,
     draw,
     lines,
@@ -28,6 +26,7 @@ STARTS = {"svd": "SVD of W", "activation_svd": "SVD of outputs"}
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
 # Columns of a recipe that a rule's name says already, or in which its students may differ.
 SHARED = frozenset({"method", "budget", "low_rank_init", "order", "rank_step", "statistics_windows", "tokens", "steps"})
+Place = tuple[float, float]  # training tokens and budget
 
 
 def rules_of(frame: pd.DataFrame) -> list[str]:
@@ -79,11 +78,11 @@ def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     frame = beyond_lines(results, drawn)
     frame = frame.sort_values(["tokens", "budget", "ppl"], na_position="last", kind="stable", ignore_index=True)
     paper = {(row.tokens, row.budget): row.runs for row in frame.itertuples() if row.rule == PAPER}
-    lowest: dict[tuple[float, float], tuple[Run, ...]] = {}  # the frame is sorted by perplexity
+    lowest: dict[Place, tuple[Run, ...]] = {}  # the frame is sorted by perplexity
     for row in frame[(frame["method"] == "budgeted_lora") & frame["ppl"].notna()].itertuples():
         lowest.setdefault((row.tokens, row.budget), row.runs)
-    frame = add_differences(frame, "to_paper", against(frame, drawn, paper))
-    frame = add_differences(frame, "to_lowest", against(frame, drawn, lowest))
+    frame = add_differences(frame, "to_paper", drawn, others(frame, paper))
+    frame = add_differences(frame, "to_lowest", drawn, others(frame, lowest))
     frame["ppl_first_seed"] = [drawn.values.get(runs[0], float("nan")) for runs in frame["runs"]]
     chances = 100 * frame["icl_chance"].dropna()
     return tabulate(
@@ -91,12 +90,10 @@ def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     )
 
 
-def against(
-    frame: pd.DataFrame, drawn: Drawn, base: dict[tuple[float, float], tuple[Run, ...]]
-) -> list[Difference | None]:
-    """Each line minus the one of its length of training and budget in `base`; None for that one, or without one."""
-    pairs = [(row.runs, base.get((row.tokens, row.budget))) for row in frame.itertuples()]
-    return [None if runs == other else drawn.difference(runs, other) for runs, other in pairs]
+def others(frame: pd.DataFrame, bases: dict[Place, tuple[Run, ...]]) -> list[tuple[Run, ...] | None]:
+    """For each line the runs of its place in `bases`; None where they are the line's own, or there are none."""
+    pairs = [(row.runs, bases.get((row.tokens, row.budget))) for row in frame.itertuples()]
+    return [None if runs == base else base for runs, base in pairs]
 
 
 def decisions(row: Record) -> str:
@@ -104,31 +101,24 @@ def decisions(row: Record) -> str:
     return f"{row['kept']:.0f}/{row['svd']:.0f}/{row['dropped']:.0f}"
 
 
-PPL_COLUMN, PPL_ERROR, PPL_SPREAD, SEEDS = PPL
 BEYOND_COLUMNS = (
     Column("rule", "Rule"),
     Column("method"),
     Column("budget", "F", text=lambda row: ABSENT if pd.isna(row["budget"]) else number(row["budget"], 1)),
     Column("tokens", "Tokens", 0),
-    SEEDS,
-    PPL_COLUMN,
-    PPL_ERROR,
-    PPL_SPREAD,
+    Column("seeds"),
+    *PPL[:-1],
     Column("ppl_uncompressed", "Uncompressed", 2),
     Column("", "To the paper's rule", text=lambda row: difference_text(row["to_paper_difference"])),
     Column("icl", "ICL %", 1, factor=100.0),
     Column("icl_chance"),
     Column("kept", "Kept/svd/dropped", text=decisions),
-    Column("svd"),
-    Column("dropped"),
-    Column("macs"),
+    *csv_only("svd", "dropped", "macs"),
     Column("speedup_vs_dense", "MAC speedup", 2, "×"),
     Column("measured_modules", "Measured: modules", 2, "×"),
     Column("measured_prefill", "Measured: prefill", 2, "×"),
     Column("measured_decode", "Measured: decode", 2, "×"),
-    Column("train_seconds"),
-    Column("executed_compute"),
-    Column("ppl_first_seed"),
-    *difference_columns("to_paper", "", "_se", "_sd", "_clear"),
-    *difference_columns("to_lowest", "", "_se", "_sd", "_clear"),
+    *csv_only("train_seconds", "executed_compute", "ppl_first_seed"),
+    *csv_only("to_paper", "to_paper_se", "to_paper_sd", "to_paper_clear"),
+    *csv_only("to_lowest", "to_lowest_se", "to_lowest_sd", "to_lowest_clear"),
 )

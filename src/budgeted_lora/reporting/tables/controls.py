@@ -13,17 +13,9 @@ from budgeted_lora.reporting.contents import CONTROLS, TABLES
 from budgeted_lora.reporting.grouping import method_label, method_order
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, number
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.texts import tabulate
-from budgeted_lora.reporting.uncertainty import (
-    PPL,
-    Bootstrap,
-    add_differences,
-    difference_columns,
-    difference_text,
-    draw,
-    lines,
-)
+from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
 
 SMALLER, TRUNCATED = "smaller KD Full", "KD Full cut by SVD"
 
@@ -80,21 +72,16 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
     # KD Full and KD LoRA first, then budgets from large to small.
     frame = frame.sort_values("beside", ascending=False, na_position="first", kind="stable", ignore_index=True)
     bases = [base_runs(row, frame) for row in frame.to_dict("records")]
-    differences = [drawn.difference(mine, base) for mine, base in zip(frame["runs"], bases, strict=True)]
-    frame = add_differences(frame, "to_budgeted", differences)
+    frame = add_differences(frame, "to_budgeted", drawn, bases)
     columns = [
         Column("kind", "Student", text=student_text),
         Column("beside"),
         Column("teacher", "Teacher" if frame["teacher"].nunique() > 1 else ""),
         Column("", "MACs of", text=macs_of),
-        Column("student_layers"),
-        Column("student_ffn"),
-        Column("share"),
-        Column("train_compute"),
-        Column("tokens"),
+        *csv_only("student_layers", "student_ffn", "share", "train_compute", "tokens"),
         *PPL,
         Column("to_budgeted", "To Budgeted LoRA", text=lambda row: difference_text(row["to_budgeted_difference"])),
-        *difference_columns("to_budgeted", "_se", "_low", "_high"),
+        *csv_only("to_budgeted_se", "to_budgeted_low", "to_budgeted_high"),
         Column("", "MACs, of dense", text=lambda row: number(row["share"], 3)),
         Column("", "Train compute", text=lambda row: number(row["train_compute"], 2)),
     ]

@@ -14,7 +14,7 @@ from budgeted_lora.reporting.grouping import (
 )
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results, probe_frame
-from budgeted_lora.reporting.table import Column, Record, Table, mean_text, number
+from budgeted_lora.reporting.table import Column, Record, Table, csv_only, mean_text, number
 from budgeted_lora.reporting.texts import describe, tabulate
 from budgeted_lora.reporting.uncertainty import Bootstrap
 
@@ -71,7 +71,7 @@ def figure2_values(results: Results, published: Published, bootstrap: Bootstrap)
                 )
                 about = {"teacher": teacher, "method": method, "budget": budget_key(budget), "published_pct": printed}
                 rows.append(about | composite(scored))
-    return tabulate(results, rows=rows, columns=COMPOSITE_COLUMNS, printed_of=printed_of(results))
+    return tabulate(results, rows=rows, columns=COMPOSITE_COLUMNS)
 
 
 def composite(scored: list[Record]) -> Record:
@@ -104,14 +104,5 @@ COMPOSITE_COLUMNS = (
     Column("high_pct"),
     Column("chance_pct", "Chance %", 1),
     Column("published_pct", "Published %", 1),
-    Column("sd_pct"),
-    Column("seeds"),
+    *csv_only("sd_pct", "seeds"),
 )
-
-
-def printed_of(results: Results) -> str:
-    """What the printed composites were measured on, where it is something else than here."""
-    if results.standing.students:
-        return ""
-    others = "students of 2.55 B training tokens" if results.standing.models else "other teachers and another corpus"
-    return f"Published values are of {others}. "

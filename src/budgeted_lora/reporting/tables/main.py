@@ -17,9 +17,9 @@ from budgeted_lora.reporting.grouping import (
 )
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Column, Record, Table, duration, mean_text, number
+from budgeted_lora.reporting.table import Column, Record, Table, csv_only, duration, mean_text, number
 from budgeted_lora.reporting.texts import tabulate
-from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Run, draw, runs_of
+from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Run, difference_text, draw, runs_of
 
 Key = tuple[str, str, str]  # method, budget as in the CSV, teacher
 COSTS = (
@@ -68,12 +68,12 @@ def table2_columns(teachers: list[str]) -> list[Column]:
 
         return Column(name, f"PPL {teacher}", text=text)
 
-    columns = [Column("method"), Column("budget"), METHOD]
+    columns = [*csv_only("method", "budget"), METHOD]
     for teacher in teachers:
         columns += [perplexity(teacher), Column(f"ppl_{teacher}_se")]
     columns += COSTS
     for teacher in teachers:
-        columns += [Column(f"ppl_{teacher}_sd"), Column(f"ppl_{teacher}_seeds")]
+        columns += csv_only(f"ppl_{teacher}_sd", f"ppl_{teacher}_seeds")
     return columns
 
 
@@ -113,54 +113,38 @@ def table2_differences(results: Results, published: Published, bootstrap: Bootst
     drawn, runs = draw(results, scores, bootstrap), runs_of_rows(scores)
     rows = []
     for teacher in teacher_order(scores):
-        keys = [key for key, line in runs.items() if key[2] == teacher]
+        keys = [key for key in runs if key[2] == teacher]
         for base, other in combinations(keys, 2):
             difference, mean = drawn.difference(runs[other], runs[base]), drawn.mean(runs[base])
             if difference and mean:
                 rows.append(difference_row(other, base, difference, 100 * difference.value / mean[0]))
-    columns = difference_columns(bootstrap.confidence)
-    return tabulate(results, rows=rows, columns=columns, resamples=bootstrap.resamples)
-
-
-def difference_columns(confidence: float) -> list[Column]:
-    """Columns of the differences, in order."""
-    against = Column("", "Against", text=lambda row: method_label(row["against"], row["against_budget"]))
-    limits = Column("", f"{100 * confidence:g} % interval", text=lambda row: f"[{row['low']:+.2f}, {row['high']:+.2f}]")
-    return [
+    interval = Column(
+        "", f"{100 * bootstrap.confidence:g} % interval", text=lambda row: f"[{row['low']:+.2f}, {row['high']:+.2f}]"
+    )
+    columns = [
         Column("teacher", "Teacher"),
-        Column("method"),
-        Column("budget"),
+        *csv_only("method", "budget"),
         METHOD,
-        Column("against"),
-        Column("against_budget"),
-        against,
-        Column("difference", "PPL difference", text=signed),
-        Column("difference_se"),
-        Column("low"),
-        Column("high"),
-        limits,
+        *csv_only("against", "against_budget"),
+        Column("", "Against", text=lambda row: method_label(row["against"], row["against_budget"])),
+        Column("difference", "PPL difference", text=lambda row: row["text"]),
+        *csv_only("difference_se", "low", "high"),
+        interval,
         Column("relative_pct", "Relative", text=lambda row: f"{row['relative_pct']:+.1f} %"),
         Column("clear", "Leaves zero out", text=lambda row: "yes" if row["clear"] else "no"),
-        Column("difference_sd"),
-        Column("seeds"),
+        *csv_only("difference_sd", "seeds"),
     ]
+    return tabulate(results, rows=rows, columns=columns, resamples=bootstrap.resamples)
 
 
 def difference_row(other: Key, base: Key, difference: Difference, relative_pct: float) -> Record:
     """One row of Table 2 minus another."""
     return {
         "teacher": other[2], "method": other[0], "budget": other[1], "against": base[0], "against_budget": base[1],
-        "difference": difference.value, "difference_se": difference.standard_error,
+        "difference": difference.value, "difference_se": difference.standard_error, "text": difference_text(difference),
         "low": difference.low, "high": difference.high, "relative_pct": relative_pct,
         "clear": difference.clear, "difference_sd": difference.sd, "seeds": max(difference.seeds, 1),
     }  # fmt: skip
-
-
-def signed(row: Record) -> str:
-    """A difference with its error: +1.25 ± 0.08, of several seeds with their number."""
-    if row["seeds"] > 1:
-        return f"{row['difference']:+.2f} ± {row['difference_sd']:.2f} ({row['seeds']} seeds)"
-    return f"{row['difference']:+.2f} ± {row['difference_se']:.2f}"
 
 
 def model_columns(ppl: str) -> list[Column]:
@@ -226,5 +210,4 @@ def published_perplexities(results: Results, published: Published, bootstrap: Bo
         Column("value", "PPL, published", 2),
         Column("note", "Note", text=lambda row: row["note"]),
     ]
-    differs = results.standing.print_differs
-    return tabulate(results, rows=rows, columns=columns, differs=f": {differs}" if differs else "")
+    return tabulate(results, rows=rows, columns=columns)

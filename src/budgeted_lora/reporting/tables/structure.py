@@ -5,17 +5,9 @@ from math import nan
 from budgeted_lora.reporting.grouping import budget_key, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import DEFAULT, FILES, SPEEDS, Results
-from budgeted_lora.reporting.table import Column, Record, Table, number
+from budgeted_lora.reporting.table import Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.texts import tabulate
-from budgeted_lora.reporting.uncertainty import (
-    PPL,
-    Bootstrap,
-    add_differences,
-    difference_columns,
-    difference_text,
-    draw,
-    lines,
-)
+from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
 
 STUDENT = ["budget", "teacher", "schedule", "controller", "rank", "tokens"]
 DECISIONS = ("kept", "svd", "dropped")
@@ -44,8 +36,7 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
     frame = frame.rename(columns={"variant": "setting"})
     own = {key: group["runs"].iloc[0] for key, group in frame[frame["setting"] == DEFAULT].groupby(STUDENT)}
     bases = [own.get(tuple(key)) for key in frame[STUDENT].itertuples(index=False)]
-    differences = [drawn.difference(mine, base) for mine, base in zip(frame["runs"], bases, strict=True)]
-    frame = add_differences(frame, "to_default", differences)
+    frame = add_differences(frame, "to_default", drawn, bases)
     columns = [
         Column("budget", "F", text=lambda row: budget_key(row["budget"])),
         Column("teacher", "Teacher" if frame["teacher"].nunique() > 1 else ""),
@@ -53,15 +44,13 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
         Column("svd_threshold", "τ SVD", 2),
         Column("setting"),
         Column("kept", "Kept / SVD / dropped", text=decisions),
-        Column("svd"),
-        Column("dropped"),
+        *csv_only("svd", "dropped"),
         Column("avg_rank", "Avg. rank (of r)", text=average_rank),
         Column("macs", "MACs, of dense", text=lambda row: number(row["macs"] / row["dense_macs"], 3)),
-        Column("speedup_vs_dense"),
-        Column("tokens"),
+        *csv_only("speedup_vs_dense", "tokens"),
         *PPL,
         Column("to_default", "To the scale's own", text=to_default),
-        *difference_columns("to_default", "_se", "_low", "_high"),
+        *csv_only("to_default_se", "to_default_low", "to_default_high"),
     ]
     return tabulate(results, rows=frame, columns=columns)
 
@@ -91,19 +80,14 @@ TABLE8 = (
     Column("teacher", "Teacher"),
     Column("kept", "Kept / SVD / dropped", text=decisions),
     Column("kept_published", "Published", text=lambda row: decisions(row, "_published")),
-    Column("svd"),
-    Column("svd_published"),
-    Column("dropped"),
-    Column("dropped_published"),
+    *csv_only("svd", "svd_published", "dropped", "dropped_published"),
     Column("avg_rank", "Avg. rank (of r)", text=average_rank),
     Column("avg_rank_published", "Avg. rank, published (of 128)", 1),
     Column("param_reduction_pct", "Param. reduction", 1, " %"),
     Column("param_reduction_pct_published", "Param. reduction, published", 1, " %"),
-    Column("seeds"),
-    Column("avg_rank_sd"),
+    *csv_only("seeds", "avg_rank_sd"),
     Column("param_reduction_vs_dense_pct", "Against dense alone", 1, " %"),
-    Column("macs"),
-    Column("dense_macs"),
+    *csv_only("macs", "dense_macs"),
     Column("speedup_vs_dense", "MAC speedup, dense", 2, "×"),
     Column("speedup_vs_lora", "MAC speedup, dense + LoRA", 2, "×"),
     Column("rank"),
@@ -141,4 +125,4 @@ def measured_speedup(part: str) -> list[Column]:
     def text(row: Record) -> str:
         return f"{number(row[name], 2, unit='×')} ({number(row[f'{name}_q1'], 2)} to {number(row[f'{name}_q3'], 2)})"
 
-    return [Column(name, f"Measured: {part}", text=text), Column(f"{name}_q1"), Column(f"{name}_q3")]
+    return [Column(name, f"Measured: {part}", text=text), *csv_only(f"{name}_q1", f"{name}_q3")]
