@@ -17,7 +17,7 @@ from budgeted_lora.reporting.claims import verdicts as judged
 from budgeted_lora.reporting.claims.evidence import Evidence, Measured, Missing
 from budgeted_lora.reporting.claims.file import read_claims
 from budgeted_lora.reporting.claims.table import claims_section
-from budgeted_lora.reporting.claims.verdicts import Step, judge_near, judge_number, judge_order
+from budgeted_lora.reporting.claims.verdicts import Step, judge_number, judge_steps
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.standing import Standing
 from budgeted_lora.reporting.table import write_table
@@ -43,8 +43,13 @@ def noisier(steps: list[Step], factor: float) -> list[Step]:
     return [replace(step, tolerance=step.tolerance * factor) for step in steps]
 
 
+def near(steps: list[Step | Missing]) -> list[Step | Missing]:
+    """The same steps with a claim that both sides are equal within 1."""
+    return [replace(step, margin=1.0) if isinstance(step, Step) else step for step in steps]
+
+
 def verdicts(steps: list[Step | Missing]) -> tuple[str, str]:
-    return judge_order(steps), judge_near(steps, margin=1.0)
+    return judge_steps(steps), judge_steps(near(steps))
 
 
 @given(STEPS_OF, FACTOR)
@@ -84,24 +89,24 @@ def test_the_order_of_comparisons_does_not_matter(steps: list[Step], random) -> 
 @hypothesis_settings(deadline=None, max_examples=100)
 def test_a_claim_and_its_contrary_are_never_both_reproduced(steps: list[Step]) -> None:
     turned = [replace(step, gap=-step.gap) for step in steps]
-    found = {judge_order(steps), judge_order(turned)}
+    found = {judge_steps(steps), judge_steps(turned)}
     assert found in (
         {judged.REPRODUCED, judged.DIFFERS},
         {judged.DIFFERS},
         {judged.NOISE},
         {judged.NOISE, judged.DIFFERS},
     )
-    assert judge_near(turned, margin=1.0) == judge_near(steps, margin=1.0)
+    assert judge_steps(near(turned)) == judge_steps(near(steps))
 
 
 @given(STEPS_OF)
 @hypothesis_settings(deadline=None, max_examples=100)
 def test_one_more_comparison_never_turns_differs_into_a_pass(steps: list[Step]) -> None:
     for count in range(1, len(steps)):
-        if judge_order(steps[:count]) == judged.DIFFERS:
-            assert judge_order(steps) == judged.DIFFERS
-        if judge_order(steps) == judged.REPRODUCED:
-            assert judge_order(steps[:count]) == judged.REPRODUCED
+        if judge_steps(steps[:count]) == judged.DIFFERS:
+            assert judge_steps(steps) == judged.DIFFERS
+        if judge_steps(steps) == judged.REPRODUCED:
+            assert judge_steps(steps[:count]) == judged.REPRODUCED
 
 
 def test_equal_levels_have_no_tolerance_of_their_own() -> None:
@@ -110,8 +115,8 @@ def test_equal_levels_have_no_tolerance_of_their_own() -> None:
     evidence = Evidence.__new__(Evidence)
     evidence.bootstrap = Bootstrap()
     assert evidence.tolerance(one, two) == 0.0
-    assert judge_order([Step("", 0.0, 0.0, "")]) == judged.NOISE
-    assert judge_order([Step("", 1.0, 0.0, "")]) == judged.REPRODUCED
+    assert judge_steps([Step("", 0.0, 0.0, "")]) == judged.NOISE
+    assert judge_steps([Step("", 1.0, 0.0, "")]) == judged.REPRODUCED
 
 
 # --- the whole file on a whole folder, and the page

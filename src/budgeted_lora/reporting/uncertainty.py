@@ -21,6 +21,7 @@ from budgeted_lora.reporting.results import RECIPE, Results, variant_folder
 from budgeted_lora.reporting.table import ABSENT, Column, Record, csv_only, mean_text, number
 
 ENDS = {"": "value", "_se": "standard_error", "_low": "low", "_high": "high", "_sd": "sd"}
+OTHER_WINDOWS = "scored other validation windows than {first}; expected the same for every model"
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,8 @@ def draw(results: Results, scores: pd.DataFrame, bootstrap: Bootstrap) -> Drawn:
     slices = dict(zip(listed, scores["slice"], strict=True))
     for run, frame in present.items():
         if not np.array_equal(frame["tokens"].to_numpy(), tokens) or slices[run] != slices[first]:
-            raise BadInput(
-                f"{results.root / variant_folder(run.cell, run.variant)}: scored other validation windows than "
-                f"{first.cell}; expected the same for every model"
-            )
+            folder = results.root / variant_folder(run.cell, run.variant)
+            raise BadInput(f"{folder}: {OTHER_WINDOWS.format(first=first.cell)}")
     nll = np.stack([frame["nll"].to_numpy() for frame in present.values()])
     draws = resampled_perplexities(nll, tokens, resamples=bootstrap.resamples, seed=bootstrap.seed)
     values = dict(zip(present, map(float, perplexities(nll, tokens)), strict=True))

@@ -19,6 +19,7 @@ from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results, S
 from budgeted_lora.reporting.standing import PAPER_RANK
 from budgeted_lora.reporting.table import number
 from budgeted_lora.reporting.uncertainty import (
+    OTHER_WINDOWS,
     Bootstrap,
     Group,
     Spread,
@@ -86,11 +87,9 @@ class Evidence:
 
     def __init__(self, results: Results, config: Config, bootstrap: Bootstrap) -> None:
         self.results, self.config, self.bootstrap = results, config, bootstrap
-        self._spreads: dict[tuple[Metric, Group | None], Spread] = {}
         self._samples: dict[Metric, dict[Group, list[list[float]]]] = {}
-        self._drawn: dict[str, np.ndarray | Missing] = {}
+        self._drawn: dict[str, np.ndarray] = {}
         self._first: tuple[str, np.ndarray, Any] | None = None
-        self._measured: dict[tuple[Selection, Metric], Measured | Missing] = {}
 
     def find(self, selection: Selection, metric: Metric) -> Measured | Missing:
         """The measured value of a metric of the students that a selection names.
@@ -98,12 +97,6 @@ class Evidence:
         Raises:
             BadInput: two models scored different validation windows.
         """
-        key = (selection, metric)
-        if key not in self._measured:
-            self._measured[key] = self._find(selection, metric)
-        return self._measured[key]
-
-    def _find(self, selection: Selection, metric: Metric) -> Measured | Missing:
         if selection.model is not None:
             return self._gather([selection.model], metric, group=None)
         cells = self._select(selection, metric)
@@ -169,12 +162,9 @@ class Evidence:
         """Seed standard deviation of a metric (`spread_of`); zero for models without training runs."""
         if one.group is None or one.metric not in VARYING:
             return Spread()
-        key = (one.metric, one.group)
-        if key not in self._spreads:
-            if one.metric not in self._samples:
-                self._samples[one.metric] = self._runs(one.metric)
-            self._spreads[key] = spread_of(one.group, self._samples[one.metric])
-        return self._spreads[key]
+        if one.metric not in self._samples:
+            self._samples[one.metric] = self._runs(one.metric)
+        return spread_of(one.group, self._samples[one.metric])
 
     def _runs(self, metric: Metric) -> dict[Group, list[list[float]]]:
         """Levels of the runs of every recipe, by method and budget."""
@@ -248,29 +238,22 @@ class Evidence:
 
     def _draw(self, folder: str) -> np.ndarray | Missing:
         """Bootstrap draws [resamples] of a model's ln perplexity; the same windows are drawn for every model."""
-        if folder not in self._drawn:
-            scored = self._scored(folder)
-            windows = self.results.windows(scored)
-            if windows is None:
-                self._drawn[folder] = Missing(f"no value in {scored}/perplexity_windows.parquet")
-            else:
-                tokens = windows["tokens"].to_numpy()
-                self._same_windows(scored, tokens)
-                nll = windows["nll"].to_numpy()[None]
-                how = {"resamples": self.bootstrap.resamples, "seed": self.bootstrap.seed}
-                self._drawn[folder] = np.log(resampled_perplexities(nll, tokens, **how)[:, 0])
-        return self._drawn[folder]
-
-    def _same_windows(self, scored: str, tokens: np.ndarray) -> None:
+        if folder in self._drawn:
+            return self._drawn[folder]
+        scored = self._scored(folder)
+        windows = self.results.windows(scored)
+        if windows is None:
+            return Missing(f"no value in {scored}/perplexity_windows.parquet")
+        tokens = windows["tokens"].to_numpy()
         piece = value_at(self._json(f"{scored}/perplexity.json"), COLUMNS["slice"].key)
-        if self._first is None:
-            self._first = (scored, tokens, piece)
-        first, its_tokens, its_piece = self._first
-        if not np.array_equal(tokens, its_tokens) or piece != its_piece:
-            raise BadInput(
-                f"{self.results.root / scored}: scored other validation windows than {first}; "
-                "expected the same for every model"
-            )
+        self._first = self._first or (scored, tokens, piece)
+        first, first_tokens, first_piece = self._first
+        if not np.array_equal(tokens, first_tokens) or piece != first_piece:
+            raise BadInput(f"{self.results.root / scored}: {OTHER_WINDOWS.format(first=first)}")
+        nll = windows["nll"].to_numpy()[None]
+        resamples, seed = self.bootstrap.resamples, self.bootstrap.seed
+        self._drawn[folder] = np.log(resampled_perplexities(nll, tokens, resamples=resamples, seed=seed)[:, 0])
+        return self._drawn[folder]
 
 
 def source_of(metric: Metric) -> Source:

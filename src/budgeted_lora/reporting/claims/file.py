@@ -3,7 +3,8 @@
 A statement names students by fields of their recipe. Verdicts are in `verdicts`, measured values in `evidence`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,40 +116,40 @@ class Printed(Statement):
         return Selection(table=self.table, **line.fields)
 
 
-class Order(Statement):
-    """A quantity rises or falls from step to step, or from the first to each of the others; in every case of `each`."""
+class Comparison(Statement):
+    """A quantity of several students, compared from step to step in every case of `each`."""
 
-    kind: Literal["order"]
     metric: Metric
-    direction: Literal["rising", "falling"]
-    compare: Literal["chain", "first"] = "chain"
     of: Selection = Selection()
     steps: list[Selection] = Field(min_length=2)
     each: list[Selection] = Field(default_factory=lambda: [Selection()], min_length=1)
 
     def pairs(self) -> list[tuple[Selection, Selection]]:
         """Every comparison, as (from, to)."""
-        pairs = []
-        for case in self.each:
-            whole = [self.of.over(case, step) for step in self.steps]
-            starts = whole[:-1] if self.compare == "chain" else whole[:1] * (len(whole) - 1)
-            pairs += zip(starts, whole[1:], strict=True)
-        return pairs
+        cases = [[self.of.over(case, step) for step in self.steps] for case in self.each]
+        return [pair for case in cases for pair in pairwise(case)]
 
 
-class Near(Statement):
-    """Two quantities differ by no more than a margin, in every case of `each`."""
+class Order(Comparison):
+    """A quantity rises or falls from step to step, or from the first to each of the others."""
 
-    kind: Literal["near"]
-    metric: Metric
-    margin_pct: float = Field(gt=0)
-    of: Selection = Selection()
-    steps: list[Selection] = Field(min_length=2, max_length=2)
-    each: list[Selection] = Field(default_factory=lambda: [Selection()], min_length=1)
+    kind: Literal["order"]
+    direction: Literal["rising", "falling"]
+    compare: Literal["chain", "first"] = "chain"
 
     def pairs(self) -> list[tuple[Selection, Selection]]:
-        """Every comparison."""
-        return [(self.of.over(case, self.steps[0]), self.of.over(case, self.steps[1])) for case in self.each]
+        if self.compare == "chain":
+            return super().pairs()
+        first, *others = self.steps
+        return [(self.of.over(case, first), self.of.over(case, step)) for case in self.each for step in others]
+
+
+class Near(Comparison):
+    """Two quantities differ by no more than a margin."""
+
+    kind: Literal["near"]
+    margin_pct: float = Field(gt=0)
+    steps: list[Selection] = Field(min_length=2, max_length=2)
 
 
 class Swapped(Statement):
@@ -226,17 +227,13 @@ def read_claims(path: Path | str, printed: Sequence[Line]) -> ClaimsFile:
 
 def lines_of(claim: Claim) -> list[Lines]:
     """The printed numbers a claim names."""
-    if isinstance(claim, Printed):
-        return [claim.lines]
-    if isinstance(claim, Open):
-        return [claim.lines] if claim.lines else []
-    return claim.lines if isinstance(claim, Swapped | Slip) else []
+    lines = getattr(claim, "lines", None) or []
+    return lines if isinstance(lines, list) else [lines]
 
 
-def selections(claim: Claim) -> Iterator[Selection]:
+def selections(claim: Claim) -> list[Selection]:
     """The students a claim names, as far as that is known without the printed numbers."""
-    if isinstance(claim, Order | Near):
-        for pair in claim.pairs():
-            yield from pair
-    elif isinstance(claim, Printed | Swapped | Open) and claim.table is not None:
-        yield Selection(table=claim.table)
+    if isinstance(claim, Comparison):
+        return [selection for pair in claim.pairs() for selection in pair]
+    table = getattr(claim, "table", None)
+    return [Selection(table=table)] if table else []

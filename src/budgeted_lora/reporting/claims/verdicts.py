@@ -69,6 +69,7 @@ class Step:
         tolerance: as large a gap either way may be chance.
         sides: what is compared.
         guessing: both are accuracies no better than chance.
+        margin: largest gap of two that are claimed to be equal; None for a claimed direction.
     """
 
     label: str
@@ -77,32 +78,28 @@ class Step:
     text: str
     sides: tuple[Measured, ...] = ()
     guessing: bool = False
+    margin: float | None = None
 
     @property
     def contradicts(self) -> bool:
-        return self.gap < -self.tolerance
+        if self.margin is None:
+            return self.gap < -self.tolerance
+        return abs(self.gap) - self.tolerance > self.margin
 
     @property
     def clear(self) -> bool:
-        return self.gap > self.tolerance
+        if self.margin is None:
+            return self.gap > self.tolerance
+        return abs(self.gap) + self.tolerance <= self.margin
 
 
-def judge_order(steps: Sequence[Step | Missing]) -> str:
-    """Verdict on a direction claimed of every step."""
+def judge_steps(steps: Sequence[Step | Missing]) -> str:
+    """Verdict on what is claimed of every step."""
     if any(isinstance(step, Missing) for step in steps):
         return NOT_RUN
     if any(step.contradicts for step in steps):
         return DIFFERS
     return REPRODUCED if all(step.clear for step in steps) else NOISE
-
-
-def judge_near(steps: Sequence[Step | Missing], *, margin: float) -> str:
-    """Verdict on two quantities being within `margin` of each other in every step."""
-    if any(isinstance(step, Missing) for step in steps):
-        return NOT_RUN
-    if any(abs(step.gap) - step.tolerance > margin for step in steps):
-        return DIFFERS
-    return REPRODUCED if all(abs(step.gap) + step.tolerance <= margin for step in steps) else NOISE
 
 
 def judge_number(*, off: float, rounding: float, tolerance: float) -> str:
@@ -114,12 +111,8 @@ def judge_number(*, off: float, rounding: float, tolerance: float) -> str:
 
 def judged_here(claim: Statement, standing: Standing) -> bool:
     """Whether a claim can be judged at a scale of this standing: see the head of claims.yaml."""
-    return {
-        "paper": standing.students,
-        "proportions": standing.proportions,
-        "trends": standing.taught,
-        "everywhere": True,
-    }[claim.judged]
+    allowed = {"paper": standing.students, "proportions": standing.proportions, "trends": standing.taught}
+    return claim.judged == "everywhere" or allowed[claim.judged]
 
 
 def judge(claim: Claim, evidence: Evidence, printed: Sequence[Line]) -> list[Row]:
@@ -127,7 +120,8 @@ def judge(claim: Claim, evidence: Evidence, printed: Sequence[Line]) -> list[Row
     if isinstance(claim, Printed):
         return [number_row(claim, line, evidence) for line in claim.lines.of(printed)]
     if isinstance(claim, Open):
-        return open_rows(claim, evidence, printed)
+        lines = claim.lines.of(printed) if claim.lines else []
+        return [open_row(claim, line, evidence) for line in lines] or [blank(claim, status=OPEN)]
     if isinstance(claim, Slip):
         return [slip_row(claim, printed)]
     if isinstance(claim, Swapped):
@@ -137,8 +131,7 @@ def judge(claim: Claim, evidence: Evidence, printed: Sequence[Line]) -> list[Row
 
 def number_row(claim: Printed, line: Line, evidence: Evidence) -> Row:
     """A printed number beside what was measured; nothing stands beside it where it cannot be judged."""
-    named = f"{claim.claim}: {line_label(line)}"
-    about = {"claim": named, "published": line.text, "id": line_id(claim, line)}
+    about = number_texts(claim, line)
     if not judged_here(claim, evidence.results.standing):
         return blank(claim, status=NOT_JUDGED, **about)
     metric = claim.lines.metric
@@ -169,18 +162,13 @@ def distance(ours: Measured, line: Line, evidence: Evidence) -> float:
     return max(abs(scale * level - line.value) for level in ours.levels)
 
 
-def open_rows(claim: Open, evidence: Evidence, printed: Sequence[Line]) -> list[Row]:
-    """What the paper leaves open: its numbers without a verdict, and what was measured where that can be compared."""
-    if claim.lines is None:
-        return [blank(claim, status=OPEN)]
-    rows = []
-    for line in claim.lines.of(printed):
-        about = {"claim": f"{claim.claim}: {line_label(line)}", "published": line.text, "id": line_id(claim, line)}
-        ours = evidence.find(claim.selection(line), claim.lines.metric)
-        if isinstance(ours, Measured) and judged_here(claim, evidence.results.standing):
-            about |= {"measured": ours.text, "files": ours.files}
-        rows.append(blank(claim, status=OPEN, **about))
-    return rows
+def open_row(claim: Open, line: Line, evidence: Evidence) -> Row:
+    """A number that the paper leaves open: without a verdict, beside what was measured where that can be compared."""
+    about = number_texts(claim, line)
+    ours = evidence.find(claim.selection(line), claim.lines.metric)
+    if isinstance(ours, Measured) and judged_here(claim, evidence.results.standing):
+        about |= {"measured": ours.text, "files": ours.files}
+    return blank(claim, status=OPEN, **about)
 
 
 def slip_row(claim: Slip, printed: Sequence[Line]) -> Row:
@@ -215,28 +203,20 @@ def swapped_row(claim: Swapped, evidence: Evidence, printed: Sequence[Line]) -> 
 
 def steps_row(claim: Order | Near, evidence: Evidence, printed: Sequence[Line]) -> Row:
     """A direction or an equality over one or more comparisons."""
-    pairs = claim.pairs()
-    names = labels(pairs)
-    prints = [printed_step(claim, left, right, name, printed) for (left, right), name in zip(pairs, names, strict=True)]
+    compared = labelled(claim.pairs())
+    prints = [printed_step(claim, left, right, name, printed) for name, left, right in compared]
     published = "; ".join(text for text in prints if text)
     if not judged_here(claim, evidence.results.standing):
         return blank(claim, status=NOT_JUDGED, published=published)
-    steps = [step(claim, left, right, name, evidence) for (left, right), name in zip(pairs, names, strict=True)]
+    steps = [step(claim, left, right, name, evidence) for name, left, right in compared]
     measured = [one for one in steps if isinstance(one, Step)]
     tolerances = [one.tolerance for one in measured]
-    if isinstance(claim, Order):
-        status = judge_order(steps)
-        against, unsure = [one for one in measured if one.contradicts], [one for one in measured if not one.clear]
-    else:
-        margin = claim.margin_pct / 100.0
-        status = judge_near(steps, margin=margin)
-        against = [one for one in measured if abs(one.gap) - one.tolerance > margin]
-        unsure = [one for one in measured if abs(one.gap) + one.tolerance > margin]
+    status = judge_steps(steps)
     reasons = list(dict.fromkeys(one.reason for one in steps if isinstance(one, Missing)))
     if status == DIFFERS:
-        reasons = [f"against it: {', '.join(one.label for one in against)}"]
+        reasons = [f"against it: {', '.join(one.label for one in measured if one.contradicts)}"]
     elif status == NOISE:
-        reasons = [f"not clear: {', '.join(one.label for one in unsure)}"]
+        reasons = [f"not clear: {', '.join(one.label for one in measured if not one.clear)}"]
     guesses = [one.label for one in measured if one.guessing]
     if guesses:
         reasons.append(f"no better than guessing: {'all' if len(guesses) == len(measured) else ', '.join(guesses)}")
@@ -264,8 +244,9 @@ def step(claim: Order | Near, left: Selection, right: Selection, name: str, evid
     else:
         text = f"{name} {first.text} to {second.text}" + (f" (± {tolerance:.2g})" if tolerance else "")
     falling = isinstance(claim, Order) and claim.direction == "falling"
+    margin = claim.margin_pct / 100.0 if isinstance(claim, Near) else None
     guessing = claim.metric == "icl" and max(first.value - first.chance, second.value - second.chance) <= 0.0
-    return Step(name, -gap if falling else gap, tolerance, text, (first, second), guessing)
+    return Step(name, -gap if falling else gap, tolerance, text, (first, second), guessing, margin)
 
 
 def printed_value(selection: Selection, metric: Metric, printed: Sequence[Line]) -> Line | None:
@@ -292,19 +273,19 @@ def printed_step(claim: Order | Near, left: Selection, right: Selection, name: s
     return f"{name} {first.text} to {second.text}"
 
 
-def labels(pairs: list[tuple[Selection, Selection]]) -> list[str]:
-    """What each comparison compares, in the fields that the claim varies: `1B: KD Full → KD LoRA`."""
+def labelled(pairs: list[tuple[Selection, Selection]]) -> list[tuple[str, Selection, Selection]]:
+    """Each comparison with its name, in the fields that the claim varies: `1B: KD Full → KD LoRA`."""
     given = [one.given for pair in pairs for one in pair]
     fields = [name for name in Selection.model_fields if name != "table"]
     varied = [name for name in fields if len({repr(one.get(name)) for one in given}) > 1]
-    names = []
+    compared = []
     for left, right in pairs:
         both = [name for name in varied if left.given.get(name) == right.given.get(name)]
         apart = [name for name in varied if name not in both]
         common = words(left.given, both)
         change = f"{words(left.given, apart)} → {words(right.given, apart)}"
-        names.append(f"{common}: {change}" if common else change)
-    return names
+        compared.append((f"{common}: {change}" if common else change, left, right))
+    return compared
 
 
 def words(given: dict[str, Any], names: Sequence[str]) -> str:
@@ -322,15 +303,12 @@ def words(given: dict[str, Any], names: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def line_label(line: Line) -> str:
-    """Whose number it is: KD LoRA, 1B, init=mixed."""
+def number_texts(claim: Statement, line: Line) -> dict[str, Any]:
+    """Texts of a row on one printed number; the claim says whose it is: KD LoRA, 1B, init=mixed."""
     method = "teacher itself" if line.method == "pretrained" else method_label(line.method)
-    return ", ".join(part for part in (method, line.teacher, line.setting) if part)
-
-
-def line_id(claim: Statement, line: Line) -> str:
-    """Id of one number of a claim."""
-    return "/".join(part for part in (claim.id, line.method, line.teacher, line.setting.replace(" ", ",")) if part)
+    whose = ", ".join(part for part in (method, line.teacher, line.setting) if part)
+    parts = (claim.id, line.method, line.teacher, line.setting.replace(" ", ","))
+    return {"claim": f"{claim.claim}: {whose}", "published": line.text, "id": "/".join(part for part in parts if part)}
 
 
 def blank(stated: Claim, *, status: str, files: tuple[str, ...] = (), **fields: str) -> Row:
