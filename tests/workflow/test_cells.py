@@ -19,7 +19,7 @@ from budgeted_lora.method.structure import steps_needed
 from budgeted_lora.workflow import options
 from budgeted_lora.workflow.cells import Cell, cells
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.recipes import control_shape, default_budgeted, differences, planned, student_shape
+from budgeted_lora.workflow.recipes import control_shape, default_recipe, differences, planned, student_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1, "tokens": 4096}
@@ -206,7 +206,7 @@ def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
         assume(False)
     full = student_shape(scale)
     control = replace(full, layers=layers, ffn=ffn)
-    left_over = planned(scale, default_budgeted(scale, budget)).totals.macs - dense_macs(control)
+    left_over = planned(scale, default_recipe(scale, "budgeted_lora", budget)).totals.macs - dense_macs(control)
     assert left_over >= 0
     assert control == full or left_over < layers * (3 * full.hidden + 1)
 

@@ -143,11 +143,7 @@ def export_notes(records: dict[str, str], unfinished: dict[str, Path]) -> tuple[
 
 
 def write_archive(path: Path, manifest: Manifest, records: bytes, *, name: str) -> None:
-    """Write the archive called `name` to `path`.
-
-    Raises:
-        BadInput: a file changed since the manifest was made.
-    """
+    """Write the archive called `name` to `path`. Raises BadInput if a file changed since the manifest was made."""
     head = canonical_json(manifest.model_dump(mode="json")).encode()
     with form.writing(path, name=name) as tar:
         for first, content in ((form.MANIFEST, head), (form.DIGEST, form.digest_line(head)), (form.RECORDS, records)):
@@ -185,7 +181,11 @@ def import_archive(archive: Path, *, force: bool = False) -> Summary:
     with ExitStack() as stack:
         tar = stack.enter_context(form.reading(archive))
         manifest = form.read_manifest(tar)
-        check_before(archive, manifest)
+        if snakemake.at_work(manifest.scale):
+            raise BadInput(snakemake.busy(manifest.scale))
+        free = shutil.disk_usage(".").free
+        if manifest.total_bytes > free:
+            raise BadInput(f"{archive}: needs {size(manifest.total_bytes)}, but only {size(free)} are free here")
         staged = {root: stack.enter_context(staging(Path(root), manifest.scale)) for root in ("results", "reports")}
         records = unpack(tar, manifest, staged)
         differing = differences(manifest)
@@ -197,15 +197,6 @@ def import_archive(archive: Path, *, force: bool = False) -> Summary:
         place(manifest, staged)
     snakemake.put(records)
     return Summary(manifest.scale, len(manifest.files), manifest.total_bytes, len(records))
-
-
-def check_before(archive: Path, manifest: Manifest) -> None:
-    """Refuse what can be refused before anything is unpacked."""
-    if snakemake.at_work(manifest.scale):
-        raise BadInput(snakemake.busy(manifest.scale))
-    free = shutil.disk_usage(".").free
-    if manifest.total_bytes > free:
-        raise BadInput(f"{archive}: needs {size(manifest.total_bytes)}, but only {size(free)} are free here")
 
 
 @contextmanager

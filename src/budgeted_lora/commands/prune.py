@@ -123,28 +123,15 @@ def remove(graph: Graph, leftovers: Sequence[Leftover]) -> int:
         raise BadInput(records.busy(graph.config.scale))
     freed = 0
     for item in leftovers:
-        size = item.bytes
-        if item.path.parent == Path(graph.results) / "state":
-            remove_state(item.path)
-        else:
-            for path in (item.path, *item.also):
-                remove_path(path)
-        freed += size
+        freed += item.bytes
+        for path in (item.path, *item.also):
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
+            elif path.parent == Path(graph.results) / "state":
+                from budgeted_lora.training.state import locked_folder
+
+                with locked_folder(path):  # so that no run can resume it in between
+                    shutil.rmtree(path)
+            else:
+                shutil.rmtree(path)
     return freed
-
-
-def remove_state(folder: Path) -> None:
-    """Remove a training state while holding its lock, so that no run can resume it in between."""
-    if not folder.is_dir() or folder.is_symlink():
-        return remove_path(folder)
-    from budgeted_lora.training.state import locked_folder
-
-    with locked_folder(folder):
-        shutil.rmtree(folder)
-
-
-def remove_path(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from budgeted_lora.commands.show_structures import describe_structure, render_plan
 from budgeted_lora.commands.text import WIDTH, duration, size, table
-from budgeted_lora.planning.costs import CellCost, JobCost, ScaleCosts
+from budgeted_lora.planning.costs import CellCost, ScaleCosts
 from budgeted_lora.planning.devices import EFFICIENCY, Slots
 from budgeted_lora.planning.findings import Finding, gib, troubles
 from budgeted_lora.planning.storage import disk
@@ -58,9 +58,6 @@ def totals(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
     }
 
 
-# --- structures
-
-
 def structures_json(graph: Graph) -> list[dict[str, Any]]:
     """What `plan --json` prints: the planned structures, then those that finished compressions left."""
     compressed = [item.as_json() for item in own_structures(graph) if item.structure is not None]
@@ -86,18 +83,23 @@ def render_structures(graph: Graph) -> str:
     return text + "".join(f"{line}\n" for line in lines)
 
 
-# --- costs
-
-
 def render_costs(costs: ScaleCosts, *, gpus: int) -> str:
     """The cells, grouped by equal costs; a line for every other job on a device; then sums."""
     slots = Slots(gpus, costs.config.gpus_per_run)
     lines = ["", *_heading(costs, slots), "", *_cells(costs.cells)]
     if any(cell.measured for cell in costs.cells):
         lines.append("* measured here")
-    heading = ("job", "tokens", "FLOPs", "time", "memory", "disk")
-    lines += ["", *table([heading, *map(_job, costs.jobs)], numbers=range(1, 6))]
-    lines += ["", *_sums(costs, slots), "", *_disk(costs, slots)]
+    jobs = [("job", "tokens", "FLOPs", "time", "memory", "disk")]
+    for job in costs.jobs:
+        stored = size(job.disk_bytes) if job.disk_bytes else ""
+        jobs.append(
+            (job.job, f"{job.tokens:,}", f"{job.flops:.2e}", duration(job.seconds), gib(job.device_bytes), stored)
+        )
+    lines += ["", *table(jobs, numbers=range(1, 6))]
+    space = disk(costs, slots=slots)
+    parts = ", ".join(f"{name} {size(value)}" for name, value in asdict(space).items() if value)
+    text = f"Disk: {size(space.total)} in all: {parts}; a tenth more for small files."
+    lines += ["", *_sums(costs, slots), "", *wrap(text, WIDTH, subsequent_indent="  ")]
     lines.append("Not counted: corpus, compression, timing of structures, tables and figures.")
     return "\n".join(lines) + "\n"
 
@@ -152,13 +154,6 @@ def _sums(costs: ScaleCosts, slots: Slots) -> Iterator[str]:
     yield from ("", *wrap(memory, WIDTH, subsequent_indent="  "))
 
 
-def _disk(costs: ScaleCosts, slots: Slots) -> list[str]:
-    space = disk(costs, slots=slots)
-    parts = ", ".join(f"{name} {size(value)}" for name, value in asdict(space).items() if value)
-    text = f"Disk: {size(space.total)} in all: {parts}; a tenth more for small files."
-    return wrap(text, WIDTH, subsequent_indent="  ")
-
-
 def _cell(cell: CellCost) -> tuple[str, ...]:
     flops = (cell.teacher_flops, cell.student_flops, cell.evaluation_flops)
     return (
@@ -170,20 +165,6 @@ def _cell(cell: CellCost) -> tuple[str, ...]:
         gib(cell.host_bytes),
         size(cell.disk_bytes),
     )
-
-
-def _job(job: JobCost) -> tuple[str, ...]:
-    return (
-        job.job,
-        f"{job.tokens:,}",
-        f"{job.flops:.2e}",
-        duration(job.seconds),
-        gib(job.device_bytes),
-        size(job.disk_bytes) if job.disk_bytes else "",
-    )
-
-
-# --- findings
 
 
 def render_findings(findings: Sequence[Finding], *, scale: str) -> str:

@@ -29,7 +29,11 @@ def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None 
         f"LoRA rank {', '.join(map(str, ranks))}.",
         f"{len(first.modules)} modules, {first.totals.dense_macs:,} dense MACs per token.",
         "Speedups are ratios of MACs, not timings; `fewer` is of parameters; train compute is KD Full = 1.",
-        *dict.fromkeys(f"Schedule{_schedule(item)} of the steps." for item in structures),
+        *dict.fromkeys(
+            f"Schedule{f' {item.schedule}:' if item.schedule else ''} from {item.rule.start:g} to {item.rule.end:g} "
+            "of the steps."
+            for item in structures
+        ),
         "",
         *_table(structures),
     ]
@@ -72,11 +76,6 @@ def _retention(module: PlannedModule) -> str:
     if module.decision == "svd":
         return f" (d = {module.d:g}, rank {module.svd_rank} + {module.rank})"
     return "" if module.d in (0.0, 1.0) else f" (d = {module.d:g})"
-
-
-def _schedule(item: Structure) -> str:
-    name = f" {item.schedule}:" if item.schedule else ""
-    return f"{name} from {item.rule.start:g} to {item.rule.end:g}"
 
 
 def _table(structures: Sequence[Structure]) -> list[str]:

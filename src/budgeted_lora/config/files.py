@@ -43,12 +43,6 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def scales_in(folder: Path) -> list[str]:
-    """Names of the scale files in a folder: those with a `scale:` key."""
-    files = sorted(folder.glob("*.yaml"))
-    return [path.stem for path in files if re.search(r"^scale:", path.read_text(encoding="utf-8"), re.MULTILINE)]
-
-
 def read_layers(path: Path | str, overrides: dict[str, Any] | None = None) -> list[Layer]:
     """A scale file and the chain of files it `extends:`, topmost first; overrides, if any, come before the file.
 
@@ -77,16 +71,13 @@ def read_layers(path: Path | str, overrides: dict[str, Any] | None = None) -> li
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The values of one file.
-
-    Raises:
-        BadInput: the file is missing, not YAML, not a mapping, or has a key twice.
-    """
+    """The values of one file. Raises BadInput if the file is missing, not YAML, not a mapping, or has a key twice."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        known = ", ".join(scales_in(path.parent)) or "none"
-        raise BadInput(f"{path}: no such scale file; expected one of: {known}") from None
+        files = {file.stem: file.read_text(encoding="utf-8") for file in sorted(path.parent.glob("*.yaml"))}
+        known = ", ".join(name for name, text in files.items() if re.search(r"^scale:", text, re.MULTILINE))
+        raise BadInput(f"{path}: no such scale file; expected one of: {known or 'none'}") from None
     except yaml.constructor.ConstructorError as error:
         raise BadInput(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
@@ -100,11 +91,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def check_name(path: Path, name: object) -> None:
-    """Refuse a scale that is not named after its file.
-
-    Raises:
-        BadInput: the name is missing or different.
-    """
+    """Refuse a scale that is not named after its file. Raises BadInput if the name is missing or different."""
     if name is None:
         raise BadInput(f"{path}: scale is missing, expected `scale: {path.stem}`, the name of the file")
     if name != path.stem:

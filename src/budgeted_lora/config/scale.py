@@ -150,13 +150,15 @@ def check_sources(config: Config) -> str | None:
         return f"calibration.teachers needs the paper's checkpoints, but teachers is {config.teachers}"
     if config.corpus.shards is not None and config.teachers == "pretrain":
         return "corpus.shards needs teachers that have a tokenizer; teachers: pretrain makes one"
-    for name, teacher in config.teacher_ladder.items():
-        if config.teachers == "folder" and not teacher.folder:
-            return f"teacher_ladder.{name}.folder must name a checkpoint folder when teachers is folder"
-        if config.teachers == "hub" and not teacher.hub:
-            return f"teacher_ladder.{name}.hub must name a checkpoint when teachers is hub"
-        if config.teachers == "pretrain" and not teacher.tokens:
-            return f"teacher_ladder.{name}.tokens must say how long to pretrain when teachers is pretrain"
+    needed = {
+        "folder": ("folder", "name a checkpoint folder"),
+        "hub": ("hub", "name a checkpoint"),
+        "pretrain": ("tokens", "say how long to pretrain"),
+    }
+    for name, teacher in config.teacher_ladder.items() if config.teachers in needed else ():
+        field, purpose = needed[config.teachers]
+        if not getattr(teacher, field):
+            return f"teacher_ladder.{name}.{field} must {purpose} when teachers is {config.teachers}"
     return None
 
 

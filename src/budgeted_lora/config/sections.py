@@ -216,7 +216,7 @@ class EvaluationOptions(Evaluation):
 
     sequence_length: Positive = key(..., "Tokens of a window, and the most a prompt with its answer may have.")
     rows: Packing = key(..., "Packing: documents joined and cut, or one document per window.")
-    validation_tokens: Positive = key(..., "Tokens the perplexity is measured on at most.")
+    validation_tokens: Positive = key(..., "Maximum number of tokens to measure perplexity on.")
     slice_per_mille: int = key(..., "Which (probe, input) pairs are queries.", ge=1, lt=1000)
     hold_out_words: bool = key(..., "Whether queries use only words that no training demonstration has.")
     prompt_space: bool = key(..., "Whether a space follows `Q:` and `A:`.")

@@ -83,12 +83,10 @@ def matching(name: str) -> Device:
 
     The entry is returned under the driver's name, so that a plan says what it was made for.
     """
-    words = name.upper().replace(" ", "").replace("-", "")
-    size = "A10040GB" if "40GB" in words else "A10080GB"
-    known = {"A100": size, "H100": "H100", "H200": "H200", "RTX4090": "RTX4090", "RTX3090": "RTX3090"}
-    entry = next((value for key, value in known.items() if key in words), "A10080GB")
-    device = next(device for key, device in GPUS.items() if key.upper().replace("-", "") == entry)
-    return replace(device, name=name)
+    words = name.lower().replace(" ", "").replace("-", "")
+    a100 = "a100-40gb" if "a100" in words and "40gb" in words else "a100-80gb"
+    entry = next((key for key in ("h100", "h200", "rtx4090", "rtx3090") if key in words), a100)
+    return replace(GPUS[entry], name=name)
 
 
 def named_device(name: str | None, config: Config, *, utilisation: float | None = None) -> Device:

@@ -103,7 +103,11 @@ def _check(source: Repository, results: Path, config: Config, *, ask: bool) -> F
 
 
 def _check_shards(source: Repository, jobs: ShardJobs, *, name: str, what: str, ask: bool, scale: str) -> Finding:
-    absent = [shard for shard in jobs.names if not _is_present(jobs, shard)]
+    # A shard is here if it is tokenised, or downloaded with its record.
+    sources = {shard: Path(jobs.source(shard)) for shard in jobs.names if not Path(jobs.record(shard)).is_file()}
+    absent = [
+        shard for shard, file in sources.items() if not (file.is_file() and file.with_name("source.json").is_file())
+    ]
     if not absent:
         return ok(name, f"{what}: all {len(jobs.names)} shards are in {jobs.folder}")
     what = f"{what}: {len(absent)} of {len(jobs.names)} shards are not in {jobs.folder} ({spans(absent)})"
@@ -113,12 +117,6 @@ def _check_shards(source: Repository, jobs: ShardJobs, *, name: str, what: str, 
     if not ask:
         return ok(name, f"{what}: to be downloaded")
     return _answer(source, name=name, what=what, patterns={shard: jobs.pattern(shard) for shard in absent})
-
-
-def _is_present(jobs: ShardJobs, shard: str) -> bool:
-    """Whether a shard is tokenised, or downloaded with its record."""
-    file = Path(jobs.source(shard))
-    return Path(jobs.record(shard)).is_file() or (file.is_file() and file.with_name("source.json").is_file())
 
 
 def _offline(

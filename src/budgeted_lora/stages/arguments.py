@@ -55,7 +55,8 @@ def convert(name: str, annotation: Any, value: Any) -> Any:
     kinds = list(_kinds(annotation))
     model = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
     try:
-        if isinstance(value, str) and (model or any(map(_is_mapping, kinds))):
+        is_object = model or any(issubclass(kind, Mapping) or dataclasses.is_dataclass(kind) for kind in kinds)
+        if isinstance(value, str) and is_object:
             value = json.loads(value)
         if any(issubclass(kind, Sequence) and kind is not str for kind in kinds) and not isinstance(value, list):
             value = [] if value is None else [value]
@@ -77,7 +78,3 @@ def _kinds(annotation: Any) -> typing.Iterator[type]:
         yield from _kinds(parts[0])
     elif isinstance(origin or annotation, type):
         yield origin or annotation
-
-
-def _is_mapping(kind: type) -> bool:
-    return issubclass(kind, Mapping) or dataclasses.is_dataclass(kind)

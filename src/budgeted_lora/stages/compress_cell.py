@@ -1,7 +1,6 @@
 """Stage compress_cell: compress one trained student to what its budget left."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from budgeted_lora.method.projections import model_shape
 from budgeted_lora.method.structure import totals
 from budgeted_lora.models.card import model_card
 from budgeted_lora.models.checkpoint import copy_tokenizer
+from budgeted_lora.models.device import on_device
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.plain import compressed_model
 from budgeted_lora.models.trained import TrainedStudent, load_trained
@@ -152,7 +152,7 @@ def compress_cell(
         RuntimeError: nothing was approximated, yet the logits differ.
     """
     clock = Clock()
-    with _cpu_threads(threads):
+    with on_device("cpu", threads=threads):
         before = open_student(student, trained, recipe, undistilled=variant.undistilled)
         check_digest(tokenizer)
         ids, mask = _parity_batch(tokens, recipe)
@@ -200,14 +200,3 @@ def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:
         raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
     ids, mask = windows.read(np.arange(min(PARITY_WINDOWS, windows.count)))
     return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
-@contextmanager
-def _cpu_threads(threads: int) -> Iterator[None]:
-    """Gives torch `threads` CPU threads until the block ends."""
-    earlier = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(earlier)

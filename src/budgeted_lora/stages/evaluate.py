@@ -36,7 +36,8 @@ def evaluate(
 ) -> None:
     """Writes perplexity.json and perplexity_windows.parquet, and with `icl` icl.json and icl_examples.parquet.
 
-    All models are evaluated in float32, whatever dtype their folders hold, so that rows of a table are comparable.
+    All models are evaluated in float32, whatever dtype their folders hold, so that rows of a table are comparable. The
+    Parquet file has one row per window: `nll` (nats, sum over the scored tokens) and `tokens` (their number).
 
     Args:
         model: folder of a plain or compressed model.
@@ -64,7 +65,8 @@ def evaluate(
             trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
             before = _score(trained, validation, evaluation).summary()
         frame = out / "perplexity_windows.parquet"
-        write_with(frame, _window_frame(result).to_parquet)
+        columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
+        write_with(frame, pd.DataFrame(columns).to_parquet)
         payload = {
             **result.summary(),
             "functions": on_functions,
@@ -79,12 +81,6 @@ def evaluate(
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
     return perplexity(network, windows, token_limit=options.validation_tokens, batch_windows=options.batch_windows)
-
-
-def _window_frame(result: PerplexityResult) -> pd.DataFrame:
-    """One row per window: `nll` (nats, sum over the scored tokens) and `tokens` (number of scored tokens)."""
-    columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
-    return pd.DataFrame(columns)
 
 
 def _conditions(

@@ -50,11 +50,7 @@ def fetch_shard(*, hub: HubDataset, pattern: str, out: Path, record: Path, downl
 
 
 def find_file(hub: HubDataset, pattern: str) -> Any:
-    """The Hub's entry of the one file whose path matches.
-
-    Raises:
-        BadInput: no file or several files match.
-    """
+    """The Hub's entry of the one file whose path matches. Raises BadInput if no file or several files match."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 

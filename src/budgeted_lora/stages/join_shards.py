@@ -67,10 +67,6 @@ def take_until(shards: Sequence[Shard], marks: Marks, *, tokens: int) -> int:
     return total
 
 
-def marked_tokens(shards: Sequence[Shard], marks: Marks, *, side: int) -> int:
-    return sum(int(shard.lengths(side)[marks.of(number, side)].sum()) for number, shard in enumerate(shards))
-
-
 def copy_side(path: Path, shards: Sequence[Shard], marks: Marks, *, side: int) -> dict[str, Any]:
     """Writes the marked documents of every shard to one token file; returns its record."""
     first = shards[0].sides[side]
@@ -85,13 +81,6 @@ def runs(chosen: np.ndarray) -> list[tuple[int, int]]:
     """(start, stop) of each run of True, in order."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-
-
-def check_tokenizers(shards: Sequence[Shard]) -> None:
-    """Raises BadInput if the shards were made with different tokenizers; names the first that differs."""
-    for shard in shards[1:]:
-        if shard.record["tokenizer"] != shards[0].record["tokenizer"]:
-            raise BadInput(f"{shard.folder}: not made with the tokenizer of {shards[0].folder}; delete one and rerun")
 
 
 def shards_needed(shards: int, *, tokens: int, wanted: int) -> int:
@@ -129,12 +118,15 @@ def join_shards(*, folder: Path, out: Path, joining: dict[str, Any], scale: str)
     clock = Clock()
     records = [folder / f"{number:05d}" / "shard.json" for number in range(joining["shards"])]
     shards = [Shard.open(record) for record in records]
-    check_tokenizers(shards)
+    for shard in shards:
+        if shard.record["tokenizer"] != shards[0].record["tokenizer"]:
+            raise BadInput(f"{shard.folder}: not made with the tokenizer of {shards[0].folder}; delete one and rerun")
     digests = [shard.digests for shard in shards]
     marks = first_occurrences(digests, [shard.counts for shard in shards])
     corpus = corpus_record(shards, marks, joining)
     available = take_until(shards, marks, tokens=joining["train_tokens"])
-    check_enough(available, marked_tokens(shards, marks, side=1), joining)
+    held_out = sum(int(shard.lengths(1)[marks.of(number, 1)].sum()) for number, shard in enumerate(shards))
+    check_enough(available, held_out, joining)
     proved = proof(digests, marks, slice_per_mille=joining["slice_per_mille"])
     about = shards[0].record["tokenizer"]
     files = {

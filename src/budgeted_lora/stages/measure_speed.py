@@ -15,13 +15,6 @@ from budgeted_lora.provenance import Clock, write_result
 DECODE_PROMPT = 16  # tokens in the cache before decoding starts
 
 
-def compressed_structure(path: Path) -> dict[str, Any]:
-    """The structure of a compressed student from its compression.json."""
-    record = read_json(path)
-    modules = [module | {"rank": module["lora_rank"]} for module in record["modules"]]
-    return record["totals"] | {"modules": modules}
-
-
 @torch.inference_mode()
 def measure_speed(
     *,
@@ -54,9 +47,12 @@ def measure_speed(
     clock = Clock()
     sizes = {"shape": ModelShape(**student["shape"]), "vocab_size": read_json(tokens)["vocab_size"]}
     shape = speed.SpeedShape(**dict(student) | sizes)
-    structure = structure if compressed is None else compressed_structure(compressed)
+    if compressed is not None:
+        record = read_json(compressed)
+        structure = record["totals"] | {"modules": [m | {"rank": m["lora_rank"]} for m in record["modules"]]}
     ranks = speed.factor_ranks(shape.shape, structure["modules"])
     names = [module.name for module in projections(shape.shape)]
+    macs, student_macs = sum(module["macs"] for module in structure["modules"]), dense_macs(shape.shape)
     with on_device(device, threads=threads) as chosen:
         torch.manual_seed(0)
         prompt = min(DECODE_PROMPT, length)
@@ -65,7 +61,8 @@ def measure_speed(
         result = {
             "structure": {key: value for key, value in structure.items() if key != "modules"},
             "structure_hash": short_hash([[name, ranks.get(name)] for name in names]),
-            **_mac_ratios(shape, structure),
+            "mac_speedup": student_macs / macs,
+            "mac_speedup_vs_lora": (student_macs + lora_macs(shape.shape, rank=shape.rank)) / macs,
             "dtype": str(next(models["dense"].parameters()).dtype).removeprefix("torch."),
             "device": chosen.type,
             "threads": threads,
@@ -79,10 +76,3 @@ def measure_speed(
         values = vars(shape) | {"shape": vars(shape.shape), "batch": batch, "length": length}
         values |= {"decode_tokens": decode_tokens, "repeats": repeats, "threads": threads}
         write_result(out, result, scale=scale, cell=None, values=values, inputs=[], clock=clock)
-
-
-def _mac_ratios(student: speed.SpeedShape, structure: Mapping[str, Any]) -> dict[str, float]:
-    """The paper's speedups: ratios of multiply-accumulates in the projections."""
-    macs = sum(module["macs"] for module in structure["modules"])
-    student_macs, adapter_macs = dense_macs(student.shape), lora_macs(student.shape, rank=student.rank)
-    return {"mac_speedup": student_macs / macs, "mac_speedup_vs_lora": (student_macs + adapter_macs) / macs}

@@ -19,11 +19,7 @@ FILES = (*(f"{side}.{ending}" for side in SIDES for ending in ("bin", "idx")), "
 
 
 def shard_file(source: str) -> Path:
-    """The one file that matches a pattern or path.
-
-    Raises:
-        BadInput: no file or several files match.
-    """
+    """The one file that matches a pattern or path. Raises BadInput if no file or several files match."""
     if Path(source).is_file():
         return Path(source)
     paths = sorted(glob.glob(source))

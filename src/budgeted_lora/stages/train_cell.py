@@ -109,11 +109,7 @@ def train_together(number: int, count: int, arguments: dict[str, Any]) -> None:
 
 
 def training_windows(tokens: Path, recipe: Recipe, *, student: Path, teacher: Path, verify: bool) -> Windows:
-    """The windows of train.bin.
-
-    Raises:
-        BadInput: a model has another vocabulary, or the file holds no window.
-    """
+    """The windows of train.bin. Raises BadInput if a model has another vocabulary, or the file holds no window."""
     file = TokenFile.open(tokens, verify=verify)
     for folder, what in ((student, "student"), (teacher, "teacher")):
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")

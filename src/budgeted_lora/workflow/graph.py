@@ -124,11 +124,7 @@ class Graph:
         return {cache.name: cache for cell in self.cells if (cache := self.cache_of(cell))}
 
     def shard_jobs(self) -> ShardJobs:
-        """The jobs of a corpus in shards.
-
-        Raises:
-            BadInput: this one has none.
-        """
+        """The jobs of a corpus in shards. Raises BadInput if this one has none."""
         return ShardJobs(self.config, self.results, train_tokens=self.train_tokens())
 
     # --- structures ---

@@ -9,7 +9,7 @@ from typing import Any
 
 from budgeted_lora.files import canonical_json
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.recipes import default_budgeted, planned, student_shape
+from budgeted_lora.workflow.recipes import default_recipe, planned, student_shape
 
 REMOVAL_WINDOWS = 16  # of the statistics' windows: every projection costs three passes over them
 Options = dict[str, Any]
@@ -77,7 +77,7 @@ def compression(graph: Graph, variant: str) -> Options:
     """How a variant compresses; with `macs_of_budget` also the MACs that this budget leaves."""
     options, budget = graph.variants[variant].model_dump(mode="json"), graph.variants[variant].macs_of_budget
     if budget is not None:
-        options["macs"] = planned(graph.config, default_budgeted(graph.config, budget)).totals.macs
+        options["macs"] = planned(graph.config, default_recipe(graph.config, "budgeted_lora", budget)).totals.macs
     return options
 
 

@@ -81,11 +81,7 @@ def without(value: str, of_the_paper: str) -> str | None:
 
 
 def schedule_ends(config: Config, name: str) -> tuple[float, float]:
-    """Start and end of a schedule, as fractions of training.
-
-    Raises:
-        BadInput: the scale has no such schedule.
-    """
+    """Start and end of a schedule, as fractions of training. Raises BadInput if the scale has no such schedule."""
     schedules = config.budget.schedules
     if name not in schedules:
         raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
@@ -93,11 +89,7 @@ def schedule_ends(config: Config, name: str) -> tuple[float, float]:
 
 
 def whole_steps(config: Config, own: int | None) -> int:
-    """Optimiser steps for the row's own tokens, or else the scale's, rounded down.
-
-    Raises:
-        BadInput: not one step.
-    """
+    """Optimiser steps for the row's own tokens, or else the scale's, rounded down. Raises BadInput if not one step."""
     tokens = own or config.training.tokens
     steps = tokens // tokens_per_step(config)
     if not steps:
@@ -119,11 +111,7 @@ def step_text(config: Config) -> str:
 
 
 def refuse_idle_keys(given: dict[str, Any], method: str) -> None:
-    """Refuse keys of a row that its method does not use.
-
-    Raises:
-        BadInput: there is such a key.
-    """
+    """Refuse keys of a row that its method does not use. Raises BadInput if there is such a key."""
     for methods, names in USED_BY.items():
         idle = next((name for name in names if name in given and method not in methods), None)
         if idle is not None:
@@ -140,7 +128,7 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
         BadInput: the budget leaves no MACs for feed-forwards.
     """
     full = student_shape(config)
-    macs = planned(config, default_budgeted(config, budget)).totals.macs
+    macs = planned(config, default_recipe(config, "budgeted_lora", budget)).totals.macs
     layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
     ffn = min(full.ffn, (macs // layers - 2 * full.hidden * (full.hidden + full.kv)) // (3 * full.hidden))
     if ffn < 1:
@@ -151,11 +139,6 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
 def default_recipe(config: Config, method: Method, budget: float | None) -> Recipe:
     """The recipe of a student with the scale's defaults."""
     return recipe(config, Row(method=method, budget=budget))
-
-
-def default_budgeted(config: Config, budget: float) -> Recipe:
-    """The recipe of a budgeted student with the scale's defaults."""
-    return default_recipe(config, "budgeted_lora", budget)
 
 
 def differences(config: Config, values: Recipe) -> dict[str, Any]:
