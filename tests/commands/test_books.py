@@ -106,7 +106,8 @@ def make_cell(graph: Graph, cell: str) -> None:
 def time_cell(graph: Graph, cell: str) -> None:
     name = graph.structure_of(cell)
     measure_speed(
-        **options.measure_speed(graph, name) | {"device": "cpu", "scale": "tiny"}, tokens=TINY / "data/train.json",
+        **options.measure_speed(graph, name) | {"device": "cpu", "scale": "tiny", "sizes": graph.config.speed},
+        tokens=TINY / "data/train.json",
         compressed=Path(graph.structure_record(name)[0]), out=TINY / f"speed/{name}.json",
     )  # fmt: skip
 

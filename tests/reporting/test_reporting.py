@@ -20,6 +20,7 @@ from matplotlib.transforms import Bbox
 
 from budgeted_lora.commands.report import write_report
 from budgeted_lora.config.scale import Config
+from budgeted_lora.config.sections import Report
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting import contents
 from budgeted_lora.reporting.contents import CONTROLS
@@ -452,7 +453,7 @@ def test_a_missing_result_is_refused_by_name(copied: Path, tmp_path: Path) -> No
     with pytest.raises(BadInput, match=r"kd-lora_0\.5B.*perplexity\.json: no such result"):
         make_table(
             table="table2", results=copied, lines=[copied / "tables.csv"], published=PUBLISHED, out=tmp_path,
-            standing=Standing(), bootstrap=20, confidence=0.95,
+            standing=Standing(), report=Report(bootstrap=20),
         )  # fmt: skip
     assert not (tmp_path / "tables").exists()
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from budgeted_lora.config.sections import Speed
 from budgeted_lora.evaluation import speed
 from budgeted_lora.evaluation.speed import SpeedShape
 from budgeted_lora.files import write_json
@@ -30,7 +31,7 @@ def test_the_stage_writes_what_the_report_reads(tmp_path):
     del student["vocab_size"]
     measure_speed(
         student=student, structure=planned, tokens=tmp_path / "train.json", out=out, scale="smoke",
-        batch=2, length=24, decode_tokens=3, repeats=3, threads=1, device="cpu",
+        sizes=Speed(batch=2, length=24, decode_tokens=3, repeats=3), threads=1, device="cpu",
     )  # fmt: skip
     result = json.loads(out.read_text())
     assert result["mac_speedup"] == pytest.approx(planned["speedup_vs_dense"])

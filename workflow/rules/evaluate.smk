@@ -102,7 +102,7 @@ if scale_config.calibration.teachers:
         input:
             code=source_files("calibrate_teachers"),
             published="config/published.csv",
-            scores=graph.teacher_scores(),
+            scores=[f"{results}/teachers/{name}/perplexity.json" for name in graph.teachers],
         output:
             out=f"{results}/calibration.json",
             report=report(

@@ -275,11 +275,7 @@ def import_results(
 
 
 def graph_of(scale: str, config_folder: Path, config: list[str] | None) -> Graph:
-    """The jobs of a scale, with keys replaced as by `snakemake --config`.
-
-    Raises:
-        BadInput: a replacement is not KEY=VALUE, or the configuration is invalid.
-    """
+    """The jobs of a scale, with keys replaced as by `snakemake --config`."""
     values = {}
     for word in config or []:
         key, equals, text = word.partition("=")

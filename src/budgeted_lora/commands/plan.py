@@ -54,11 +54,7 @@ def structures_of_shape(
     drop_threshold: float,
     svd_threshold: float,
 ) -> list[Structure]:
-    """The structures of a shape that belongs to no scale.
-
-    Raises:
-        BadInput: the schedule is unknown, or the rank exceeds a projection's dimension.
-    """
+    """The structures of a shape that belongs to no scale. Raises BadInput if the schedule or the rank is impossible."""
     if schedule not in SCHEDULES:
         raise BadInput(f"--schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     narrowest = min(shape.hidden, shape.kv, shape.ffn)

@@ -22,7 +22,6 @@ def write_report(
     """Write every table, every figure, the verdicts and the page. Returns the page.
 
     Args:
-        results: results/<scale>. published: published.csv. claims: claims.yaml. out: where the report goes.
         partial: name on the page what cannot be made; an ablation that was not run is named there in any case.
 
     Raises:

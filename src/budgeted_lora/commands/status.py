@@ -177,11 +177,7 @@ def folder_digest(parts: Mapping[Path, str]) -> str:
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
-    """The provenance of a JSON result; None if it has none.
-
-    Raises:
-        BadInput: the file is not JSON, or its content does not match its digest.
-    """
+    """The provenance of a JSON result; None if it has none. Raises BadInput if the file is damaged."""
     content = read_json(path)
     try:
         record = content["provenance"]

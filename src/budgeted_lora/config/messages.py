@@ -30,9 +30,7 @@ class Key:
 def describe(error: ValidationError, model: type[BaseModel] | None = None, values: Any = None) -> str:
     """A pydantic error as one line.
 
-    Args:
-        model: what was validated; without it, unknown keys get no suggestion and types are in pydantic's words.
-        values: what it was validated from, to show a value whole.
+    Without the model that was validated, types are in pydantic's words; with its `values`, a value is shown whole.
     """
     if model is None:
         return "; ".join(dict.fromkeys(map(plain_text, error.errors())))

@@ -34,11 +34,5 @@ class Strict(BaseModel):
 
 
 def key(default: Any, text: str, **limits: Any) -> Any:
-    """A key of the configuration.
-
-    Args:
-        default: its value when the key is absent; `...` for a required key.
-        text: what it means, with its tag at the end, for config/README.md.
-        limits: as of pydantic's `Field`.
-    """
+    """A key of the configuration; `text` says what it means, with its tag at the end, for config/README.md."""
     return Field(default, description=text, **limits)

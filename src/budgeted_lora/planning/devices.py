@@ -127,11 +127,7 @@ class Slots:
         return max(1, self.count // self.per_run)
 
     def wall_seconds(self, *, trainings: float, others: float) -> float:
-        """A lower bound for any order of the jobs: the trainings alone, or all jobs spread over all devices.
-
-        Args:
-            trainings, others: seconds of all jobs of that kind, one after another.
-        """
+        """A lower bound on the time of jobs of so many seconds: the trainings alone, or all jobs spread evenly."""
         return max(trainings / self.trainings, (trainings * self.per_run + others) / self.count)
 
     def memory(self, *, training: int, other: int, jobs: int | None = None) -> int:

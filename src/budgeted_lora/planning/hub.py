@@ -57,11 +57,7 @@ def snapshot(source: Repository) -> Path:
 
 
 def to_download(config: Config, results: Path, sizes: dict[str, int]) -> int:
-    """Bytes still to download of teachers that are not in the results.
-
-    Args:
-        sizes: bytes of each teacher.
-    """
+    """Bytes still to download of teachers that are not in the results; `sizes` has the bytes of each teacher."""
     wanted = {source.key.removeprefix("teacher_ladder."): source for source in repositories(config, results)}
     return sum(max(sizes[name] - folder_bytes(cached_repository(wanted[name])), 0) for name in sizes if name in wanted)
 
@@ -72,11 +68,7 @@ def offline_by() -> str | None:
 
 
 def check_hub(config: Config, results: Path, *, ask: bool) -> list[Finding]:
-    """One finding per repository; none for a scale that does not use the Hub.
-
-    Args:
-        ask: whether to ask the Hub itself; otherwise only the local cache is looked at.
-    """
+    """One finding per repository; with `ask` from the Hub itself, otherwise from the local cache alone."""
     return [_check(source, results, config, ask=ask) for source in repositories(config, results)]
 
 

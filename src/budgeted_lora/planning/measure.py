@@ -7,8 +7,9 @@ and without them; the time of a run lies between the two by its mean dense fract
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.loop import accumulate_gradients, apply_gradients, new_optimizer
-from budgeted_lora.method.projections import BudgetedLinear, set_retentions
+from budgeted_lora.method.projections import set_retentions
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
@@ -109,38 +110,31 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     student.train()
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    source = RandomWindows(costs.vocab_size, recipe.sequence_length, recipe.batch_windows)
+    data = (student, teacher, source, np.arange(recipe.micro_batch_windows), recipe)
+    accumulate = partial(accumulate_gradients, *data, device=place, precision=precision)
     times = []
     for coefficient in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
         set_retentions(modules, [coefficient] * len(modules))
-        source = RandomWindows(costs.vocab_size, recipe.sequence_length, recipe.batch_windows)
-        arguments = {"modules": modules, "place": place, "precision": precision}
-        times.append(_seconds_per_token(student, teacher, optimizer, source, recipe, **arguments))
+        times.append(_seconds_per_token(accumulate, partial(apply_gradients, optimizer, modules), recipe, place=place))
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
     return Measured(whole=times[0], without=times[-1], peak_bytes=peak)
 
 
 def _seconds_per_token(
-    student: Any,
-    teacher: Any,
-    optimizer: torch.optim.Optimizer,
-    source: RandomWindows,
-    recipe: Recipe,
-    *,
-    modules: Mapping[str, BudgetedLinear],
-    place: torch.device,
-    precision: torch.dtype,
+    accumulate: Callable[[], object], update: Callable[[], object], recipe: Recipe, *, place: torch.device
 ) -> float:
     """Seconds per token of a whole step: the median time of a micro-batch, and of one update of the weights."""
-    windows, micro, update = np.arange(recipe.micro_batch_windows), [], []
+    micro_batches, updates = [], []
     for _ in range(WARM_UP + STEPS):
         start = _now(place)
-        accumulate_gradients(student, teacher, source, windows, recipe, device=place, precision=precision)
+        accumulate()
         middle = _now(place)
-        apply_gradients(optimizer, modules)
-        micro.append(middle - start)
-        update.append(_now(place) - middle)
-    per_window = float(np.median(micro[WARM_UP:])) / recipe.micro_batch_windows
-    update_per_window = float(np.median(update[WARM_UP:])) / recipe.batch_windows
+        update()
+        micro_batches.append(middle - start)
+        updates.append(_now(place) - middle)
+    per_window = float(np.median(micro_batches[WARM_UP:])) / recipe.micro_batch_windows
+    update_per_window = float(np.median(updates[WARM_UP:])) / recipe.batch_windows
     return (per_window + update_per_window) / recipe.sequence_length
 
 

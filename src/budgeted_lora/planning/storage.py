@@ -53,10 +53,12 @@ def disk(costs: ScaleCosts, *, slots: Slots) -> Disk:
         slots: devices on which jobs run side by side; a run keeps a state until it is done.
     """
     graph = costs.graph
+    downloaded = not costs.config.corpus.shards or graph.shard_jobs().downloaded
     kept = {kind: sum(job.disk_bytes for job in costs.jobs if job.kind == kind) for kind in ("measure", "cache")}
     return Disk(
         downloads=sum(downloads(costs).values()),
-        corpus=int(corpus_bytes(costs)),
+        # Compressed documents or downloaded shards; shards of a local folder are read where they are.
+        corpus=int(COMPRESSED * corpus_text(costs)) if downloaded else 0,
         tokens=int(token_bytes(costs)),
         teachers=sum(teacher_bytes(costs, name) for name in graph.teachers),
         students=sum(4 * costs.student(recipe).parameters for recipe in graph.students.values()),
@@ -87,13 +89,6 @@ def state_bytes(costs: ScaleCosts, *, slots: Slots) -> int:
 
 
 # --- the corpus
-
-
-def corpus_bytes(costs: ScaleCosts) -> float:
-    """Bytes of compressed documents or downloaded shards; 0 for shards that are read from a local folder."""
-    if costs.config.corpus.shards and not costs.graph.shard_jobs().downloaded:
-        return 0.0
-    return COMPRESSED * corpus_text(costs)
 
 
 def token_bytes(costs: ScaleCosts) -> float:

@@ -45,11 +45,7 @@ def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
 
 
 def own_structures(graph: Graph) -> Iterator[OwnStructure]:
-    """One for every budgeted cell with a removal order or ranks that are not the paper's.
-
-    Raises:
-        BadInput: a record of compression is damaged.
-    """
+    """One per cell whose removal order or ranks are not the paper's. Raises BadInput if a record is damaged."""
     for cell in graph.cells:
         if graph.recipe_of(cell).method == "budgeted_lora" and cell not in graph.planned:
             record = Path(graph.of_cells([cell], "@compression.json")[0])

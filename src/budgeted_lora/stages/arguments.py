@@ -36,11 +36,7 @@ def read_words(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 def bind(stage: str, given: Mapping[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Imports a stage. Returns its function and the arguments, of the types that its signature names.
-
-    Raises:
-        BadInput: a value does not have its argument's type.
-    """
+    """A stage's function, and its arguments in the types of its signature. Raises BadInput if a value does not fit."""
     function = getattr(importlib.import_module(f"budgeted_lora.stages.{stage}"), stage)
     hints = typing.get_type_hints(function, include_extras=True)
     return function, {name: convert(name, hints[name], value) for name, value in given.items() if name != GPUS}

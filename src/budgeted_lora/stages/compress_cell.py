@@ -179,11 +179,7 @@ def compress_cell(
 
 
 def open_student(student: Path, trained: Path, recipe: Recipe, *, undistilled: bool) -> TrainedStudent:
-    """The student to compress: trained, or as training began with it.
-
-    Raises:
-        BadInput: it was trained by another method than the recipe's.
-    """
+    """The student to compress: trained, or as training began with it. Raises BadInput if its method is another one."""
     if undistilled:
         before = TrainedStudent(load_model(student).float().eval(), {}, "kd_full")
     else:

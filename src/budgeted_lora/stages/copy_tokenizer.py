@@ -7,11 +7,7 @@ from budgeted_lora.models import checkpoint
 
 
 def copy_tokenizer(*, out: Path, source: Path | None = None) -> None:
-    """Copies the tokenizer files of a checkpoint folder, or those that ship with the package if `source` is None.
-
-    Raises:
-        BadInput: the folder is damaged or has no tokenizer.json.
-    """
+    """Copies the tokenizer of a checkpoint folder, or of the package. Raises BadInput if it is damaged or missing."""
     source = source or checkpoint.shipped_tokenizer()
     check_digest(source)
     with atomic_folder(out) as folder:

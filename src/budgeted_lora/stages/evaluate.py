@@ -76,7 +76,9 @@ def evaluate(
         inputs = [path for path in (model, uncompressed, *(file.path for file in files)) if path is not None]
         write_result(out / "perplexity.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
         if icl:
-            _write_icl(network, tokenizer, evaluation, out=out, model=model, about=about)
+            clock, frame = Clock(), out / "icl_examples.parquet"
+            payload = _in_context(network, tokenizer, evaluation, frame=frame)
+            write_result(out / "icl.json", payload, inputs=[model, tokenizer], files=[frame], clock=clock, **about)
 
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
@@ -102,16 +104,10 @@ def _conditions(
     }
 
 
-def _write_icl(
-    network: torch.nn.Module,
-    tokenizer: Path,
-    options: EvaluationOptions,
-    *,
-    out: Path,
-    model: Path,
-    about: dict[str, Any],
-) -> None:
-    clock = Clock()
+def _in_context(
+    network: torch.nn.Module, tokenizer: Path, options: EvaluationOptions, *, frame: Path
+) -> dict[str, Any]:
+    """Answers the probes and writes one row per example to `frame`; returns the scores."""
     encoder, end_id = open_tokenizer(tokenizer)
     probes = probe_set(options)
     examples = in_context.build_examples(probes, seeds=options.demonstration_seeds, space=options.prompt_space)
@@ -120,24 +116,18 @@ def _write_icl(
         network, encoder, examples, end_id=end_id, space=options.prompt_space, **limits
     )
     rows = in_context.example_rows(examples, answers, encoded)
-    frame = out / "icl_examples.parquet"
     write_with(frame, pd.DataFrame(rows).to_parquet)
-    payload = {
+    return {
         **in_context.summarise(probes, examples, rows),
         "shots": options.shots,
         "longest_prompt_with_answer": encoded.longest,
         "prefix_breaks": encoded.prefix_breaks,
         "dtype": "float32",
     }
-    write_result(out / "icl.json", payload, inputs=[model, tokenizer], files=[frame], clock=clock, **about)
 
 
 def probe_set(options: EvaluationOptions) -> list[in_context.Probe]:
-    """The 19 probes of a scale: ours, or those of a folder of the original files.
-
-    Raises:
-        BadInput: a file of the folder is missing or unusable, or the slice holds no query of a probe.
-    """
+    """The 19 probes: ours, or the original files of a folder. Raises BadInput if a file or the slice cannot be used."""
     amounts = {"shots": options.shots, "queries": options.queries}
     if options.probes == "folder":
         return in_context.original_probes(options.probes_folder, **amounts)

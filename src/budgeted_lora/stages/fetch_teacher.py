@@ -44,11 +44,7 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
 
 
 def copy_checkpoint(source: Path, out: Path) -> None:
-    """Copies configuration, safetensors and tokenizer of a checkpoint folder and nothing else.
-
-    Raises:
-        BadInput: the folder has no safetensors; see `checkpoint.weight_files`.
-    """
+    """Copies configuration, safetensors and tokenizer of a folder. Raises BadInput if it has no safetensors."""
     weights = checkpoint.weight_files(source)
     others = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     with atomic_folder(out) as folder:

@@ -14,10 +14,6 @@ def judge_claims(
 ) -> None:
     """Write the verdicts as CSV to `out` and as Markdown beside it.
 
-    Args:
-        results: results/<scale>. published: published.csv. claims: claims.yaml. config: the scale.
-        standing: what the scale shares with the paper.
-
     Raises:
         BadInput: a file is missing or unusable, or two models scored different validation windows.
     """

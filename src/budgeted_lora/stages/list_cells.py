@@ -11,12 +11,7 @@ from budgeted_lora.workflow.report import cell_rows, table_lines
 
 
 def list_cells(*, config: Config, out: Path, tables: Path) -> None:
-    """Write cells.csv, one line per cell, and tables.csv, one line per table, cell and variant.
-
-    Args:
-        config: the scale, as far as the list depends on it.
-        out: cells.csv. tables: tables.csv.
-    """
+    """Write cells.csv (`out`), one line per cell, and tables.csv (`tables`), one line per table, cell and variant."""
     graph = Graph(config)
     lines = [line for table in config.tables for line in table_lines(graph, table)]
     for path, rows in ((out, cell_rows(graph)), (tables, lines)):

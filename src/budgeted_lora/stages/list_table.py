@@ -14,10 +14,6 @@ from budgeted_lora.workflow.report import table_lines
 
 
 def list_table(*, table: str, config: Config, out: Path) -> None:
-    """Write the lines of a table, one per cell and variant.
-
-    Args:
-        table: name of the configured table. config: the scale, as far as the list depends on it.
-    """
+    """Write the lines of a configured table, one per cell and variant."""
     frame = pd.DataFrame(table_lines(Graph(config), table))
     write_with(out, lambda path: frame.to_csv(path, index=False))

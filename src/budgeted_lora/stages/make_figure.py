@@ -13,11 +13,7 @@ def make_figure(*, figure: str, results: Path, lines: list[Path], out: Path, sta
 
     Args:
         figure: a name of `contents.figures_of`.
-        results: results/<scale>. lines: the cells it shows, results/<scale>/tables/<configured table>.csv.
-        out: reports/<scale>. standing: what the scale shares with the paper.
-
-    Raises:
-        BadInput: a result is missing or unusable.
+        lines: lists of the cells it shows, results/<scale>/tables/<configured table>.csv.
     """
     opened = Results.open(results, lines=lines, standing=standing)
     write_figure(figures_of(opened.tables)[figure], opened, out / "figures")

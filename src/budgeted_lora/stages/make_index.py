@@ -21,8 +21,6 @@ def make_index(
     """Write out/index.html and the table of constants that the paper leaves open, out/tables/unknowns.*.
 
     Args:
-        results: results/<scale>. published: published.csv. config: the scale. out: reports/<scale>.
-        standing: what the scale shares with the paper.
         contents: JSON file that gets the names of what the page shows.
     """
     opened = Results.open(results, standing=standing)

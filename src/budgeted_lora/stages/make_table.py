@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from budgeted_lora.config.sections import Report
 from budgeted_lora.reporting.contents import tables_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
@@ -11,29 +12,16 @@ from budgeted_lora.reporting.uncertainty import Bootstrap
 
 
 def make_table(
-    *,
-    table: str,
-    results: Path,
-    lines: list[Path],
-    published: Path,
-    out: Path,
-    standing: Standing,
-    bootstrap: int,
-    confidence: float,
+    *, table: str, results: Path, lines: list[Path], published: Path, out: Path, standing: Standing, report: Report
 ) -> None:
     """Write out/tables/<table>.csv, .md and .tex.
 
     Args:
         table: a name of `contents.tables_of`.
-        results: results/<scale>. lines: the cells it shows, results/<scale>/tables/<configured table>.csv.
-        published: published.csv. out: reports/<scale>.
-        standing: what the scale shares with the paper.
-        bootstrap: resamples. confidence: coverage of the intervals.
-
-    Raises:
-        BadInput: a result is missing or unusable.
+        lines: lists of the cells it shows, results/<scale>/tables/<configured table>.csv.
+        report: resamples and coverage of the intervals.
     """
     opened = Results.open(results, lines=lines, standing=standing)
     shown = tables_of(opened.tables)[table]
-    made = shown.make()(opened.of(shown), Published.open(published), Bootstrap(bootstrap, confidence))
+    made = shown.make()(opened.of(shown), Published.open(published), Bootstrap(report.bootstrap, report.confidence))
     write_table(made, out / "tables")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from budgeted_lora.config.sections import Speed
 from budgeted_lora.evaluation import speed
 from budgeted_lora.files import read_json, short_hash
 from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
@@ -22,10 +23,7 @@ def measure_speed(
     tokens: Path,
     out: Path,
     scale: str,
-    batch: int,
-    length: int,
-    decode_tokens: int,
-    repeats: int,
+    sizes: Speed,
     threads: int,
     device: str,
     structure: Mapping[str, Any] | None = None,
@@ -36,7 +34,7 @@ def measure_speed(
     Args:
         student: fields of `SpeedShape` without vocab_size.
         tokens: record of a token file, which gives the vocabulary.
-        batch, length: of the prefill; the modules are timed on batch x length and on batch tokens.
+        sizes: of prefill and decoding; the modules are timed on batch x length and on batch tokens.
         device: "auto", "cpu" (float32) or "cuda" (bfloat16).
         structure: `Structure.as_json()` or anything with its `modules`.
         compressed: compression.json with the structure, if it is known only after compression.
@@ -45,8 +43,9 @@ def measure_speed(
         BadInput: the structure does not fit the shape, or the device is unknown or missing.
     """
     clock = Clock()
-    sizes = {"shape": ModelShape(**student["shape"]), "vocab_size": read_json(tokens)["vocab_size"]}
-    shape = speed.SpeedShape(**dict(student) | sizes)
+    network = {"shape": ModelShape(**student["shape"]), "vocab_size": read_json(tokens)["vocab_size"]}
+    shape = speed.SpeedShape(**dict(student) | network)
+    batch, length, decode_tokens = sizes.batch, sizes.length, sizes.decode_tokens
     if compressed is not None:
         record = read_json(compressed)
         structure = record["totals"] | {"modules": [m | {"rank": m["lora_rank"]} for m in record["modules"]]}
@@ -57,7 +56,7 @@ def measure_speed(
         torch.manual_seed(0)
         prompt = min(DECODE_PROMPT, length)
         models = speed.build(shape, ranks, length=max(length, prompt + decode_tokens), device=chosen)
-        common = {"repeats": repeats, "device": chosen}
+        common = {"repeats": sizes.repeats, "device": chosen}
         result = {
             "structure": {key: value for key, value in structure.items() if key != "modules"},
             "structure_hash": short_hash([[name, ranks.get(name)] for name in names]),
@@ -73,6 +72,5 @@ def measure_speed(
             "prefill_all_logits": speed.time_prefill(models, batch=batch, length=length, keep=0, **common),
             "decode": speed.time_decode(models, batch=batch, prompt=prompt, tokens=decode_tokens, **common),
         }
-        values = vars(shape) | {"shape": vars(shape.shape), "batch": batch, "length": length}
-        values |= {"decode_tokens": decode_tokens, "repeats": repeats, "threads": threads}
+        values = vars(shape) | {"shape": vars(shape.shape)} | sizes.model_dump() | {"threads": threads}
         write_result(out, result, scale=scale, cell=None, values=values, inputs=[], clock=clock)

@@ -30,11 +30,7 @@ def shard_file(source: str) -> Path:
 
 
 def source_record(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of the shard's file; for a downloaded file also the dataset and its name on the Hub.
-
-    Raises:
-        BadInput: the file differs from the one that was downloaded.
-    """
+    """Name, size and SHA-256 of a shard's file, and its source on the Hub. Raises BadInput if it has changed since."""
     about = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
     record = path.with_name("source.json")
     if path.name.startswith("source.") and record.is_file():

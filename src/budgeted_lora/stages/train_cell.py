@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def train_cell(
         if not processes.first:
             return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
-        histories = copy_histories(folder, out)
+        histories = [out / "history.csv", out / "retention.csv"]
+        for copy in histories:
+            write_with(copy, partial(shutil.copyfile, folder / copy.name))
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
         values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
@@ -117,14 +120,6 @@ def training_windows(tokens: Path, recipe: Recipe, *, student: Path, teacher: Pa
     if not windows.count:
         raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
     return windows
-
-
-def copy_histories(folder: Path, out: Path) -> list[Path]:
-    """Copies history.csv and retention.csv from the state's folder; returns the copies."""
-    copies = [out / "history.csv", out / "retention.csv"]
-    for copy in copies:
-        write_with(copy, lambda path, name=copy.name: shutil.copyfile(folder / name, path))
-    return copies
 
 
 def state_key(

@@ -111,11 +111,7 @@ def variants_of(config: Config, row: Row) -> dict[str, Compression]:
 
 
 def refuse_variant(variant: Compression, method: str, *, key: str) -> None:
-    """Refuse a variant that only KD Full students can be compressed to, for another method.
-
-    Raises:
-        BadInput: the variant truncates by MACs or compresses an undistilled student.
-    """
+    """Raises BadInput if a method other than KD Full is truncated by MACs or compressed undistilled."""
     used = {"macs_of_budget": variant.macs_of_budget is not None, "undistilled": variant.undistilled}
     for name in used:
         if used[name] and method != "kd_full":

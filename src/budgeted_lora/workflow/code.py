@@ -27,13 +27,10 @@ DATA = {
 
 
 def source_files(stage: str, *more: str) -> tuple[str, ...]:
-    """Paths of the package's files that a stage imports, sorted, and of the data files that these read.
-
-    Relative to the working folder if they lie in it.
+    """Paths of the files that a stage imports, and of the data files that these read; relative to the working folder.
 
     Args:
-        stage: name of the stage.
-        more: modules that it imports by a name it is given.
+        more: modules that the stage imports by a name it is given.
     """
     modules = _modules(f"stages.{stage}", *more)
     paths = [_path(module) for module in modules] + [ROOT / name for module in modules for name in DATA.get(module, ())]

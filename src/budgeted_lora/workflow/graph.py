@@ -258,10 +258,6 @@ class Graph:
         folders = [f"teachers/{name}" for name in self.teachers] + [f"students/{name}" for name in students]
         return [f"{self.results}/{folder}/{name}" for folder in folders for name in ("perplexity.json", "icl.json")]
 
-    def teacher_scores(self) -> list[str]:
-        """Perplexities of the teachers."""
-        return [f"{self.results}/teachers/{name}/perplexity.json" for name in self.teachers]
-
     def calibration(self) -> list[str]:
         """The calibration record that students wait for; empty if the teachers are not the paper's."""
         return [f"{self.results}/calibration.json"] if self.config.calibration.teachers else []

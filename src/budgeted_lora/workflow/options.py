@@ -197,5 +197,5 @@ def calibrate_teachers(graph: Graph) -> Options:
 def measure_speed(graph: Graph, structure: str) -> Options:
     plan = graph.timed()[structure].plan
     options = {"student": timed_student(graph, structure), "structure": plan.as_json() if plan else None}
-    options |= graph.config.speed.model_dump(mode="json")
+    options["sizes"] = graph.config.speed.model_dump(mode="json")
     return options | _on_device(graph, threads=graph.config.threads.timing)

@@ -48,7 +48,10 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             step, rank = values["rank_step"], values["rank"]
             raise BadInput(f"lora.rank_step {step} exceeds rank {rank}; expected at most the rank")
     if row.method == "budgeted_lora":
-        values["schedule_start"], values["schedule_end"] = schedule_ends(config, values["schedule"])
+        name, schedules = values["schedule"], config.budget.schedules
+        if name not in schedules:
+            raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
+        values["schedule_start"], values["schedule_end"] = schedules[name]
         if values["controller"] != "greedy":
             if "order" in given:
                 raise BadInput("order needs controller: greedy")
@@ -78,14 +81,6 @@ def scale_values(config: Config, method: str) -> dict[str, Any]:
 def without(value: str, of_the_paper: str) -> str | None:
     """A choice as a recipe holds it: empty if it is the paper's."""
     return None if value == of_the_paper else value
-
-
-def schedule_ends(config: Config, name: str) -> tuple[float, float]:
-    """Start and end of a schedule, as fractions of training. Raises BadInput if the scale has no such schedule."""
-    schedules = config.budget.schedules
-    if name not in schedules:
-        raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
-    return schedules[name]
 
 
 def whole_steps(config: Config, own: int | None) -> int:

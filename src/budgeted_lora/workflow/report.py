@@ -43,7 +43,8 @@ class ReportJobs:
 
     def table_options(self, table: str) -> dict[str, Any]:
         """Options of make_table."""
-        return {"table": table, "standing": self.standing.model_dump()} | self.graph.config.report.model_dump()
+        report = self.graph.config.report.model_dump()
+        return {"table": table, "standing": self.standing.model_dump(), "report": report}
 
     def figure_options(self, figure: str) -> dict[str, Any]:
         """Options of make_figure."""

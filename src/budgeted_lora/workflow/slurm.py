@@ -23,20 +23,12 @@ def job_name(workflow: object) -> str | None:
 
 
 def queued_jobs(name: str) -> list[str]:
-    """Ids of the jobs with this name that wait, run or are ending; empty on a machine without Slurm.
-
-    Raises:
-        BadInput: Slurm does not answer.
-    """
+    """Ids of the jobs of this name in the queue; none without Slurm. Raises BadInput if Slurm does not answer."""
     return _ask("squeue", "--noheader", "--format=%A", f"--name={name}").split() if shutil.which("squeue") else []
 
 
 def cancel_jobs(name: str) -> None:
-    """Cancels the jobs with this name and waits until the last has left the queue.
-
-    Raises:
-        BadInput: Slurm does not answer, or refuses.
-    """
+    """Cancels the jobs of this name and waits until the last has left the queue. Raises BadInput if Slurm refuses."""
     if jobs := queued_jobs(name):
         listed = ", ".join(jobs[:10]) + (", ..." if len(jobs) > 10 else "")
         print(f"budgeted-lora: cancelling {len(jobs)} Slurm jobs that are left ({listed})", file=sys.stderr, flush=True)

@@ -23,11 +23,7 @@ def stage_names() -> tuple[str, ...]:
 
 @cache
 def stage_arguments(stage: str) -> dict[str, bool]:
-    """The arguments of a stage's function, in order, and whether each is required.
-
-    Raises:
-        BadInput: there is no such stage.
-    """
+    """A stage's arguments, in order, and whether each is required. Raises BadInput if there is no such stage."""
     if stage not in stage_names():
         raise BadInput(f"stage {stage}: no such stage; expected one of {', '.join(stage_names())}")
     arguments = _function(FOLDER / f"{stage}.py").args
