@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 def test_a_large_machine_can_run_the_papers_scale() -> None:
     found = [*devices(check()), *host(check()), *storage(check())]
     assert states(found) == ["ok"] * 4
-    assert "80.0 GiB, the plan needs 14." in found[0].detail
+    assert "80.0 GiB, the plan needs 13." in found[0].detail
     assert "2 side by side" in found[2].detail
 
 
@@ -41,7 +41,7 @@ def test_no_gpu_and_too_small_a_gpu() -> None:
     small = replace(GPU, name="small", memory_bytes=8 * GIB)
     found = list(devices(check(gpus=(GPU, small))))
     assert states(found) == ["ok", "short"]
-    assert found[1].detail.startswith("small (GPU-1): 8.0 GiB, the plan needs 14.")
+    assert found[1].detail.startswith("small (GPU-1): 8.0 GiB, the plan needs 13.")
     assert "training" in found[1].detail
     assert "micro_batch_windows" in found[1].remedy
     assert states(list(devices(check("single-gpu", gpus=(replace(GPU, memory_bytes=24 * GIB),))))) == ["ok"]

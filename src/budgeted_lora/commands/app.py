@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,7 +146,7 @@ def doctor(
     """
     findings = examine(limited(graph_of(scale, config_folder, config), target or ()), slurm=slurm)
     if as_json:
-        print_json([item.as_json() for item in findings])
+        print_json([asdict(item) for item in findings])
     else:
         typer.echo(show_costs.render_findings(findings, scale=scale))
     if troubles(findings):

@@ -62,8 +62,7 @@ def export_archive(archive: Path, *, scale: str, with_cache: bool = False) -> Su
         raise BadInput(f"{archive}: expected a name that ends in .tar.zst or .tar.gz")
     if any(archive.resolve().is_relative_to(Path(root).resolve()) for root in snakemake.roots(scale)):
         raise BadInput(f"{archive}: is inside what it would hold; name a place outside {snakemake.roots(scale)[0]}")
-    if snakemake.at_work(scale):
-        raise BadInput(snakemake.busy(scale))
+    snakemake.refuse_at_work(scale)
     unfinished = snakemake.kept(snakemake.MARKERS, scale)
     files = [path for path in exported_files(scale, with_cache=with_cache) if not within(path, unfinished)]
     if not files:
@@ -181,8 +180,7 @@ def import_archive(archive: Path, *, force: bool = False) -> Summary:
     with ExitStack() as stack:
         tar = stack.enter_context(form.reading(archive))
         manifest = form.read_manifest(tar)
-        if snakemake.at_work(manifest.scale):
-            raise BadInput(snakemake.busy(manifest.scale))
+        snakemake.refuse_at_work(manifest.scale)
         free = shutil.disk_usage(".").free
         if manifest.total_bytes > free:
             raise BadInput(f"{archive}: needs {size(manifest.total_bytes)}, but only {size(free)} are free here")

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgeted_lora.commands import snakemake_records as records
 from budgeted_lora.commands.chain import chain, data_and_teachers
-from budgeted_lora.errors import BadInput
+from budgeted_lora.commands.snakemake_records import refuse_at_work
 from budgeted_lora.files import is_locked
 from budgeted_lora.workflow.graph import Graph
 
@@ -119,8 +118,7 @@ def remove(graph: Graph, leftovers: Sequence[Leftover]) -> int:
     Raises:
         BadInput: Snakemake is at work on the scale, or a process has locked a training state meanwhile.
     """
-    if records.at_work(graph.config.scale):
-        raise BadInput(records.busy(graph.config.scale))
+    refuse_at_work(graph.config.scale)
     freed = 0
     for item in leftovers:
         freed += item.bytes

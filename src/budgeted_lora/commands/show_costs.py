@@ -60,7 +60,7 @@ def totals(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
 
 def structures_json(graph: Graph) -> list[dict[str, Any]]:
     """What `plan --json` prints: the planned structures, then those that finished compressions left."""
-    compressed = [item.as_json() for item in own_structures(graph) if item.structure is not None]
+    compressed = [{"cell": item.cell} | item.structure.as_json() for item in own_structures(graph) if item.structure]
     return [item.as_json() for item in graph.structures().values()] + compressed
 
 

@@ -10,6 +10,7 @@ import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
 
+from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_text
 
 HOME = Path(".snakemake")
@@ -63,13 +64,9 @@ def put(records: dict[str, str]) -> None:
     (HOME / MARKERS).mkdir(exist_ok=True)
 
 
-def at_work(scale: str) -> bool:
-    """Whether a Snakemake holds a lock on files of the scale; a killed one leaves its lock behind."""
+def refuse_at_work(scale: str) -> None:
+    """Raises BadInput if a Snakemake holds a lock on files of the scale; a killed one leaves its lock behind."""
     locks = (HOME / "locks").glob("*.lock")
-    return any(of_scale(line.strip(), scale) for lock in locks for line in lock.read_text().splitlines())
-
-
-def busy(scale: str) -> str:
-    """The message for a person when a Snakemake is `at_work`."""
-    unlock = f"if it was killed and none runs: snakemake --unlock --config scale={scale}"
-    return f"results/{scale}: Snakemake is at work here; wait for it ({unlock})"
+    if any(of_scale(line.strip(), scale) for lock in locks for line in lock.read_text().splitlines()):
+        unlock = f"if it was killed and none runs: snakemake --unlock --config scale={scale}"
+        raise BadInput(f"results/{scale}: Snakemake is at work here; wait for it ({unlock})")

@@ -255,9 +255,6 @@ def summary(stages: Sequence[StageStatus]) -> tuple[State, tuple[str, ...]]:
     return "stale" if stale else "missing" if missing else "done", tuple(detail)
 
 
-# --- cells by name
-
-
 def cell_named(graph: Graph, start: str) -> str:
     """The only cell whose name begins with `start`.
 

@@ -139,9 +139,6 @@ def keys_named(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[
             yield from keys_named(field.annotation, name, f"{prefix}{key}.")
 
 
-# --- types
-
-
 def alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
     """The types that an annotation allows, each with its limits; unions and `Annotated` are taken apart."""
     if get_origin(annotation) is Annotated:
@@ -200,9 +197,6 @@ def entry_type(kind: Any) -> Any:
     return arguments[-1] if has_entries else None
 
 
-# --- places
-
-
 def resolve(model: type[BaseModel], location: Path) -> Key:
     """Follow pydantic's location through sections, named entries and rows, as far as it consists of the file's keys."""
     annotation, metadata = model, ()
@@ -253,9 +247,6 @@ def value_at(values: Any, path: Path, default: Any) -> Any:
         except (KeyError, IndexError, TypeError):
             return default
     return values
-
-
-# --- values
 
 
 def shown(value: Any, *, limit: int = VALUE_CHARACTERS) -> str:

@@ -58,9 +58,6 @@ def machine_for(graph: Graph) -> Machine:
     return this_machine(Path(graph.results), hub_cache=cache_folder() if uses_hub else None)
 
 
-# --- software
-
-
 def software(lock: Path) -> list[Finding]:
     """Python, and every required package against its range and the lock."""
     version = platform.python_version()

@@ -1,8 +1,8 @@
 """Findings of a check: one line each, with what to do about it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 State = Literal["ok", "short", "missing"]
 
@@ -20,9 +20,6 @@ class Finding:
     state: State
     detail: str
     remedy: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def line(self) -> str:
         return f"{self.detail}{f'; {self.remedy}' if self.remedy else ''}"

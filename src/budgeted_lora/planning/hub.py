@@ -91,11 +91,8 @@ def _check(source: Repository, results: Path, config: Config, *, ask: bool) -> F
     return _answer(source, name=name, what=what) if ask else ok(name, f"{what}: to be downloaded")
 
 
-# --- a corpus in shards, which are downloaded one by one into the results, not into the local cache
-
-
 def _check_shards(source: Repository, jobs: ShardJobs, *, name: str, what: str, ask: bool, scale: str) -> Finding:
-    # A shard is here if it is tokenised, or downloaded with its record.
+    # Shards are downloaded one by one into the results, not into the cache: here if tokenised, or with their record.
     sources = {shard: Path(jobs.source(shard)) for shard in jobs.names if not Path(jobs.record(shard)).is_file()}
     absent = [
         shard for shard, file in sources.items() if not (file.is_file() and file.with_name("source.json").is_file())
@@ -138,9 +135,6 @@ def spans(shards: Sequence[str]) -> str:
         else:
             joined.append([shard])
     return ", ".join(" to ".join(span) for span in joined)
-
-
-# --- the Hub itself
 
 
 def _answer(source: Repository, *, name: str, what: str, patterns: dict[str, str] | None = None) -> Finding:

@@ -88,9 +88,6 @@ def state_bytes(costs: ScaleCosts, *, slots: Slots) -> int:
     return max(sum(teachers[: slots.count]), sum(students[: slots.trainings]))
 
 
-# --- the corpus
-
-
 def token_bytes(costs: ScaleCosts) -> float:
     """Bytes of token files with their offsets."""
     graph, corpus = costs.graph, costs.config.corpus

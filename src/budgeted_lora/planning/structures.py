@@ -7,7 +7,6 @@ low-rank paths are. Its structure is then read from the record of its compressio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, read_json
@@ -26,10 +25,6 @@ class OwnStructure:
     cell: str
     record: Path
     structure: Structure | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields of a planned structure, and the cell."""
-        return {"cell": self.cell, **(self.structure.as_json() if self.structure else {})}
 
 
 def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:

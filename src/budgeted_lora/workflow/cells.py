@@ -143,12 +143,6 @@ def cell_id(config: Config, values: Recipe) -> str:
     return "_".join(parts) + "-" + short_hash({"recipe": recipe_values, "upstream": upstream(config, values.teacher)})
 
 
-def combinations(row: Row) -> list[dict[str, Any]]:
-    """Every combination of the values a row lists, in the row's order."""
-    listed = {name: getattr(row, name) for name in LISTED if isinstance(getattr(row, name), list)}
-    return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
-
-
 def cells(config: Config) -> list[Cell]:
     """Every cell of every table, each once, in the order the tables first name them.
 
@@ -159,9 +153,10 @@ def cells(config: Config) -> list[Cell]:
     variants: dict[str, dict[str, list[str]]] = {}
     for table, rows in config.tables.items():
         for number, row in enumerate(rows, start=1):
-            for chosen in combinations(row):
+            listed = {name: getattr(row, name) for name in LISTED if isinstance(getattr(row, name), list)}
+            for combination in itertools.product(*listed.values()):
                 try:
-                    values = recipe(config, row, **chosen)
+                    values = recipe(config, row, **dict(zip(listed, combination, strict=True)))
                     check(config, values)
                     names = variants_of(config, row)
                 except (BadInput, ValidationError) as error:
