@@ -140,11 +140,7 @@ def reading(archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 def read_manifest(tar: tarfile.TarFile) -> Manifest:
-    """The manifest, after a check of its digest and its paths.
-
-    Raises:
-        ValueError: the manifest is missing or damaged, or has a path outside the folders of its scale.
-    """
+    """The manifest. Raises ValueError if it is damaged, or has a path outside the folders of its scale."""
     head = read_member(tar, MANIFEST, limit=LARGEST_MANIFEST)
     if read_member(tar, DIGEST, limit=BLOCK) != digest_line(head):
         raise ValueError("the manifest does not match its digest")

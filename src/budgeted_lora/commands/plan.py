@@ -23,11 +23,7 @@ SCALE_FLAGS = ("config_folder", "config", "costs", *COST_FLAGS)
 
 
 def refuse_ignored(given: Collection[str], *, scale: bool) -> None:
-    """Refuse flags of `plan` that would have no effect.
-
-    Raises:
-        BadInput: a shape is given with a scale, a scale's flag without one, or two flags that exclude each other.
-    """
+    """Raises BadInput if flags of `plan` would have no effect, or exclude each other."""
 
     def flags(names: Collection[str]) -> str:
         return ", ".join(f"--{name.replace('_', '-')}" for name in names if name in given)

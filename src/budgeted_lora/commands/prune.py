@@ -113,11 +113,7 @@ def size_of(path: Path) -> int:
 
 
 def remove(graph: Graph, leftovers: Sequence[Leftover]) -> int:
-    """Remove leftovers and return the bytes that became free.
-
-    Raises:
-        BadInput: Snakemake is at work on the scale, or a process has locked a training state meanwhile.
-    """
+    """Remove leftovers; returns the bytes that became free. Raises BadInput if one of them is in use meanwhile."""
     refuse_at_work(graph.config.scale)
     freed = 0
     for item in leftovers:

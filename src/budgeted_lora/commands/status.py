@@ -256,11 +256,7 @@ def summary(stages: Sequence[StageStatus]) -> tuple[State, tuple[str, ...]]:
 
 
 def cell_named(graph: Graph, start: str) -> str:
-    """The only cell whose name begins with `start`.
-
-    Raises:
-        BadInput: there is none, or there are several; the message names similar cells.
-    """
+    """The only cell whose name begins so. Raises BadInput, with similar names, if there is none or several."""
     names = [start] if start in graph.cells else [name for name in graph.cells if name.startswith(start)]
     if len(names) == 1:
         return names[0]

@@ -79,14 +79,7 @@ class Config(Strict):
 
 
 def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Config:
-    """The validated configuration of a scale file.
-
-    Args:
-        overrides: values laid on top, as given by `snakemake --config`.
-
-    Raises:
-        BadInput: one line that names the file, the key, its value and what was expected.
-    """
+    """The validated configuration of a scale file. Raises BadInput with file, key, value and what was expected."""
     layers = read_layers(path, overrides)
     values = merged_layers(layers)
     try:

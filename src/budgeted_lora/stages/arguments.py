@@ -43,11 +43,7 @@ def bind(stage: str, given: Mapping[str, Any]) -> tuple[Callable[..., None], dic
 
 
 def convert(name: str, annotation: Any, value: Any) -> Any:
-    """A value of the command line as the type that a signature names.
-
-    Raises:
-        BadInput: it is not of that type; the line names the option.
-    """
+    """A value of the command line in the type that a signature names. Raises BadInput, with the option."""
     kinds = list(_kinds(annotation))
     model = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
     try:

@@ -18,11 +18,7 @@ PRINTED = ("Table 1", "ppl", "pretrained")  # source, metric and method in the t
 
 
 def published_perplexities(path: Path) -> dict[str, float]:
-    """Perplexity by teacher from the table of published numbers.
-
-    Raises:
-        BadInput: no such file, or it lacks a column or these perplexities.
-    """
+    """Perplexity by teacher from the table of published numbers. Raises BadInput if it has none."""
     try:
         lines = [line for line in Published.open(path).lines if (line.source, line.metric, line.method) == PRINTED]
         perplexities = {line.teacher: line.value for line in lines}

@@ -17,11 +17,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_words: bool) -> dict[str, Any]:
-    """The card of a shipped teacher, checked against the configuration.
-
-    Raises:
-        BadInput: the weights are damaged, the shape differs, or the teacher may have been trained on the slice.
-    """
+    """The card of a shipped teacher. Raises BadInput if weights, shape or slice do not fit the configuration."""
     card = read_json(folder / "card.json", expected="the card of a shipped teacher")
     if sha256_file(folder / "model.safetensors") != card["sha256"]:
         raise BadInput(f"{folder}/model.safetensors: checksum mismatch with card.json; reinstall the package")
@@ -53,11 +49,7 @@ def copy_checkpoint(source: Path, out: Path) -> None:
 
 
 def download(spec: Teacher) -> Path:
-    """Downloads weights, configuration and tokenizer of a Hub checkpoint at its pinned commit; returns the folder.
-
-    Raises:
-        BadInput: no commit is pinned, the name is unknown or gated, or the Hub cannot be reached.
-    """
+    """Downloads a Hub checkpoint at its pinned commit; returns the folder. Raises BadInput if that cannot be."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

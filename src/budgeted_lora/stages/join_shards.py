@@ -25,11 +25,7 @@ class Shard:
 
     @classmethod
     def open(cls, record: Path) -> "Shard":
-        """Opens the files beside shard.json and compares their checksums.
-
-        Raises:
-            BadInput: a file is missing, damaged or was written by another job.
-        """
+        """Opens the files beside shard.json. Raises BadInput if one is missing, damaged or of another job."""
         about, folder = read_json(record, expected="the record of a shard"), record.parent
         try:
             counts = about["documents"]

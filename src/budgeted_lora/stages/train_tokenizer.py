@@ -53,11 +53,7 @@ def train_tokenizer(
     prompt_space: bool,
     out: Path,
 ) -> None:
-    """Trains a tokenizer on the mix and writes it in the form that `transformers` loads.
-
-    Raises:
-        BadInput: the documents are damaged or yield a smaller vocabulary.
-    """
+    """Trains a tokenizer on the mix, as `transformers` loads it. Raises BadInput if its vocabulary is smaller."""
     check_digest(documents)
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
     tokenizer = train_bpe(mix(documents, function_share=function_share, **rule), vocab_size=vocab_size)

@@ -85,11 +85,7 @@ def student_name(config: Config, values: Recipe) -> str:
 
 
 def variants_of(config: Config, row: Row) -> dict[str, Compression]:
-    """The variants that a row asks for, by folder name: `default`, or a slug of what differs from it.
-
-    Raises:
-        BadInput: the scale has no such sweep, or the row's method cannot be compressed so.
-    """
+    """The variants that a row lists, by folder name: `default`, or a slug of what differs. Raises BadInput."""
     refuse_variant(config.compression, row.method, key="compression")
     if row.compression is None:
         return {DEFAULT_VARIANT: config.compression}

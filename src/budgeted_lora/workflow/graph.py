@@ -290,11 +290,7 @@ def token_files(folder: str) -> list[str]:
 
 
 def load_graph(path: Path | str, overrides: dict[str, Any] | None = None) -> Graph:
-    """The jobs of a scale file, with values laid on top.
-
-    Raises:
-        BadInput: the configuration cannot be used, or one of its rows; the line names the file.
-    """
+    """The jobs of a scale file, with values laid on top. Raises BadInput, with the file, if a value cannot be used."""
     config = load_config(path, overrides)
     try:
         return Graph(config)

@@ -39,14 +39,7 @@ def _function(path: Path) -> ast.FunctionDef | None:
 
 
 def check_arguments(stage: str, names: Iterable[str], *, partly: bool = False) -> None:
-    """Compares names with the arguments of a stage.
-
-    Args:
-        partly: whether the rest will be in `--options`.
-
-    Raises:
-        BadInput: an argument is unknown, or a required one is missing.
-    """
+    """Raises BadInput if an argument is unknown, or a required one missing; `partly` if the rest is in `--options`."""
     given, arguments = set(names), stage_arguments(stage)
     unknown = given - arguments.keys() - {OPTIONS, GPUS}
     if unknown:
