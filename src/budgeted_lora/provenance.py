@@ -46,12 +46,12 @@ class Clock:
 
 
 def stage_in_progress() -> str | None:
-    """Dotted name of the stage function that called this, however deep below; None outside of a stage."""
+    """Dotted name of the function of the stage that is running, however deep below this is; None outside of a stage."""
     name, frame = None, sys._getframe()
     while frame is not None:  # up to the outermost: a stage may call helpers of its own file
         module = frame.f_globals.get("__name__", "")
         if module.startswith(STAGES) and module.removeprefix(STAGES) not in STARTERS:
-            name = f"{module}.{frame.f_code.co_name}"
+            name = f"{module}.{module.rpartition('.')[2]}"
         frame = frame.f_back
     return name
 

@@ -19,14 +19,16 @@ def read_words(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """A stage's name and its arguments as the command line has them: text, lists of text, None, or values of JSON.
 
     Raises:
-        BadInput: a word belongs to no option, or `--options` holds no JSON object.
+        BadInput: a word belongs to no option, an option is given twice, or `--options` holds no JSON object.
     """
     stage, *rest = words
     texts: dict[str, list[str]] = {}
     for word in rest:
         if word.startswith("--"):
             name, equals, text = word.removeprefix("--").partition("=")
-            latest = texts.setdefault(name.replace("-", "_"), [text] if equals else [])
+            if name.replace("-", "_") in texts:
+                raise BadInput(f"stage {stage}: --{name} is given twice")
+            latest = texts[name.replace("-", "_")] = [text] if equals else []
         elif texts:
             latest.append(word)
         else:
@@ -52,12 +54,20 @@ def convert(name: str, annotation: Any, value: Any) -> Any:
             value = json.loads(value)
         if any(issubclass(kind, Sequence) and kind is not str for kind in kinds) and not isinstance(value, list):
             value = [] if value is None else [value]
+        if value is None and type(None) not in kinds:
+            raise BadInput(f"{flag(name)} needs a value")
         return TypeAdapter(annotation).validate_python(value)
     except json.JSONDecodeError as error:
         raise BadInput(f"{flag(name)}: not JSON ({error})") from None
     except ValidationError as error:
-        reason = describe(error, model, value) if model else f"{value!r}: {error.errors()[0]['msg']}"
-        raise BadInput(f"{flag(name)}: {reason}") from None
+        raise BadInput(f"{flag(name)}: {describe(error, model, value) if model else _first(error, value)}") from None
+
+
+def _first(error: ValidationError, value: Any) -> str:
+    """The first fault of a value that is no model: where in it, what is there, what is wrong."""
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    return f"{place + ': ' if place else ''}{fault.get('input', value)!r}: {fault['msg']}"
 
 
 def _kinds(annotation: Any) -> typing.Iterator[type]:

@@ -7,14 +7,23 @@ before torch looks at it.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from pydantic import PositiveInt
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.stages.arguments import bind, convert, read_words
+from budgeted_lora.stages.launch import check_share, train_in_processes
 from budgeted_lora.workflow.runs import join_run
 from budgeted_lora.workflow.slots import gpu_slots
-from budgeted_lora.workflow.stage_command import GPUS, check_arguments, flag, stage_arguments, stage_names
+from budgeted_lora.workflow.stage_command import (
+    GPUS,
+    check_arguments,
+    flag,
+    stage_arguments,
+    stage_description,
+    stage_names,
+)
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -23,7 +32,7 @@ def run_stage(words: Sequence[str]) -> None:
     """Runs a stage on the GPUs it needs, or in several processes if `--gpus` says so.
 
     Args:
-        words: the stage's name, then its options; without options the stage's arguments are printed.
+        words: the stage's name, then its options; `--help` last prints what they are.
 
     Raises:
         BadInput: there is no such stage, or its arguments do not fit; and what the stage raises.
@@ -38,11 +47,11 @@ def run_stage(words: Sequence[str]) -> None:
     device = given.get("device")
     if device not in (None, *DEVICES):
         raise BadInput(f"--device: {device!r}, expected one of {', '.join(DEVICES)}")
+    if gpus > 1:
+        check_share(gpus, given)
     with gpu_slots(gpus, device=device) if device else nullcontext():
         if gpus > 1:
-            from budgeted_lora.stages.launch import train_in_processes
-
-            train_in_processes(gpus, words)
+            train_in_processes(gpus, words, state=Path(given["state"]))
         else:
             function, arguments = bind(stage, given)
             function(**arguments)
@@ -55,3 +64,4 @@ def print_help(stage: str | None) -> None:
         return
     words = [flag(name) if required else f"[{flag(name)}]" for name, required in stage_arguments(stage).items()]
     print("budgeted-lora stage", stage, *words)
+    print(stage_description(stage))

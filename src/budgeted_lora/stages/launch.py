@@ -1,8 +1,8 @@
 """Starts the processes of a training job on several GPUs, and ends them all when one of them ends too soon.
 
-The job itself (`budgeted-lora stage train_cell`, which holds the GPU slots) runs torchrun's agent; each rank is
-`python -m budgeted_lora.stages.launch FOLDER`, where FOLDER holds the job and takes what a rank that fails has to say.
-A rank is killed by the kernel when the job dies, and shares the job's slots, so no slot is free while a rank lives.
+The job itself (`budgeted-lora stage train_cell`, which holds the GPU slots) runs torchrun's agent. Each process is
+`python -m budgeted_lora.stages.launch FOLDER`; FOLDER holds the job and receives the error of a process that fails. The
+kernel kills a process when the job dies. It shares the job's slots, so no slot is free while a process lives.
 """
 
 import ctypes
@@ -16,10 +16,12 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.files import read_json, write_json
-from budgeted_lora.stages.arguments import bind, read_words
+from budgeted_lora.stages.arguments import bind, convert, read_words
 from budgeted_lora.workflow.runs import join_run
 from budgeted_lora.workflow.slots import VISIBLE, share_slots
 
@@ -31,21 +33,28 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")
 
 
-def train_in_processes(count: int, words: Sequence[str]) -> None:
+def check_share(count: int, given: Mapping[str, Any]) -> None:
+    """Checks, before any GPU is taken, that `count` processes can share a step's windows.
+
+    Raises:
+        BadInput: they cannot, or the recipe is invalid.
+    """
+    windows = convert("recipe", Recipe, given.get("recipe")).batch_windows
+    if windows % count:
+        raise BadInput(f"--gpus {count} cannot share the {windows} windows of a step; expected a divisor")
+
+
+def train_in_processes(count: int, words: Sequence[str], *, state: Path) -> None:
     """Trains one student in `count` processes.
 
     Args:
         words: the command, as `dispatch.run_stage` has it.
+        state: folder of training states, which holds the job while it runs.
 
     Raises:
-        BadInput, TrainingDiverged, OSError: as a process raised it; or the processes cannot share a step's windows.
+        BadInput, TrainingDiverged, OSError: as a process raised it.
         ProcessFailed: a process was killed or failed in another way; the others have been ended.
     """
-    stage, given = read_words(words)
-    _, arguments = bind(stage, given)
-    windows, state = arguments["recipe"].batch_windows, arguments["state"]
-    if windows % count:
-        raise BadInput(f"--gpus {count} cannot share the {windows} windows of a step; expected a divisor")
     state.mkdir(parents=True, exist_ok=True)
     # What a killed job leaves of it goes with the other temporary files when the next run of the workflow begins.
     with tempfile.TemporaryDirectory(dir=state, prefix=".processes.", suffix=".tmp") as name:

@@ -46,7 +46,7 @@ def train_cell(
     checkpoint_every: int,
     cache: Path | None = None,
     statistics: Path | None = None,
-    processes: Processes | None = None,
+    together: Processes | None = None,
 ) -> None:
     """Trains one student.
 
@@ -58,7 +58,7 @@ def train_cell(
         out: the cell's folder; gets trained/, history.csv, retention.csv, train.json and, last, trained.sha256.
         state: folder of training states; this run's own is named by cell and inputs.
         device: auto, cpu or cuda. threads: CPU threads of each process; they affect the result bits.
-        processes: the processes that train together; this one alone when None. All call this with the same arguments,
+        together: the processes that train together; this one alone when None. All call this with the same arguments,
             and only the first one writes files.
 
     Raises:
@@ -66,7 +66,7 @@ def train_cell(
         TrainingDiverged: see `loop.train`.
     """
     clock = Clock()
-    processes = processes or Processes()
+    processes = together or Processes()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
     windows = training_windows(tokens, recipe, student=student, teacher=teacher, verify=processes.first)
@@ -107,7 +107,7 @@ def train_together(number: int, count: int, arguments: dict[str, Any]) -> None:
     """Trains as process `number` of `count`, which torchrun started with the same arguments of `train_cell`."""
     from budgeted_lora.training.distributed import join, leave
 
-    train_cell(**arguments, processes=join(number, count, device=choose_device(arguments["device"])))
+    train_cell(**arguments, together=join(number, count, device=choose_device(arguments["device"])))
     leave()
 
 

@@ -12,7 +12,8 @@ from budgeted_lora.errors import BadInput
 
 FOLDER = Path(__file__).resolve().parents[1] / "stages"
 OPTIONS = "options"  # several arguments as one JSON object
-GPUS = "gpus"  # how many GPUs train together; read by the dispatcher, no argument of a stage
+GPUS = "gpus"  # how many GPUs train together; the dispatcher makes the argument TOGETHER of it
+TOGETHER = "together"
 
 
 @cache
@@ -23,14 +24,24 @@ def stage_names() -> tuple[str, ...]:
 
 @cache
 def stage_arguments(stage: str) -> dict[str, bool]:
-    """A stage's arguments, in order, and whether each is required. Raises BadInput if there is no such stage."""
+    """The arguments of a stage on the command line, in the order of its signature, and whether each is required.
+
+    Raises:
+        BadInput: there is no such stage.
+    """
     if stage not in stage_names():
         raise BadInput(f"stage {stage}: no such stage; expected one of {', '.join(stage_names())}")
     arguments = _function(FOLDER / f"{stage}.py").args
-    return {
+    required = {
         argument.arg: default is None
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
+    return {GPUS if name == TOGETHER else name: value for name, value in required.items()}
+
+
+def stage_description(stage: str) -> str:
+    """The docstring of a stage's function."""
+    return ast.get_docstring(_function(FOLDER / f"{stage}.py")) or ""
 
 
 def _function(path: Path) -> ast.FunctionDef | None:
@@ -41,7 +52,7 @@ def _function(path: Path) -> ast.FunctionDef | None:
 def check_arguments(stage: str, names: Iterable[str], *, partly: bool = False) -> None:
     """Raises BadInput if an argument is unknown, or a required one missing; `partly` if the rest is in `--options`."""
     given, arguments = set(names), stage_arguments(stage)
-    unknown = given - arguments.keys() - {OPTIONS, GPUS}
+    unknown = given - arguments.keys() - {OPTIONS}
     if unknown:
         known = ", ".join(map(flag, arguments))
         raise BadInput(f"stage {stage}: unknown argument {flag(min(unknown))}; expected {known}")
