@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from budgeted_lora.commands.app import main as run_command_line
 from budgeted_lora.commands.report import write_report
 from budgeted_lora.config.scale import Config
 from budgeted_lora.config.sections import Report
@@ -35,6 +36,7 @@ from budgeted_lora.reporting.table import Table, escape, latex, markdown
 from budgeted_lora.reporting.tables.main import table2_columns
 from budgeted_lora.reporting.tables.unknowns import constants
 from budgeted_lora.reporting.uncertainty import Bootstrap, interval, perplexities, resampled_perplexities
+from budgeted_lora.stages.make_figure import make_figure
 from budgeted_lora.stages.make_index import make_index
 from budgeted_lora.stages.make_table import make_table
 
@@ -490,6 +492,23 @@ def test_bad_cell_lists_are_refused(tmp_path: Path, name: str, text: str | None,
         (tmp_path / name).write_text(text)
     with pytest.raises(BadInput, match=message):
         Results.open(tmp_path)
+
+
+def test_unknown_names_are_refused(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"results": results, "lines": [results / "tables.csv"], "out": tmp_path, "standing": Standing()}
+    with pytest.raises(BadInput, match=r"table 'table77' is unknown; .* table1, table2"):
+        make_table(table="table77", published=PUBLISHED, report=Report(), **options)
+    with pytest.raises(BadInput, match=r"figure 'x' is unknown; .* figure2, pareto_train_compute"):
+        make_figure(figure="x", **options)
+    words = ["stage", "make_figure", "--figure", "x", "--results", results, "--lines", results / "tables.csv"]
+    monkeypatch.setattr(sys, "argv", ["budgeted-lora", *map(str, words), "--options", '{"standing": {}}', "--out", "o"])
+    with pytest.raises(SystemExit) as ended:
+        run_command_line()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "'x'" in line
 
 
 @pytest.mark.parametrize(("name", "size"), [("0.13B", 0.13), ("125m", 0.125), ("1B", 1.0), ("small", float("inf"))])

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import pytest
 
 import budgeted_lora
+from budgeted_lora.config.scale import load_config
 from budgeted_lora.reporting.contents import FIGURES, TABLES
 from budgeted_lora.workflow import code as sources
+from budgeted_lora.workflow import report
 from budgeted_lora.workflow.code import EXEMPT, EXEMPT_MODULES, source_files
+from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.report import ReportJobs
 from budgeted_lora.workflow.stage_command import stage_names
 
 PACKAGE = Path(budgeted_lora.__file__).parent
+ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).parents[1] / "fixtures" / "run_stages.py"
 
 
@@ -53,14 +59,36 @@ def says_nothing(module: str) -> bool:
     return path.is_file() and len(ast.parse(path.read_text(encoding="utf-8")).body) <= 1
 
 
-# What these two write follows from the configuration. One rule holds it as a parameter, the other the lines' digest.
-@pytest.mark.parametrize("stage", sorted(set(stage_names()) - {"list_cells", "list_table"}))
+LISTS = {"list_cells", "list_table"}  # what they write follows from the configuration: a digest of it is a parameter
+
+
+@pytest.mark.parametrize("stage", sorted(set(stage_names()) - LISTS))
 @pytest.mark.parametrize("how", ["import", "run"])
 def test_a_stage_loads_nothing_that_it_does_not_list(loaded: dict[str, list[str]], stage: str, how: str) -> None:
     modules = set(loaded[f"{how} {stage}"])
     assert f"stages.{stage}" in modules
     unlisted = {name for name in modules - listed(stage) if not exempt(name) and not says_nothing(name)}
     assert not unlisted, f"{stage} loads {sorted(unlisted)}, of which an edit would rerun nothing"
+
+
+@pytest.mark.parametrize("writer", ["table_lines", "recipe_columns"])
+def test_another_line_is_another_digest_of_both_lists(writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = ReportJobs(Graph(load_config(ROOT / "config" / "smoke.yaml")))
+    before = {jobs.list_digest(), jobs.digest("table2")}
+    write = getattr(report, writer)
+    longer = {
+        "table_lines": lambda *words: [*write(*words), {}],
+        "recipe_columns": lambda *words: write(*words) | {"x": 1},
+    }
+    monkeypatch.setattr(report, writer, longer[writer])
+    assert not before & {jobs.list_digest(), jobs.digest("table2")}
+
+
+def test_the_rules_of_both_lists_compare_a_digest() -> None:
+    text = (ROOT / "workflow" / "rules" / "report.smk").read_text(encoding="utf-8")
+    for stage in LISTS:
+        rule = text.partition(f"rule {stage}:")[2].partition("\nrule ")[0]
+        assert re.search(r"params:\n\s+digest=.*report_jobs\.(list_)?digest\(", rule), stage
 
 
 @pytest.mark.parametrize("stage", stage_names())

@@ -110,7 +110,7 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     assert found["pretrain_teacher"] + found["fetch_teacher"] == len(graph.teachers)
     assert found["calibrate_teachers"] == len(graph.calibration())
     calibrated = Counter(job.rule for job in jobs if "calibration.json" in job.fields.get("input", ""))
-    waiting = {"train_cell": len(cells), "judge_claims": 1, "judge_all_claims": 1}
+    waiting = {"train_cell": len(cells), "judge_claims": 1, "judge_all_claims": 1, "make_table": 2}
     assert calibrated == (waiting if graph.calibration() else {}), "said before any student trains or is judged"
     assert found["make_table"] == len(ReportJobs(graph).names("main", "ablations"))
     assert found["make_figure"] == len(ReportJobs(graph).main_figures())
@@ -468,6 +468,17 @@ def test_a_table_whose_source_is_edited_is_made_beside_a_new_row(done: Path) -> 
         edited(done / "src/budgeted_lora/reporting/tables/in_context.py", lambda text: text + "\n# a remark\n"),
     ):
         assert made_tables(pending(done)) == {"lora_construction", "table9", "figure2_values"}
+
+
+def test_an_edit_of_how_lines_are_written_lists_them_again(done: Path) -> None:
+    """The code that writes them is no input of a rule; a digest of the lines says that they change."""
+    edit = ('about = {"table": table,', 'about = {"new": 1, "table": table,')
+    with edited(done / "src/budgeted_lora/workflow/report.py", lambda text: text.replace(*edit)):
+        found = pending(done)
+    lists = {name for name, rule in found.items() if rule in ("list_cells", "list_table")}
+    tables = graph_of("smoke").config.tables
+    assert lists >= {f"results/smoke/{name}.csv" for name in ("tables", *(f"tables/{table}" for table in tables))}
+    assert set(found.values()) == {"list_cells", "list_table", *REPORT}
 
 
 def test_a_table_of_its_own_is_made_though_the_page_is_made_anew_before_it(done: Path) -> None:

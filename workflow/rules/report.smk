@@ -14,6 +14,7 @@ rule list_cells:
     conda:
         "../../environment.yml"
     params:
+        digest=report_jobs.list_digest(),
         options=options.as_json(report_jobs.list_options()),
     shell:
         stage_command("list_cells", output=["out", "tables"], params=["options"])

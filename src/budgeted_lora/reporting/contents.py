@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from budgeted_lora.config.scale import MAIN_CELLS
+from budgeted_lora.errors import BadInput
 
-Reads = Literal["perplexity", "icl", "train", "compression", "speed", "curves", "references", "statistics"]
+Reads = Literal[
+    "perplexity", "icl", "train", "compression", "speed", "curves", "references", "calibration", "statistics"
+]
 Target = Literal["main", "ablations", "own"]
 
 MAIN = ("table2", "table8", "pareto")  # configured tables whose cells the main tables and figures show
@@ -75,14 +78,14 @@ COSTS: tuple[Reads, ...] = ("perplexity", "train", "compression")
 TABLES = {
     shown.name: shown
     for shown in (
-        Shown("table1", "tables.main.table1", MAIN, ("references",)),
+        Shown("table1", "tables.main.table1", MAIN, ("references", "calibration")),
         Shown("table2", "tables.main.table2", ("table2",), (*COSTS, "speed")),
         Shown("table2_differences", "tables.main.table2_differences", ("table2",)),
         Shown("table8", "tables.structure.table8", ("table8",), ("compression",)),
         Shown("table9", "tables.in_context.table9", ("table9",), ("icl",), otherwise="table2"),
         Shown("figure2_values", "tables.in_context.figure2_values", ("figure2",), ("icl",), otherwise="table2"),
         Shown("speed", "tables.structure.speed", MAIN, ("compression", "speed")),
-        Shown("reference", "tables.main.reference", MAIN, ("references",)),
+        Shown("reference", "tables.main.reference", MAIN, ("references", "calibration")),
         Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
         Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
         ablation("table3"),
@@ -146,3 +149,19 @@ def figures_of(configured: Iterable[str]) -> dict[str, Shown]:
     names = list(configured)
     shown = {name: figure for name, figure in FIGURES.items() if not figure.optional or figure.cells[0] in names}
     return {name: figure.among(names) for name, figure in shown.items()}
+
+
+def table_of(configured: Iterable[str], name: str) -> Shown:
+    """One of `tables_of`; BadInput if there is none of this name."""
+    return _named(tables_of(configured), name, "table")
+
+
+def figure_of(configured: Iterable[str], name: str) -> Shown:
+    """One of `figures_of`; BadInput if there is none of this name."""
+    return _named(figures_of(configured), name, "figure")
+
+
+def _named(known: dict[str, Shown], name: str, kind: str) -> Shown:
+    if name not in known:
+        raise BadInput(f"{kind} {name!r} is unknown; expected one of {', '.join(known)}")
+    return known[name]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from budgeted_lora.config.sections import Report
-from budgeted_lora.reporting.contents import tables_of
+from budgeted_lora.reporting.contents import table_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.standing import Standing
@@ -20,8 +20,11 @@ def make_table(
         table: a name of `contents.tables_of`.
         lines: lists of the cells it shows, results/<scale>/tables/<configured table>.csv.
         report: resamples and coverage of the intervals.
+
+    Raises:
+        BadInput: the table is unknown, or a result is missing or unusable.
     """
     opened = Results.open(results, lines=lines, standing=standing)
-    shown = tables_of(opened.tables)[table]
+    shown = table_of(opened.tables, table)
     made = shown.make()(opened.of(shown), Published.open(published), Bootstrap(report.bootstrap, report.confidence))
     write_table(made, out / "tables")

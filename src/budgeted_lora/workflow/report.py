@@ -37,6 +37,10 @@ class ReportJobs:
         other = {"device", "fit", "gpus_per_run", "threads", "calibration", "evaluation", "speed", "report"}
         return {"config": self.graph.config.model_dump(mode="json", exclude=other)}
 
+    def list_digest(self) -> str:
+        """Digest of the lines that list_cells writes, by which Snakemake sees that they change."""
+        return short_hash([cell_rows(self.graph), *(table_lines(self.graph, table) for table in self.configured)])
+
     def digest(self, table: str) -> str:
         """Digest of the lines that list_table writes, by which Snakemake sees that they change."""
         return short_hash(table_lines(self.graph, table))
@@ -67,6 +71,7 @@ class ReportJobs:
         listed = graph.listed(tables)
         files = {
             "references": graph.references,
+            "calibration": graph.calibration,
             "perplexity": lambda: graph.compressed(tables, "perplexity.json", "perplexity_windows.parquet"),
             "compression": lambda: graph.compressed(tables, "compression.json"),
             "icl": lambda: graph.of_cells(graph.listed(ICL_TABLES & set(tables)), "@icl.json"),
