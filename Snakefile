@@ -15,11 +15,10 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from budgeted_lora.config.scale import MAIN_CELLS
+from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
 from budgeted_lora.workflow import options
-from budgeted_lora.workflow.cells import DEFAULT_VARIANT
 from budgeted_lora.workflow.code import source_files
 from budgeted_lora.workflow.graph import load_graph, token_files
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit

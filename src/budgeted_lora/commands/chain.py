@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.config.recipe import compute_values
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow import options
-from budgeted_lora.workflow.cells import DEFAULT_VARIANT
 from budgeted_lora.workflow.graph import Graph, token_files
 
 

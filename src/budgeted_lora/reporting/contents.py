@@ -17,10 +17,9 @@ Reads = Literal[
 ]
 Target = Literal["main", "ablations", "own"]
 
-MAIN = ("table2", "table8", "pareto")  # configured tables whose cells the main tables and figures show
 CONTROLS = "controls"  # configured table of what a reader would do instead; the Pareto plots show it too
 BEYOND = "beyond"  # configured table of other rules than the paper's
-ICL_TABLES = MAIN_CELLS | {BEYOND}  # configured tables whose students are scored in context
+ICL_TABLES = frozenset({*MAIN_CELLS, BEYOND})  # configured tables whose students are scored in context
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
 
 
@@ -78,14 +77,14 @@ COSTS: tuple[Reads, ...] = ("perplexity", "train", "compression")
 TABLES = {
     shown.name: shown
     for shown in (
-        Shown("table1", "tables.main.table1", MAIN, ("references", "calibration")),
+        Shown("table1", "tables.main.table1", MAIN_CELLS, ("references", "calibration")),
         Shown("table2", "tables.main.table2", ("table2",), (*COSTS, "speed")),
         Shown("table2_differences", "tables.main.table2_differences", ("table2",)),
         Shown("table8", "tables.structure.table8", ("table8",), ("compression",)),
         Shown("table9", "tables.in_context.table9", ("table9",), ("icl",), otherwise="table2"),
         Shown("figure2_values", "tables.in_context.figure2_values", ("figure2",), ("icl",), otherwise="table2"),
-        Shown("speed", "tables.structure.speed", MAIN, ("compression", "speed")),
-        Shown("reference", "tables.main.reference", MAIN, ("references", "calibration")),
+        Shown("speed", "tables.structure.speed", MAIN_CELLS, ("compression", "speed")),
+        Shown("reference", "tables.main.reference", MAIN_CELLS, ("references", "calibration")),
         Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
         Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
         ablation("table3"),
@@ -103,14 +102,17 @@ FIGURES = {
     shown.name: shown
     for shown in (
         Shown("figure2", "figures.main.figure2", ("figure2",), ("icl", "references"), otherwise="table2"),
-        Shown("pareto_train_compute", "figures.pareto.train_compute", (*MAIN, CONTROLS), (*COSTS, "references")),
-        Shown("pareto_mac_speedup", "figures.pareto.mac_speedup", (*MAIN, CONTROLS), (*COSTS, "references")),
+        Shown("pareto_train_compute", "figures.pareto.train_compute", (*MAIN_CELLS, CONTROLS), (*COSTS, "references")),
+        Shown("pareto_mac_speedup", "figures.pareto.mac_speedup", (*MAIN_CELLS, CONTROLS), (*COSTS, "references")),
         Shown(
-            "pareto_measured_speedup", "figures.pareto.measured_speedup", MAIN, ("perplexity", "speed", "references")
+            "pareto_measured_speedup",
+            "figures.pareto.measured_speedup",
+            MAIN_CELLS,
+            ("perplexity", "speed", "references"),
         ),
-        Shown("retention", "figures.training.retention", MAIN, ("curves", "references")),
-        Shown("gates", "figures.training.gates", MAIN, ("curves", "references")),
-        Shown("loss_curves", "figures.training.loss_curves", MAIN, ("curves", "references")),
+        Shown("retention", "figures.training.retention", MAIN_CELLS, ("curves", "references")),
+        Shown("gates", "figures.training.gates", MAIN_CELLS, ("curves", "references")),
+        Shown("loss_curves", "figures.training.loss_curves", MAIN_CELLS, ("curves", "references")),
         Shown(
             BEYOND,
             "figures.beyond.beyond_figure",
@@ -139,7 +141,7 @@ def tables_of(configured: Iterable[str]) -> dict[str, Shown]:
     """
     names = list(configured)
     shown = {name: table for name, table in TABLES.items() if not table.optional or table.cells[0] in names}
-    others = [name for name in names if name not in {*TABLES, *FIGURES, *MAIN}]
+    others = [name for name in names if name not in {*TABLES, *FIGURES, *MAIN_CELLS}]
     shown |= {name: ablation(name, maker="tables.ablations.any_table") for name in others}
     return {name: table.among(names) for name, table in shown.items()}
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.results import FILES, Results
 
@@ -47,7 +48,7 @@ def one_recipe(scores: pd.DataFrame, table: str) -> None:
 def icl_scores(results: Results) -> pd.DataFrame:
     """The shown cells with their whole icl.json as column `icl` (None if missing), in the paper's order of methods."""
     listed = results.listed(*results.shown.cells)
-    paths = [FILES["icl"].format(cell=cell, variant="default") for cell in listed["cell"]]
+    paths = [FILES["icl"].format(cell=cell, variant=DEFAULT_VARIANT) for cell in listed["cell"]]
     return method_order(listed.assign(icl=[results.json(path) for path in paths]))
 
 

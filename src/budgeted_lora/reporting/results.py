@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.config.scale import MAIN_CELLS
+from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_listed, read_json
 from budgeted_lora.reporting.contents import Shown
 from budgeted_lora.reporting.standing import Standing
 
 NOTHING = Shown("", "", (), ())  # where no single table or figure is made
-DEFAULT = "default"  # the variant that the compression section itself describes
 
 
 class Source(NamedTuple):
@@ -198,7 +197,7 @@ class Results:
             BadInput: no cell is listed, or a result is missing and the report is not partial.
         """
         tables = tables or self.shown.cells
-        return self._scored(self.listed(*tables).assign(variant=DEFAULT), tables)
+        return self._scored(self.listed(*tables).assign(variant=DEFAULT_VARIANT), tables)
 
     def runs(self, *tables: str) -> pd.DataFrame:
         """The same with one row per cell and variant that the tables list."""
@@ -227,7 +226,7 @@ class Results:
 
     def _record(self, kind: str, line: dict[str, Any]) -> dict[str, Any] | None:
         """One result file of a line; None where there can be none: only the default variant is scored in context."""
-        if (kind == "speed" and not line["structure"]) or (kind == "icl" and line["variant"] != DEFAULT):
+        if (kind == "speed" and not line["structure"]) or (kind == "icl" and line["variant"] != DEFAULT_VARIANT):
             return None
         return self.json(FILES[kind].format(**line))
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from budgeted_lora.config.messages import describe, row_place
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.rows import Row
-from budgeted_lora.config.scale import Config
+from budgeted_lora.config.scale import DEFAULT_VARIANT, Config
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
@@ -32,7 +32,6 @@ VARIANT_SLUG = {
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
 LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "seed")  # keys of a row that take lists
-DEFAULT_VARIANT = "default"  # the scale's compression section as it is
 
 
 @dataclass(frozen=True)

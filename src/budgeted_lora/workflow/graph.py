@@ -12,12 +12,12 @@ from typing import Any
 
 from budgeted_lora.config.files import origin_note, read_layers
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
+from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS, Config, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.method.structure import Structure
 from budgeted_lora.reporting.contents import BEYOND, ICL_TABLES
-from budgeted_lora.workflow.cells import DEFAULT_VARIANT, Cell, cells, student_name, variants_of
+from budgeted_lora.workflow.cells import Cell, cells, student_name, variants_of
 from budgeted_lora.workflow.code import shipped_files
 from budgeted_lora.workflow.recipes import planned
 from budgeted_lora.workflow.shards import ShardJobs

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from budgeted_lora.config.scale import CLAIM_TABLES, Config
+from budgeted_lora.config.scale import CLAIM_TABLES, DEFAULT_VARIANT, Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.claims.file import Metric, Selection
-from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results, Source, value_at
+from budgeted_lora.reporting.results import COLUMNS, RECIPE, Results, Source, value_at
 from budgeted_lora.reporting.standing import PAPER_RANK
 from budgeted_lora.reporting.table import number
 from budgeted_lora.reporting.uncertainty import (
@@ -220,7 +220,7 @@ class Evidence:
         return Measured(metric, levels, files, draws, error, chance, group)
 
     def _scored(self, folder: str) -> str:
-        return f"{folder}/compressed/{DEFAULT}" if folder.startswith("cells/") else folder
+        return f"{folder}/compressed/{DEFAULT_VARIANT}" if folder.startswith("cells/") else folder
 
     def _file(self, folder: str, metric: Metric) -> str:
         kind = source_of(metric).file

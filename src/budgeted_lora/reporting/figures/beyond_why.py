@@ -7,11 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import BEYOND
 from budgeted_lora.reporting.figures.beyond import by_rule, rule_inks
 from budgeted_lora.reporting.figures.style import BLACK, SHORT, clip_start, shade_decay, smoothed_loss
-from budgeted_lora.reporting.results import DEFAULT, FILES, Results
+from budgeted_lora.reporting.results import FILES, Results
 from budgeted_lora.reporting.tables.beyond import ORDERS, PAPER, rules_of
 
 PROJECTION_STARTS = {"zero": "nothing in its place", "svd": "the SVD of W", "activation_svd": "the SVD of outputs"}
@@ -143,7 +144,7 @@ def modules(results: Results) -> pd.DataFrame | None:
     listed = students(results)
     columns: dict[str, pd.Series] = {}
     for row in listed[listed["rank_step"].isna()].sort_values(["tokens", "seed"], kind="stable").itertuples():
-        structure = results.json(FILES["compression"].format(cell=row.cell, variant=DEFAULT))
+        structure = results.json(FILES["compression"].format(cell=row.cell, variant=DEFAULT_VARIANT))
         low_rank = (results.json(FILES["train"].format(cell=row.cell)) or {}).get("low_rank") or {}
         if structure is None or row.order == "mac":
             continue

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from budgeted_lora.reporting.contents import CONTROLS, MAIN
+from budgeted_lora.config.scale import MAIN_CELLS
+from budgeted_lora.reporting.contents import CONTROLS
 from budgeted_lora.reporting.figures.style import BLACK, GREY, MARKERS, OTHER, colour, label_points
 from budgeted_lora.reporting.grouping import method_order, sorted_teachers, student_label
 from budgeted_lora.reporting.results import Results
@@ -82,7 +83,7 @@ def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
 
     A further column `kind` is empty for a student that is no control.
     """
-    scores = method_order(results.scores(*MAIN))
+    scores = method_order(results.scores(*MAIN_CELLS))
     if cost is MAC_SPEEDUP:
         scores.loc[scores["method"] != "budgeted_lora", cost.column] = 1.0  # merged or full: the dense student
     points = lines(scores).assign(kind="", share=float("nan"))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import method_label
-from budgeted_lora.reporting.results import DEFAULT, FILES, Results, provenance_of
+from budgeted_lora.reporting.results import FILES, Results, provenance_of
 from budgeted_lora.reporting.table import duration
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
@@ -170,7 +171,7 @@ def cell_links(results: Results, relative: str, *tables: str) -> list[dict[str, 
             "retention": f"{folder}/retention.csv",
         }
         for variant in variants["variant"]:
-            remark = "" if variant == DEFAULT else f", {variant}"
+            remark = "" if variant == DEFAULT_VARIANT else f", {variant}"
             for label, kind in (("compression", "compression"), ("perplexity", "perplexity"), ("ICL", "icl")):
                 paths[f"{label}{remark}"] = FILES[kind].format(cell=name, variant=variant)
         paths["speed"] = FILES["speed"].format(structure=cell["structure"])

@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import DEFAULT, FILES, RECIPE, Results
+from budgeted_lora.reporting.results import FILES, RECIPE, Results
 from budgeted_lora.reporting.standing import PAPER_HIDDEN
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.tables.structure import average_rank
@@ -172,7 +173,7 @@ def scale_to_paper(results: Results, frame: pd.DataFrame) -> pd.Series:
     """The paper's width over that of each line's student, which its query projections tell."""
     widths = []
     for cell in frame["cell"]:
-        record = results.json(FILES["compression"].format(cell=cell, variant=DEFAULT)) or {"modules": []}
+        record = results.json(FILES["compression"].format(cell=cell, variant=DEFAULT_VARIANT)) or {"modules": []}
         sizes = [module["dense_macs"] for module in record["modules"] if module["name"].endswith("q_proj")]
         widths.append(float(isqrt(sizes[0])) if sizes else nan)
     return PAPER_HIDDEN / pd.Series(widths, frame.index)

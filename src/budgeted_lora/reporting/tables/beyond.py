@@ -2,10 +2,11 @@
 
 import pandas as pd
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.contents import BEYOND, TABLES
 from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import COLUMNS, DEFAULT, RECIPE, Results
+from budgeted_lora.reporting.results import COLUMNS, RECIPE, Results
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
@@ -66,7 +67,7 @@ def scored(results: Results) -> pd.DataFrame:
     """Runs of the table with their in-context composites, NaN where none was measured."""
     results = results.of(TABLES[BEYOND])
     scores = results.runs(BEYOND)
-    cut = scores["variant"] != DEFAULT  # undistilled models have no training time, timings or in-context scores
+    cut = scores["variant"] != DEFAULT_VARIANT  # undistilled models have no training time, timings or in-context scores
     for name in ("tokens", *(name for name in COLUMNS if COLUMNS[name].file == "speed"), "train_seconds"):
         scores[name] = scores[name].astype(float).mask(cut)
     return scores.assign(budget=scores["budget"].where(~cut, scores["cut_to"]))

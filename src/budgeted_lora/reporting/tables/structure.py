@@ -2,9 +2,10 @@
 
 from math import nan
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import budget_key, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import DEFAULT, FILES, SPEEDS, Results
+from budgeted_lora.reporting.results import FILES, SPEEDS, Results
 from budgeted_lora.reporting.table import Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
@@ -34,7 +35,7 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
     drawn = draw(results, scores, bootstrap)
     frame = lines(scores, drawn).sort_values("budget", kind="stable").reset_index(drop=True)
     frame = frame.rename(columns={"variant": "setting"})
-    own = {key: group["runs"].iloc[0] for key, group in frame[frame["setting"] == DEFAULT].groupby(STUDENT)}
+    own = {key: group["runs"].iloc[0] for key, group in frame[frame["setting"] == DEFAULT_VARIANT].groupby(STUDENT)}
     bases = [own.get(tuple(key)) for key in frame[STUDENT].itertuples(index=False)]
     frame = add_differences(frame, "to_default", drawn, bases)
     columns = [
@@ -57,7 +58,7 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
 
 def to_default(row: Record) -> str:
     """Difference to the student under the scale's own thresholds."""
-    return "own" if row["setting"] == DEFAULT else difference_text(row["to_default_difference"])
+    return "own" if row["setting"] == DEFAULT_VARIANT else difference_text(row["to_default_difference"])
 
 
 def table8(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
