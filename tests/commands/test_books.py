@@ -96,7 +96,7 @@ def make_cell(graph: Graph, cell: str) -> None:
             model=out / "model", tokens=data, tokenizer=data / "tokenizer", out=out,
             evaluation=EvaluationOptions(**options.evaluation(graph)), device="cpu", icl=False, **about,
         )  # fmt: skip
-    if cell in graph.own_structures():
+    if graph.structure_of(cell) in graph.timed():
         out = place / "compressed/default"
         made(out / "icl.json", options.evaluation(graph))
         write_text(out / "icl_examples.parquet", "x")
@@ -215,6 +215,18 @@ def test_other_bytes_of_statistics_are_stale_for_who_was_made_from_them(here: Pa
     own, cut = statuses(here)
     assert {"train", "compress", "score", "speed"} <= reasons(own).keys()
     assert reasons(cut).keys() == {f"compress {CUT}", f"score {CUT}"}
+
+
+def test_prune_takes_what_jobs_of_a_cell_printed(here: Path) -> None:
+    own = next(iter(scale(here).cells))
+    jobs = {
+        f"logs/train_cell/{own}.log", f"logs/compress_cell/{own}_default.log", f"logs/measure_speed/cell_{own}.log",
+        f"benchmarks/measure_speed/cell_{own}.tsv",
+    }  # fmt: skip
+    for name in {*jobs, "logs/measure_speed/F0.4_r2_greedy-0000.log"}:
+        write_text(TINY / name, "printed")
+    assert unused(here) == set()
+    assert unused(here, tables={"beyond": []}) == {f"cells/{own}", f"speed/cell_{own}.json", *jobs}
 
 
 def test_prune_takes_statistics_and_timings_when_nothing_uses_them(here: Path) -> None:

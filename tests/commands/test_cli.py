@@ -14,6 +14,7 @@ from fixtures.training_world import LENGTH, VOCABULARY, World, make_recipe, make
 
 from budgeted_lora import __version__
 from budgeted_lora.files import read_json, write_json
+from budgeted_lora.method.loop import StatesDiffer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = {"layers": 4, "hidden": 32, "ffn": 64, "heads": 4, "kv_heads": 1}
@@ -264,6 +265,18 @@ def test_a_second_run_of_a_cell_is_refused(
     outer = train(run, world, tmp_path)
     assert "is using this folder; wait for it" in statuses[0].refusal()
     assert (outer.status, outer.err) == (1, "budgeted-lora: No space left on device: state\n")
+
+
+def test_states_that_differ_are_refused_with_their_folder(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restored(*_: object, **__: object) -> None:
+        raise StatesDiffer("the processes read saved states of steps [4, 8]; expected one step, run again")
+
+    monkeypatch.setattr("budgeted_lora.stages.train_cell.train", restored)
+    line = train(run, world, tmp_path).refusal()
+    assert line.startswith(f"{tmp_path}/state/c-")
+    assert "saved states of steps [4, 8]" in line
 
 
 # --- anything else

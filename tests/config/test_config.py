@@ -235,7 +235,9 @@ def test_a_value_of_an_extended_file_is_sought_there(write: Write) -> None:
     path = write(child | {"training": {"tokens": 65536, "clip": -1}}, "child")
     assert refusal(path) == f"{path}: training.clip is -1, expected a number above 0"
     path = write(child | {"training": {"tokens": 65536}}, "child")
-    with pytest.raises(BadInput, match=r"child\.yaml: tables\.t, row 1 .*: rank 99 .* \(given in base\.yaml\)$"):
+    with pytest.raises(
+        BadInput, match=r"child\.yaml: tables\.t, row 1 .*: rank 99 exceeds .* \(given in base\.yaml\)$"
+    ):
         load_graph(path)
     path = write(child | {"training": {"tokens": 65536}, "tables": {"t": [{"method": "kd_lora", "rank": 99}]}}, "child")
     with pytest.raises(BadInput, match=r"child\.yaml: tables\.t, row 1 .*: rank 99 exceeds .*projection$"):

@@ -30,7 +30,8 @@ def test_parquet_reads_a_few_rows_at_a_time_and_names_the_row(tmp_path: Path) ->
     pq.write_table(pa.table({"text": texts}), path)
     assert read(path)() == texts
     pq.write_table(pa.table({"text": [*texts[: BATCH_ROWS + 4], None]}), path)
-    assert f"a.parquet, row {BATCH_ROWS + 5}: field 'text'" in refusal(read(path))
+    line = refusal(read(path))
+    assert f"a.parquet, row {BATCH_ROWS + 5}: field 'text' (corpus.text_field) is empty, expected text" in line
     assert "no column 'body' (corpus.text_field); it has text" in refusal(read(path, "body"))
     pq.write_table(pa.table({"text": [1, 2]}), path)
     assert "a.parquet, row 1: field 'text' (corpus.text_field) holds int, expected text" in refusal(read(path))

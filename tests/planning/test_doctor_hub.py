@@ -128,6 +128,7 @@ def test_offline_says_which_shards_are_missing(monkeypatch: pytest.MonkeyPatch, 
         "44 of 44 shards are not in results/paper/data/shards (00000 to 00043), and HF_HUB_OFFLINE is" in found.detail
     )
     assert "snakemake --until fetch_shard --config scale=paper fit=warn`" in found.remedy
+    assert "and copy results/paper/data/shards" in found.remedy
     fetched(0, 1, 2, 5, 6)
     fetched(9, tokenised=True)
     (SHARDS / "00011").mkdir()

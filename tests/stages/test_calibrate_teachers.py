@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from budgeted_lora.config.scale import Config, load_config
+from budgeted_lora.config.sections import Calibration
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
 from budgeted_lora.stages.calibrate_teachers import calibrate_teachers, judge, published_perplexities
@@ -24,9 +25,9 @@ def calibrate(tmp_path: Path, perplexities: dict[str, float], **options: object)
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"value": value, "standard_error": 0.05, "tokens": 1000}))
         scores.append(path)
-    values = {"tolerance": 0.02, "on_miss": "warn"} | options
+    about = {"calibration": Calibration(**options), "published": PUBLISHED, "scale": "tiny"}
     out, page = tmp_path / "calibration.json", tmp_path / "calibration.md"
-    calibrate_teachers(scores=scores, published=PUBLISHED, out=out, report=page, scale="tiny", **values)
+    calibrate_teachers(scores=scores, out=out, report=page, **about)
     return read_json(out)
 
 

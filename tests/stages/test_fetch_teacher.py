@@ -156,7 +156,9 @@ def test_a_narrower_slice_is_fine(package: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("package")
 def test_a_wider_slice_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, source="shipped", slice_per_mille=41)
-    assert message.startswith("corpus.slice_per_mille is 41, but only 40 were held out from the shipped teacher A")
+    assert message.startswith(
+        "corpus.slice_per_mille is 41, but only 40 per mille were held out from the shipped teacher A"
+    )
 
 
 @pytest.mark.usefixtures("package")

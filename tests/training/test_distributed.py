@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
-from budgeted_lora.method.loop import Processes
+from budgeted_lora.method.loop import Processes, StatesDiffer
 from budgeted_lora.models.load import load_model
 from budgeted_lora.stages import launch as launching
 from budgeted_lora.stages import train_cell as stage
@@ -172,6 +172,12 @@ def test_every_window_of_a_step_is_one_processs(count: int, share: int, micro: i
 def test_windows_that_ranks_cannot_share_are_refused() -> None:
     with pytest.raises(BadInput, match="3 GPUs cannot share the 4 windows of a step"):
         list(ProcessGroup(count=3).micro_batches(4, micro_batch_windows=2))
+
+
+def test_states_of_different_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProcessGroup, "gather", lambda self, step: [step, step + 4])
+    with pytest.raises(StatesDiffer, match=r"saved states of steps \[4, 8\]"):
+        ProcessGroup(count=2).attach(torch.nn.Linear(1, 1), step=4)
 
 
 # --- killed

@@ -79,9 +79,9 @@ def plan(
     rank: Annotated[int, typer.Option(min=1, help="Rank of the low-rank paths.")] = 128,
     budget: Annotated[list[float] | None, typer.Option(min=0, max=1, help="Dense fraction F; repeatable.")] = None,
     schedule: Annotated[str, typer.Option(help="none, short or long.")] = "short",
-    r_max: Annotated[int, typer.Option(min=1, help="SVD rank for a coefficient of 1.")] = 64,
-    drop_threshold: Annotated[float, typer.Option(min=0, max=1, help="A lower coefficient becomes 0.")] = 0.05,
-    svd_threshold: Annotated[float, typer.Option(min=0, max=1, help="A lower coefficient means SVD.")] = 0.5,
+    r_max: Annotated[int, typer.Option(min=1, help="SVD rank for a retention of 1.")] = 64,
+    drop_threshold: Annotated[float, typer.Option(min=0, max=1, help="A lower retention becomes 0.")] = 0.05,
+    svd_threshold: Annotated[float, typer.Option(min=0, max=1, help="A lower retention means SVD.")] = 0.5,
     costs: Annotated[bool, typer.Option("--costs", help="With --scale: only what it costs.")] = False,
     device: Annotated[str | None, typer.Option(help="With --scale: a100-80gb, h100, rtx4090, ..., cpu.")] = None,
     gpus: Annotated[

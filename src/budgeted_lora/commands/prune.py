@@ -14,7 +14,7 @@ from budgeted_lora.files import is_locked
 from budgeted_lora.workflow.graph import Graph
 
 KINDS = {"teachers": "teacher", "students": "student", "cells": "cell", "speed": "timing", "cache": "cache"}
-PRINTS = ("logs", "benchmarks")  # output and timings of jobs: <kind>/<rule>/<cell>...
+PRINTS = ("logs", "benchmarks")  # output and timings of jobs: <kind>/<rule>/<cell>..., and cell_<cell> of its speed
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
     for kind, what in KINDS.items():
         for path in visible(results / kind):
             if path not in used:
-                prints = (results.glob(f"{folder}/*/{path.name}*") for folder in PRINTS) if kind == "cells" else ()
-                also = sorted(file for files in prints for file in files if file.is_file())
-                listed.append(Leftover(path, f"{what} of another configuration", tuple(also)))
+                also = prints_of(results, path.name) if kind == "cells" else ()
+                listed.append(Leftover(path, f"{what} of another configuration", also))
             elif kind == "cache" and cache:
                 listed.append(Leftover(path, "cache in use; computed again when a student is trained"))
             elif kind == "cells":
@@ -59,6 +58,12 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
         listed += states(graph)
     imports = [sorted(Path(root).glob(f".import-{graph.config.scale}-*")) for root in ("reports", "results")]
     return listed + [Leftover(path, "interrupted import") for paths in imports for path in paths]
+
+
+def prints_of(results: Path, cell: str) -> tuple[Path, ...]:
+    """Output and timings of a cell's jobs, and of the job that times a structure of its own."""
+    files = (results.glob(f"{folder}/*/{name}*") for folder in PRINTS for name in (cell, f"cell_{cell}"))
+    return tuple(sorted(file for group in files for file in group if file.is_file()))
 
 
 def unused_data(data: Path, used: set[Path]) -> list[Leftover]:

@@ -163,16 +163,16 @@ class Budget(Strict):
         "with the least estimated harm per MAC, by the weights' energy outside the top r singular directions "
         "(energy), the outputs' energy (activation), or the first-order change of the loss (gradient). [S]",
     )
-    smoothing: BelowOne = key(0.9, "EMA factor beta of the dense coefficients. [U]")
-    drop_threshold: Between0And1 = key(0.05, "A dense coefficient below it becomes exactly 0 (tau_drop). [U]")
+    smoothing: BelowOne = key(0.9, "EMA factor beta of the retentions. [U]")
+    drop_threshold: Between0And1 = key(0.05, "A retention d below it becomes exactly 0 (tau_drop). [U]")
     gate_logit: float = key(2.0, "Initial gate logit. [U]")
     gate_lr_multiplier: Above0 = key(1.0, "Learning rate of the gates over the base rate. [U]")
 
 
 class Compression(Strict):
     rank_threshold: Fraction = key(0.5, "Ranks with a gate at or below it are removed (tau_rank). [U]")
-    svd_threshold: Fraction = key(0.5, "Dense paths with a coefficient below it are approximated by SVD (tau_svd). [D]")
-    r_max: Positive = key(64, "SVD rank for a coefficient of 1; in general round(d r_max). [U]")
+    svd_threshold: Fraction = key(0.5, "Dense paths with a retention below it are approximated by SVD (tau_svd). [D]")
+    r_max: Positive = key(64, "SVD rank for a retention of 1; in general round(d r_max). [U]")
     gate_hardening: GateHardening = key("soft", "soft: remaining gates keep their value; one: they become 1. [U]")
     macs_of_budget: Fraction | None = key(
         None,

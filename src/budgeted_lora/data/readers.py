@@ -153,7 +153,8 @@ def _text(record: Any, place: str, text_field: str) -> str:
         raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it has {', '.join(record)}")
     value = record[text_field]
     if not isinstance(value, str):
-        raise BadInput(f"{place}: field {text_field!r} (corpus.text_field) holds {type(value).__name__}, expected text")
+        what = "is empty" if value is None else f"holds {type(value).__name__}"
+        raise BadInput(f"{place}: field {text_field!r} (corpus.text_field) {what}, expected text")
     return value
 
 

@@ -97,6 +97,11 @@ class Windows:
             return len(self.file.offsets) - 1
         return len(self.file.tokens) // self.sequence_length
 
+    def refuse_empty(self) -> None:
+        """Raises BadInput if the file holds no window."""
+        if not self.count:
+            raise BadInput(f"{self.file.path}: holds no window of {self.sequence_length} tokens; expected at least one")
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Windows by number.
 

@@ -30,7 +30,7 @@ class TeacherStates(Protocol):
 
 
 class TrainingWindows(Protocol):
-    """The training tokens, cut into windows."""
+    """The training tokens, cut into windows; at least one."""
 
     count: int
 
@@ -70,6 +70,10 @@ class RunLog(Protocol):
         """
 
 
+class StatesDiffer(BadInput):
+    """Processes that train together restored states of different steps; the message names no file."""
+
+
 class Processes:
     """The processes that train one student, as one of them sees them. This is one process alone."""
 
@@ -77,7 +81,11 @@ class Processes:
     count = 1
 
     def attach(self, student: nn.Module, *, step: int) -> None:
-        """Prepares to sum gradients of a student that has been restored at `step`, the same in every process."""
+        """Prepares to sum gradients of a student that has been restored at `step`, the same in every process.
+
+        Raises:
+            StatesDiffer: it is not the same.
+        """
 
     def micro_batches(self, windows: int, *, micro_batch_windows: int) -> Iterator[tuple[slice, bool]]:
         """The micro-batches of a step of `windows` windows in order, and whether this process computes them."""
@@ -130,12 +138,11 @@ def train(
         precision: bfloat16 for autocast, or float32.
 
     Raises:
-        BadInput: there is no window, or the processes cannot share a step's windows equally.
+        BadInput: the processes cannot share a step's windows equally.
+        StatesDiffer: they restored states of different steps.
         TrainingDiverged: the loss or gradient is not finite; names the first such step.
     """
     processes = processes or Processes()
-    if not windows.count:
-        raise BadInput(f"the training tokens hold no window of {recipe.sequence_length} tokens; expected at least one")
     numbers = window_order(recipe, available=windows.count)
     controller = new_controller(recipe, modules, removal_order)
     optimizer = new_optimizer(student, recipe)

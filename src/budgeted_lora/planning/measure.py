@@ -114,8 +114,8 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     data = (student, teacher, source, np.arange(recipe.micro_batch_windows), recipe)
     accumulate = partial(accumulate_gradients, *data, device=place, precision=precision)
     times = []
-    for coefficient in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
-        set_retentions(modules, [coefficient] * len(modules))
+    for retention in (1.0, 0.0) if recipe.method == "budgeted_lora" else (1.0,):
+        set_retentions(modules, [retention] * len(modules))
         times.append(_seconds_per_token(accumulate, partial(apply_gradients, optimizer, modules), recipe, place=place))
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
     return Measured(whole=times[0], without=times[-1], peak_bytes=peak)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.files import short_hash
 from budgeted_lora.models.device import compute_dtype, prepare
@@ -19,16 +20,16 @@ def cache_teacher(
     *,
     teacher: Path,
     tokens: Path,
-    windows: int,
-    sequence_length: int,
+    windows: Positive,
+    sequence_length: Positive,
     rows: str,
-    batch_windows: int,
+    batch_windows: Positive,
     precision: str,
     scale: str,
     out: Path,
     state: Path,
     device: str,
-    threads: int,
+    threads: Positive,
 ) -> None:
     """Computes a teacher's final hidden states for the first `windows` windows of `tokens` (train.bin).
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from budgeted_lora.config.sections import Calibration
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_text
 from budgeted_lora.provenance import Clock, write_result
@@ -98,26 +99,25 @@ def page(records: Sequence[Mapping[str, Any]], *, tolerance: float) -> str:
 
 
 def calibrate_teachers(
-    *, scores: Sequence[Path], published: Path, tolerance: float, on_miss: str, out: Path, report: Path, scale: str
+    *, scores: Sequence[Path], published: Path, calibration: Calibration, out: Path, report: Path, scale: str
 ) -> None:
     """Writes the verdict as JSON and Markdown and prints it; warns if a teacher differs.
 
     Args:
         scores: perplexity.json of each teacher, in a folder of its name.
-        tolerance: see `judge`.
-        on_miss: what to do if a teacher differs: warn, or stop without results.
+        calibration: the section; `tolerance` as in `judge`, and `on_miss`: warn, or stop without results.
 
     Raises:
-        BadInput: a teacher differs and `on_miss` is stop; or from `judge` or `published_perplexities`.
+        BadInput: a teacher differs and `calibration.on_miss` is stop; or from `judge` or `published_perplexities`.
     """
-    clock = Clock()
+    clock, tolerance = Clock(), calibration.tolerance
     measured = {path.parent.name: read_json(path, expected="the perplexity of a teacher") for path in scores}
     records = judge(measured, published_perplexities(published), tolerance=tolerance)
     verdict, passed = sentence(records, tolerance=tolerance), all(record["as_published"] for record in records)
-    if not passed and on_miss == "stop":
+    if not passed and calibration.on_miss == "stop":
         raise BadInput(f"{verdict}; calibration.on_miss is stop")
     print(verdict if passed else f"WARNING: {verdict}", file=sys.stderr, flush=True)
     payload = {"as_published": passed, "tolerance": tolerance, "teachers": records, "verdict": verdict}
-    values = {"tolerance": tolerance, "on_miss": on_miss}
+    values = {"tolerance": tolerance, "on_miss": calibration.on_miss}
     write_text(report, page(records, tolerance=tolerance))
     write_result(out, payload, scale=scale, cell=None, values=values, inputs=[published, *scores], clock=clock)

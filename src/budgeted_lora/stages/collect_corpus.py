@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from budgeted_lora.config.corpus import Corpus
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data import documents
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import package_versions, read_documents
@@ -15,7 +16,7 @@ from budgeted_lora.files import atomic_path, write_digest
 from budgeted_lora.provenance import Clock, write_result
 
 
-def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, processes: int = 1) -> None:
+def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, processes: Positive = 1) -> None:
     """Writes the documents (Parquet: text, md5, split) and a JSON record of their split.
 
     `split` is train, validation or overlap: held out, but excluded for sharing too many n-grams with training text.

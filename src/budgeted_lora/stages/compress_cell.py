@@ -13,6 +13,7 @@ from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.sections import Compression
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, write_digest, write_text
@@ -131,7 +132,7 @@ def compress_cell(
     variant: Compression,
     out: Path,
     macs: int | None = None,
-    threads: int = 1,
+    threads: Positive = 1,
     statistics: Path | None = None,
 ) -> None:
     """Compresses one trained student: writes out/model/ and out/compression.json.
@@ -192,7 +193,6 @@ def open_student(student: Path, trained: Path, recipe: Recipe, *, undistilled: b
 def _parity_batch(tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """The first windows of a token file, ids and mask [B, L]."""
     windows = Windows(TokenFile.open(tokens), recipe.sequence_length, recipe.rows)
-    if not windows.count:
-        raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
+    windows.refuse_empty()
     ids, mask = windows.read(np.arange(min(PARITY_WINDOWS, windows.count)))
     return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from budgeted_lora.config.sections import EvaluationOptions
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
@@ -28,7 +29,7 @@ def evaluate(
     evaluation: EvaluationOptions,
     scale: str,
     device: str,
-    threads: int,
+    threads: Positive,
     cell: str | None = None,
     icl: bool = True,
     student: Path | None = None,

@@ -23,14 +23,12 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
         raise BadInput(f"{folder}/model.safetensors: checksum mismatch with card.json; reinstall the package")
     name = card["stands_for"]
     if spec.shape != card["shape"]:
-        raise BadInput(
-            f"teacher_ladder.{card['stands_for']} is {spec.shape}, but the shipped teacher is {card['shape']}"
-        )
+        raise BadInput(f"teacher_ladder.{name} is {spec.shape}, but the shipped teacher is {card['shape']}")
     trained = card["held_out"]
     if slice_per_mille > trained["slice_per_mille"]:
         raise BadInput(
-            f"corpus.slice_per_mille is {slice_per_mille}, but only {trained['slice_per_mille']} were held out from "
-            f"the shipped teacher {name}; a wider slice may contain its training text"
+            f"corpus.slice_per_mille is {slice_per_mille}, but only {trained['slice_per_mille']} per mille were held "
+            f"out from the shipped teacher {name}; a wider slice may contain its training text"
         )
     if hold_out_words and not trained["hold_out_words"]:
         raise BadInput(

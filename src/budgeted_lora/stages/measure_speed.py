@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from budgeted_lora.config.sections import Speed
+from budgeted_lora.config.types import Positive
 from budgeted_lora.evaluation import speed
 from budgeted_lora.files import read_json, short_hash
 from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
@@ -24,7 +25,7 @@ def measure_speed(
     out: Path,
     scale: str,
     sizes: Speed,
-    threads: int,
+    threads: Positive,
     device: str,
     structure: Mapping[str, Any] | None = None,
     compressed: Path | None = None,

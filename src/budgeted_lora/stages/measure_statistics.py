@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from budgeted_lora.beyond.removals import removal_losses
 from budgeted_lora.beyond.statistics import STATISTICS, measure
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, write_digest
@@ -24,17 +25,17 @@ def measure_statistics(
     *,
     student: Path,
     tokens: Path,
-    windows: int,
-    batch_windows: int,
-    sequence_length: int,
+    windows: Positive,
+    batch_windows: Positive,
+    sequence_length: Positive,
     rows: str,
-    rank: int,
-    removal_windows: int,
+    rank: Positive,
+    removal_windows: Positive,
     out: Path,
     record: Path,
     scale: str,
     device: str,
-    threads: int,
+    threads: Positive,
 ) -> None:
     """Writes out/statistics.safetensors (see `statistics.InputStatistics`) from the first windows of the training file.
 

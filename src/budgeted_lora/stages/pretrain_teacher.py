@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from budgeted_lora.config.sections import Pretraining, Teacher
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
@@ -24,7 +25,7 @@ def pretrain_teacher(
     name: str,
     spec: Teacher,
     pretraining: Pretraining,
-    sequence_length: int,
+    sequence_length: Positive,
     rows: str,
     tokens: Path,
     tokenizer: Path,
@@ -33,7 +34,7 @@ def pretrain_teacher(
     history: Path,
     state: Path,
     scale: str,
-    threads: int,
+    threads: Positive,
     device: str,
 ) -> None:
     """Pretrains a teacher from random weights and writes it in half precision with its record and loss history.

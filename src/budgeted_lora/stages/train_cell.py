@@ -11,11 +11,12 @@ import torch
 
 from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe, compute_values
+from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file, short_hash, write_digest, write_with
 from budgeted_lora.method.cost import train_compute
-from budgeted_lora.method.loop import Processes, Progress, TeacherStates, train
+from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.models.device import choose_device, compute_dtype, peak_resident_bytes, prepare
@@ -41,9 +42,9 @@ def train_cell(
     out: Path,
     state: Path,
     device: str,
-    threads: int,
-    log_every: int,
-    checkpoint_every: int,
+    threads: Positive,
+    log_every: Positive,
+    checkpoint_every: Positive,
     cache: Path | None = None,
     statistics: Path | None = None,
     together: Processes | None = None,
@@ -81,10 +82,13 @@ def train_cell(
         log = StateLog(
             folder, modules, recipe, log_every=log_every, checkpoint_every=checkpoint_every, writes=processes.first
         )
-        progress = train(
-            model, modules, states, windows, recipe, log=log, removal_order=low_rank.order, processes=processes,
-            device=place, precision=precision,
-        )  # fmt: skip
+        try:
+            progress = train(
+                model, modules, states, windows, recipe, log=log, removal_order=low_rank.order, processes=processes,
+                device=place, precision=precision,
+            )  # fmt: skip
+        except StatesDiffer as error:
+            raise BadInput(f"{folder}: {error}") from None
         devices = processes.gather(device_in_use())
         if not processes.first:
             return
@@ -95,10 +99,8 @@ def train_cell(
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
         values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
-        write_result(
-            out / "train.json", results, files=histories, scale=scale, cell=cell, values=values, inputs=inputs,
-            clock=clock,
-        )  # fmt: skip
+        about = {"scale": scale, "cell": cell, "values": values, "inputs": inputs, "clock": clock}
+        write_result(out / "train.json", results, files=histories, **about)
         write_digest(out / "trained")
         discard(folder)
 
@@ -117,8 +119,7 @@ def training_windows(tokens: Path, recipe: Recipe, *, student: Path, teacher: Pa
     for folder, what in ((student, "student"), (teacher, "teacher")):
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
     windows = Windows(file, recipe.sequence_length, recipe.rows)
-    if not windows.count:
-        raise BadInput(f"{tokens}: holds no window of {recipe.sequence_length} tokens; expected at least one")
+    windows.refuse_empty()
     return windows
 
 

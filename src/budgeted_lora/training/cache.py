@@ -110,13 +110,9 @@ def describe_cache(model: Any, windows: Windows, *, count: int, batch_windows: i
     Raises:
         BadInput: the token file holds no window.
     """
-    count = min(count, windows.count)
-    if not count:
-        raise BadInput(
-            f"{windows.file.path}: holds no window of {windows.sequence_length} tokens; expected at least one"
-        )
+    windows.refuse_empty()
     return {
-        "shape": [count, windows.sequence_length, model.config.hidden_size],
+        "shape": [min(count, windows.count), windows.sequence_length, model.config.hidden_size],
         "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
         "rows": windows.packing,
         "batch_windows": batch_windows,

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.loop import Processes
+from budgeted_lora.method.loop import Processes, StatesDiffer
 from budgeted_lora.method.projections import BudgetedLinear
 
 BACKEND = {"cpu": "gloo", "cuda": "nccl"}
@@ -48,11 +48,11 @@ class ProcessGroup(Processes):
         """Waits until every process has restored the student; the first one's weights are given to all.
 
         Raises:
-            BadInput: the processes read states of different steps.
+            StatesDiffer: the processes read states of different steps.
         """
         steps = sorted(set(self.gather(step)))
         if len(steps) > 1:
-            raise BadInput(f"the processes read saved states of steps {steps}; expected one step, run again")
+            raise StatesDiffer(f"the processes read saved states of steps {steps}; expected one step, run again")
         # The ring that sums over three processes or more adds in another order if gradients are laid out in another
         # order, as DDP does after its first step unless it looks for unused ones: a resumed run would differ.
         self._replica = DistributedDataParallel(_Callable(student), find_unused_parameters=self.count > 2)

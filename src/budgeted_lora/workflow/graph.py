@@ -154,10 +154,6 @@ class Graph:
         """Those of them that are planned, by name."""
         return {name: structure.plan for name, structure in self.timed().items() if structure.plan}
 
-    def own_structures(self) -> list[str]:
-        """Cells whose structure is known once they are compressed, and that are timed then."""
-        return [structure.cell for structure in self.timed().values() if structure.cell]
-
     # --- files from outside the workflow; one that is missing is left out here and named by the stage that wants it ---
 
     def corpus_files(self) -> list[str]:

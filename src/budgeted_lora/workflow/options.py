@@ -190,8 +190,7 @@ def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Opti
 
 
 def calibrate_teachers(graph: Graph) -> Options:
-    calibration = graph.config.calibration
-    return {"tolerance": calibration.tolerance, "on_miss": calibration.on_miss, "scale": graph.config.scale}
+    return {"calibration": graph.config.calibration.model_dump(mode="json"), "scale": graph.config.scale}
 
 
 def measure_speed(graph: Graph, structure: str) -> Options:

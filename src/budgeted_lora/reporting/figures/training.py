@@ -22,7 +22,7 @@ from budgeted_lora.reporting.results import Results
 
 
 def retention(results: Results) -> Figure:
-    """Dense coefficient d of every module over training, one panel per budget."""
+    """Retention d of every module over training, one panel per budget."""
     cells = budgeted_cells(results)
     frames = [(row, results.retention(row.cell)) for row in cells.itertuples()]
     frames = [(row, frame) for row, frame in frames if frame is not None]
@@ -41,7 +41,7 @@ def retention(results: Results) -> Figure:
         module_axis(axes, list(frame.columns))
     if image is not None:
         panels[0][0].invert_yaxis()
-        figure.colorbar(image, ax=panels[0].tolist(), label="Dense coefficient d", shrink=0.5, aspect=30)
+        figure.colorbar(image, ax=panels[0].tolist(), label="Retention d", shrink=0.5, aspect=30)
     return figure
 
 
