@@ -66,10 +66,10 @@ def test_nothing_reruns_in_a_fresh_clone(
 
 def test_names_of_records_are_snakemakes(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done)
-    found = metadata.kept(metadata.RECORDS, "smoke")
-    assert "results/smoke/cells.csv" in found
+    records = metadata.kept(metadata.RECORDS, "smoke")
+    assert "results/smoke/cells.csv" in records
     longest = os.pathconf(".", "PC_NAME_MAX")
-    for output, path in found.items():
+    for output, path in records.items():
         assert metadata.encoded(output, longest=longest) == path.relative_to(".snakemake/metadata")
 
 
@@ -122,18 +122,18 @@ def test_what_goes_in_comes_out(packed: Path, source: Path, target: Path, monkey
     monkeypatch.chdir(target)
     summary = import_archive(packed)
     assert (summary.scale, summary.files, summary.records) == ("tiny", 4, 1)
-    found = tree(target)
-    assert {name for name in found if not name.startswith(".snakemake")} == {
+    files = tree(target)
+    assert {name for name in files if not name.startswith(".snakemake")} == {
         "Snakefile", "reports/tiny/index.html", "results/tiny/cells/c/train.json", "results/tiny/cells/c/trained/w",
         "results/tiny/cells/c/trained/.snakemake_timestamp",
     }  # fmt: skip
     assert metadata.kept(metadata.RECORDS, "tiny").keys() == {"results/tiny/cells/c/train.json"}
-    for name in found:
+    for name in files:
         if name.startswith("re"):
-            assert found[name] == (source / name).read_bytes()
+            assert files[name] == (source / name).read_bytes()
             assert (target / name).stat().st_mtime_ns == (source / name).stat().st_mtime_ns
     import_archive(packed)  # the same again is no difference
-    assert tree(target) == found
+    assert tree(target) == files
 
 
 def test_the_cache_comes_along_when_asked(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +184,8 @@ def test_every_flipped_bit_is_refused_or_harmless(packed: Path, target: Path, mo
         error = ""
         try:
             import_archive(packed)
-        except BadInput as found:
-            error = str(found)
+        except BadInput as refusal:
+            error = str(refusal)
         assert tree(target) == (before if error else expected), place
         assert not error or error.startswith(f"{packed}: "), place
         refusals += bool(error)
@@ -284,8 +284,8 @@ def test_a_folder_that_is_one_output_is_replaced_whole(packed: Path, target: Pat
     write_text(target / "results/tiny/cells/c/trained/more", "x")
     assert "e.g. results/tiny/cells/c/trained/more" in refused(packed, target, monkeypatch)
     import_archive(packed, force=True)
-    found = sorted(path.name for path in (target / "results/tiny/cells/c/trained").iterdir())
-    assert found == [".snakemake_timestamp", "w"]
+    names = sorted(path.name for path in (target / "results/tiny/cells/c/trained").iterdir())
+    assert names == [".snakemake_timestamp", "w"]
 
 
 def test_a_marker_of_a_job_cut_short_goes(packed: Path, target: Path, monkeypatch) -> None:

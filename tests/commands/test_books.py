@@ -173,12 +173,12 @@ def test_a_missing_timing_of_its_own_is_named(here: Path) -> None:
 
 def test_a_timing_is_stale_where_the_structure_became_another(here: Path) -> None:
     record = next((TINY / "cells").glob("budgeted*")) / "compressed/default/compression.json"
-    found = read_json(record)
-    write_record(record, found | {"remark": "written again"})
+    content = read_json(record)
+    write_record(record, content | {"remark": "written again"})
     assert statuses(here)[0].state == "done"
-    factorised = next(module for module in found["modules"] if module["decision"] != "keep")
+    factorised = next(module for module in content["modules"] if module["decision"] != "keep")
     factorised["lora_rank"] += 1
-    write_record(record, found)
+    write_record(record, content)
     own = statuses(here)[0]
     assert own.state == "stale"
     [line] = own.detail
@@ -319,8 +319,8 @@ def test_shards_are_done_stale_or_missing(empty: Path, source: str) -> None:
     fill(scale(empty, **over))
 
     def corpus(**changed: dict) -> tuple[str, tuple[str, ...]]:
-        found = statuses(empty, **changed)[0].stages
-        [status] = [status for status in found if status.stage.name == "corpus"]
+        stages = statuses(empty, **changed)[0].stages
+        [status] = [status for status in stages if status.stage.name == "corpus"]
         assert status.folder == TINY / "data/shards"
         return status.state, status.reasons
 

@@ -46,8 +46,8 @@ def pending(folder: Path, scale: str) -> dict[str, str]:
 def noted_as_done(folder: Path, scale: str, values: dict) -> dict[str, str]:
     """Lays an empty result for every job and lets Snakemake take it for done; what it would have made."""
     (folder / f"config/{scale}.yaml").write_text(yaml.safe_dump(values | {"scale": scale}))
-    found = pending(folder, scale)
-    for name in found:
+    jobs = pending(folder, scale)
+    for name in jobs:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name in {*FOLDERS, "statistics"}:
@@ -56,7 +56,7 @@ def noted_as_done(folder: Path, scale: str, values: dict) -> dict[str, str]:
         path.write_text(name)
     ran = snakemake(folder, "--touch", "--forceall", "--cores", "1", *TARGETS[scale], "--config", f"scale={scale}")
     assert ran.returncode == 0, ran.stderr[-2000:]
-    return found
+    return jobs
 
 
 @pytest.mark.parametrize(

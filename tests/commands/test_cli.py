@@ -399,8 +399,8 @@ def test_plan_of_a_shipped_scale_is_the_papers(
     assert all(list(item) == KEYS for item in made)
     assert {item["schedule"] for item in made} == {"short"}
     greedy = {item["budget"]: item for item in made if item["kept"] + item["svd"] + item["dropped"] == 42}
-    found = [item for item in made if item["budget"] in PAPER]
-    assert len(found) >= len(PAPER)
+    of_the_paper = [item for item in made if item["budget"] in PAPER]
+    assert len(of_the_paper) >= len(PAPER)
     for budget, (kept, svd, dropped, _, dense, lora, reduction, compute) in PAPER.items():
         item = greedy[budget]
         assert (item["kept"], item["svd"], item["dropped"]) == (kept, svd, dropped)

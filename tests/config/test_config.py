@@ -341,11 +341,11 @@ def test_page_is_in_step_with_the_types() -> None:
 
 def leaves(model: type[Strict]) -> list[tuple[str, str]]:
     """Name and description of every key that is not itself a section."""
-    found = []
+    keys = []
     for name, field in model.model_fields.items():
         nested = isinstance(field.annotation, type) and issubclass(field.annotation, Strict)
-        found += leaves(field.annotation) if nested else [(f"{model.__name__}.{name}", field.description or "")]
-    return found
+        keys += leaves(field.annotation) if nested else [(f"{model.__name__}.{name}", field.description or "")]
+    return keys
 
 
 @pytest.mark.parametrize(("key", "description"), [*leaves(Config), *leaves(Row)], ids=lambda value: value[:40])

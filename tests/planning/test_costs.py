@@ -167,9 +167,9 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(precision: str, kind: str) ->
         for layers in (1, 2)
         for windows in (1, 3)
     }
-    found = (counts[2, 3] - counts[1, 3] - counts[2, 1] + counts[1, 1]) / (2 * 32)
+    slope = (counts[2, 3] - counts[1, 3] - counts[2, 1] + counts[1, 1]) / (2 * 32)
     expected = KEPT[precision, kind].bytes(ModelShape(1, 64, 16, 160), rank=8)
-    assert found == pytest.approx(expected, rel=0.05)
+    assert slope == pytest.approx(expected, rel=0.05)
 
 
 def test_training_memory_follows_batch_and_method() -> None:
@@ -234,17 +234,17 @@ def test_devices_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "entry"),
+    ("driver", "entry"),
     [
         ("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("NVIDIA GeForce RTX 3090", "rtx3090"), ("something else", "a100-80gb"),
     ],
 )  # fmt: skip
-def test_a_driver_s_name_finds_its_entry(told: str, entry: str) -> None:
-    found = matching(told)
-    assert found.name == told
-    assert (found.bfloat16, found.memory_bytes) == (GPUS[entry].bfloat16, GPUS[entry].memory_bytes)
+def test_a_driver_s_name_finds_its_entry(driver: str, entry: str) -> None:
+    device = matching(driver)
+    assert device.name == driver
+    assert (device.bfloat16, device.memory_bytes) == (GPUS[entry].bfloat16, GPUS[entry].memory_bytes)
 
 
 # --- measured instead of assumed
@@ -267,18 +267,18 @@ def test_calibration_times_every_kind_of_cell(cache: str) -> None:
     from budgeted_lora.planning.measure import calibrate
 
     costs = tiny(training=TINY["training"] | {"teacher_cache": cache})
-    found, skipped = calibrate(costs, threads=1)
+    measured, skipped = calibrate(costs, threads=1)
     assert skipped == []
-    assert found.keys() == {calibration_key(costs.graph.recipe_of(name)) for name in costs.graph.cells}
-    assert all(item.whole > 0 and item.without > 0 and item.peak_bytes > 0 for item in found.values())
-    assert all(cell.measured for cell in ScaleCosts(costs.graph, costs.device, measured=found).cells)
+    assert measured.keys() == {calibration_key(costs.graph.recipe_of(name)) for name in costs.graph.cells}
+    assert all(item.whole > 0 and item.without > 0 and item.peak_bytes > 0 for item in measured.values())
+    assert all(cell.measured for cell in ScaleCosts(costs.graph, costs.device, measured=measured).cells)
 
 
 def test_what_would_take_minutes_is_not_measured() -> None:
     from budgeted_lora.planning.measure import calibrate
 
-    found, skipped = calibrate(costs_of("paper", "cpu", threads={"training": 1}), threads=1)
-    assert found == {}
+    measured, skipped = calibrate(costs_of("paper", "cpu", threads={"training": 1}), threads=1)
+    assert measured == {}
     assert all("per micro-batch, not measured" in line for line in skipped)
 
 

@@ -29,21 +29,21 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_a_large_machine_can_run_the_papers_scale() -> None:
-    found = [*devices(check()), *host(check()), *storage(check())]
-    assert states(found) == ["ok"] * 4
-    assert "80.0 GiB, the plan needs 13." in found[0].detail
-    assert "2 side by side" in found[2].detail
+    findings = [*devices(check()), *host(check()), *storage(check())]
+    assert states(findings) == ["ok"] * 4
+    assert "80.0 GiB, the plan needs 13." in findings[0].detail
+    assert "2 side by side" in findings[2].detail
 
 
 def test_no_gpu_and_too_small_a_gpu() -> None:
     [finding] = devices(check(gpus=()))
     assert (finding.name, finding.state) == ("GPU", "missing")
     small = replace(GPU, name="small", memory_bytes=8 * GIB)
-    found = list(devices(check(gpus=(GPU, small))))
-    assert states(found) == ["ok", "short"]
-    assert found[1].detail.startswith("small (GPU-1): 8.0 GiB, the plan needs 13.")
-    assert "training" in found[1].detail
-    assert "micro_batch_windows" in found[1].remedy
+    findings = list(devices(check(gpus=(GPU, small))))
+    assert states(findings) == ["ok", "short"]
+    assert findings[1].detail.startswith("small (GPU-1): 8.0 GiB, the plan needs 13.")
+    assert "training" in findings[1].detail
+    assert "micro_batch_windows" in findings[1].remedy
     assert states(list(devices(check("single-gpu", gpus=(replace(GPU, memory_bytes=24 * GIB),))))) == ["ok"]
 
 
@@ -78,9 +78,9 @@ def test_host_memory() -> None:
 
 def test_a_box_of_two_gpus_for_one_training() -> None:
     two = graph_of("paper", gpus_per_run=2)
-    found = [*devices(Check(two, LARGE)), *host(Check(two, LARGE)), *storage(Check(two, LARGE))]
-    assert states(found) == ["ok"] * 5
-    assert found[0].detail == "2 visible, each student trains on 2: 1 at once; other jobs take one each"
+    findings = [*devices(Check(two, LARGE)), *host(Check(two, LARGE)), *storage(Check(two, LARGE))]
+    assert states(findings) == ["ok"] * 5
+    assert findings[0].detail == "2 visible, each student trains on 2: 1 at once; other jobs take one each"
     training = Check(two, LARGE).costs.largest_training_host()[0]
     assert training > 2 * Check(graph_of("paper"), LARGE).costs.largest_training_host()[0]
     enough, little = (replace(LARGE, host_bytes=size) for size in (training, training - GIB))
@@ -162,11 +162,11 @@ def test_on_a_cluster_this_node_is_not_judged() -> None:
 
 
 def test_this_machine_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = this_machine(tmp_path / "not" / "there")
-    assert found.cores >= 1
-    assert found.host_bytes > 0
-    assert found.disk_bytes > 0
-    assert found.one_disk
+    findings = this_machine(tmp_path / "not" / "there")
+    assert findings.cores >= 1
+    assert findings.host_bytes > 0
+    assert findings.disk_bytes > 0
+    assert findings.one_disk
     listing = "GPU-a, NVIDIA A100-SXM4-80GB, 81920, 8.0\nGPU-b, Tesla V100, 16384, 7.0\n"
     monkeypatch.setattr(machine, "visible_devices", lambda: ["GPU-b", "MIG-c"])
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, listing, ""))
@@ -281,18 +281,18 @@ def test_exit_status_and_json(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "missing  GPU " in out
     status, out = ran(capsys, monkeypatch, "--scale", "paper", "--json")
     assert status == 2
-    found = json.loads(out)
-    assert all(item.keys() == {"name", "state", "detail", "remedy"} for item in found)
-    assert all(bool(item["remedy"]) == (item["state"] != "ok") for item in found)
+    findings = json.loads(out)
+    assert all(item.keys() == {"name", "state", "detail", "remedy"} for item in findings)
+    assert all(bool(item["remedy"]) == (item["state"] != "ok") for item in findings)
     status, out = ran(capsys, monkeypatch, "--scale", "mini", "--slurm")
     assert "whose GPUs cannot be checked from here" in out
 
 
 def test_every_trouble_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "machine_for", lambda _: replace(LARGE, gpus=(), host_bytes=1, disk_bytes=1))
-    found = troubles(examine(graph_of("paper"), slurm=False))
-    assert {"GPU", "memory", "disk", "Hub model", "Hub dataset", "probes"} <= {item.name for item in found}
-    assert all(item.remedy and "\n" not in item.line() for item in found)
+    findings = troubles(examine(graph_of("paper"), slurm=False))
+    assert {"GPU", "memory", "disk", "Hub model", "Hub dataset", "probes"} <= {item.name for item in findings}
+    assert all(item.remedy and "\n" not in item.line() for item in findings)
 
 
 def test_a_run_that_cannot_fit_does_not_start(

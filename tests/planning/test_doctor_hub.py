@@ -61,35 +61,37 @@ def test_a_scale_that_reads_no_hub_asks_none(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_revisions_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")))
-    assert states(found) == ["missing"] * 4
-    assert found[0].remedy == "pin teacher_ladder.0.13B.revision to the 40 hex digits of a commit"
-    assert found[3].remedy.startswith("pin corpus.hub.revision")
+    findings = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")))
+    assert states(findings) == ["missing"] * 4
+    assert findings[0].remedy == "pin teacher_ladder.0.13B.revision to the 40 hex digits of a commit"
+    assert findings[3].remedy.startswith("pin corpus.hub.revision")
 
 
 def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert states(hub_states(monkeypatch, Api(), **PINNED)) == ["ok"] * 4
     assert states(hub_states(monkeypatch, Api(gated="auto"), **PINNED)) == ["ok"] * 4
-    found = hub_states(monkeypatch, Api(gated="auto", closed=True), **PINNED)
-    assert states(found) == ["missing"] * 4
+    findings = hub_states(monkeypatch, Api(gated="auto", closed=True), **PINNED)
+    assert states(findings) == ["missing"] * 4
     assert (
-        found[0].line().endswith("gated, and closed to this account; ask its owners for access, then `hf auth login`")
+        findings[0]
+        .line()
+        .endswith("gated, and closed to this account; ask its owners for access, then `hf auth login`")
     )
-    found = hub_states(monkeypatch, Api(error=made(RepositoryNotFoundError)), **PINNED)
-    assert "not on the Hub under that name and commit; correct teacher_ladder.0.13B" in found[0].line()
-    found = hub_states(monkeypatch, Api(error=OSError("no route\nto host")), **PINNED)
-    assert "the Hub cannot be reached (no route to host)" in found[0].line()
-    assert all("\n" not in item.line() for item in found)
+    findings = hub_states(monkeypatch, Api(error=made(RepositoryNotFoundError)), **PINNED)
+    assert "not on the Hub under that name and commit; correct teacher_ladder.0.13B" in findings[0].line()
+    findings = hub_states(monkeypatch, Api(error=OSError("no route\nto host")), **PINNED)
+    assert "the Hub cannot be reached (no route to host)" in findings[0].line()
+    assert all("\n" not in item.line() for item in findings)
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"])
 def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
     monkeypatch.setenv(variable, "1")
     (tmp_path / "hub" / "models--MohammedSabry--biinduct-1b-baseline" / "snapshots" / COMMIT).mkdir(parents=True)
-    found = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")), **PINNED)
-    assert states(found) == ["missing", "missing", "ok", "missing"]
-    assert f"unset {variable}, or fetch it on a machine with a network: hf download" in found[0].remedy
-    assert found[3].remedy.startswith(f"unset {variable}, or run `snakemake --until fetch_")
+    findings = hub_states(monkeypatch, Api(error=AssertionError("asked the Hub")), **PINNED)
+    assert states(findings) == ["missing", "missing", "ok", "missing"]
+    assert f"unset {variable}, or fetch it on a machine with a network: hf download" in findings[0].remedy
+    assert findings[3].remedy.startswith(f"unset {variable}, or run `snakemake --until fetch_")
 
 
 def test_what_was_fetched_is_asked_for_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -122,25 +124,26 @@ def fetched(*shards: int, tokenised: bool = False) -> None:
 
 def test_offline_says_which_shards_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = dataset(monkeypatch)
-    assert found.state == "missing"
+    findings = dataset(monkeypatch)
+    assert findings.state == "missing"
     assert (
-        "44 of 44 shards are not in results/paper/data/shards (00000 to 00043), and HF_HUB_OFFLINE is" in found.detail
+        "44 of 44 shards are not in results/paper/data/shards (00000 to 00043), and HF_HUB_OFFLINE is"
+        in findings.detail
     )
-    assert "snakemake --until fetch_shard --config scale=paper fit=warn`" in found.remedy
-    assert "and copy results/paper/data/shards" in found.remedy
+    assert "snakemake --until fetch_shard --config scale=paper fit=warn`" in findings.remedy
+    assert "and copy results/paper/data/shards" in findings.remedy
     fetched(0, 1, 2, 5, 6)
     fetched(9, tokenised=True)
     (SHARDS / "00011").mkdir()
     (SHARDS / "00011" / "source.parquet").write_text("half a download has no record yet")
-    found = dataset(monkeypatch)
+    findings = dataset(monkeypatch)
     assert (
         "38 of 44 shards are not in results/paper/data/shards (00003 to 00004, 00007 to 00008, 00010 to 0"
-        in found.detail
+        in findings.detail
     )
     fetched(*range(44))
-    found = dataset(monkeypatch)
-    assert (found.state, found.detail.split(": ")[1]) == ("ok", "all 44 shards are in results/paper/data/shards")
+    findings = dataset(monkeypatch)
+    assert (findings.state, findings.detail.split(": ")[1]) == ("ok", "all 44 shards are in results/paper/data/shards")
 
 
 def test_shards_in_the_hub_s_cache_can_be_read_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,14 +152,14 @@ def test_shards_in_the_hub_s_cache_can_be_read_there(monkeypatch: pytest.MonkeyP
     cached = tmp_path / "hub" / "datasets--EleutherAI--the_pile_deduplicated" / "snapshots" / COMMIT / "data"
     cached.mkdir(parents=True)
     for number in range(44):
-        found = dataset(monkeypatch)
-        assert found.state == "missing"
-        assert ("the local cache has" in found.detail) == (number > 0)
+        findings = dataset(monkeypatch)
+        assert findings.state == "missing"
+        assert ("the local cache has" in findings.detail) == (number > 0)
         (cached / f"train-{number:05d}-of-01650-abc.parquet").touch()
         if number == 2:
             assert "the local cache has 3 of them" in dataset(monkeypatch).detail
-    found = dataset(monkeypatch)
-    assert (found.state, found.remedy) == (
+    findings = dataset(monkeypatch)
+    assert (findings.state, findings.remedy) == (
         "missing",
         f"unset HF_HUB_OFFLINE, or set corpus.hub.name to {cached.parent}, which has all 44",
     )
@@ -168,23 +171,23 @@ def test_shards_in_the_hub_s_cache_can_be_read_there(monkeypatch: pytest.MonkeyP
 
 def test_without_a_network_the_missing_shards_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched(*range(40))
-    found = dataset(monkeypatch, Api(error=OSError("no route to host")))
+    findings = dataset(monkeypatch, Api(error=OSError("no route to host")))
     assert (
         "4 of 44 shards are not in results/paper/data/shards (00040 to 00043): the Hub cannot be reached"
-        in found.detail
+        in findings.detail
     )
-    assert found.state == "missing"
-    found = dataset(monkeypatch, Api())
-    assert (found.state, found.detail.endswith("(00040 to 00043): can be downloaded")) == ("ok", True)
+    assert findings.state == "missing"
+    findings = dataset(monkeypatch, Api())
+    assert (findings.state, findings.detail.endswith("(00040 to 00043): can be downloaded")) == ("ok", True)
     quick = check_hub(graph_of("paper", **PINNED).config, Path("results/paper"), ask=False)[-1]
     assert (quick.state, quick.detail.endswith("to be downloaded")) == ("ok", True)
 
 
 def test_shards_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = dataset(monkeypatch, Api(without=(3, 4, 43, 60)))
-    assert found.state == "missing"
-    assert found.detail.endswith("no file, or several, for 3 shards (00003 to 00004, 00043)")
-    assert "corpus.shards.pattern" in found.remedy
+    findings = dataset(monkeypatch, Api(without=(3, 4, 43, 60)))
+    assert findings.state == "missing"
+    assert findings.detail.endswith("no file, or several, for 3 shards (00003 to 00004, 00043)")
+    assert "corpus.shards.pattern" in findings.remedy
 
 
 def test_files_that_are_fewer_than_shards(tmp_path: Path) -> None:

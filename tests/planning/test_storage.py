@@ -55,9 +55,9 @@ def test_caches_of_longer_runs_and_other_rows_count_once_each() -> None:
         "table5": [{"method": "kd_lora", "tokens": 640000}],
     }
     corpus = TINY["corpus"] | {"train_tokens": 64000}
-    found = disk(tiny(tables=TINY["tables"] | rows, corpus=corpus), slots=Slots(1)).caches
+    caches = disk(tiny(tables=TINY["tables"] | rows, corpus=corpus), slots=Slots(1)).caches
     a, b = 16 * 32 * 4, 16 * 64 * 4
-    assert found == 400 * a + 400 * b + 800 * a + 400 * a + 4000 * a, "of the longest run as many as the file has"
+    assert caches == 400 * a + 400 * b + 800 * a + 400 * a + 4000 * a, "of the longest run as many as the file has"
 
 
 def test_shards_that_are_here_count_by_their_files(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_the_digest_of_a_folder_names_the_file(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_of_a_result_is_refused_or_harmless(scale: Path, tmp_path: Path) -> None:
     """Harmless is a flip in white space, or in the name of the digest, which leaves all else as it was."""
-    path, told = tmp_path / "perplexity.json", read_json(scale / "compressed" / "perplexity.json")
+    path, record = tmp_path / "perplexity.json", read_json(scale / "compressed" / "perplexity.json")
     whole = (scale / "compressed" / "perplexity.json").read_bytes()
     refused = 0
     for bit in range(0, 8 * len(whole), 7):  # every bit of a byte in turn
@@ -239,7 +239,7 @@ def test_every_flipped_bit_of_a_result_is_refused_or_harmless(scale: Path, tmp_p
         assert (
             line.startswith(f"{path}: ")
             if value is None
-            else [value[key] for key in told if key != CONTENT] == [told[key] for key in told if key != CONTENT]
+            else [value[key] for key in record if key != CONTENT] == [record[key] for key in record if key != CONTENT]
         )
     assert refused > len(whole)
 

@@ -218,12 +218,12 @@ def test_what_a_library_says_is_told_in_the_systems_words(tmp_path: Path) -> Non
         OSError(errno.EACCES, "[Errno 13] Error opening file. Detail: permission"),
         OSError(errno.EACCES, "denied", str(tmp_path / ".file.x1.tmp")),
     ):
-        with pytest.raises(PermissionError) as found, naming(tmp_path / "file"):
+        with pytest.raises(PermissionError) as info, naming(tmp_path / "file"):
             raise error
-        assert (found.value.strerror, found.value.filename) == ("Permission denied", str(tmp_path / "file"))
-    with pytest.raises(FileNotFoundError) as found, naming(tmp_path / "file"):
+        assert (info.value.strerror, info.value.filename) == ("Permission denied", str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError) as info, naming(tmp_path / "file"):
         (tmp_path / "input").read_text()
-    assert found.value.filename == str(tmp_path / "input")  # another file's trouble stays its own
+    assert info.value.filename == str(tmp_path / "input")  # another file's trouble stays its own
     with pytest.raises(ValueError, match="other"), naming(tmp_path / "file"):
         raise ValueError("other")
 
@@ -325,9 +325,9 @@ def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_text(tmp_path / "file", "old")
     with monkeypatch.context() as patch:
         no_fsync(patch, "/.file.")
-        with pytest.raises(OSError, match=FULL) as found:
+        with pytest.raises(OSError, match=FULL) as info:
             write_text(tmp_path / "file", "new")
-    assert found.value.filename == str(tmp_path / "file")
+    assert info.value.filename == str(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "old"
     assert not leftovers(tmp_path)
 

@@ -63,16 +63,16 @@ def ids(**paths: Any) -> list[str]:
 
 
 def one(row: dict[str, Any], **paths: Any) -> Cell:
-    found = cells(config(tables={"t": [row]}, **paths))
-    assert len(found) == 1
-    return found[0]
+    all_cells = cells(config(tables={"t": [row]}, **paths))
+    assert len(all_cells) == 1
+    return all_cells[0]
 
 
 def test_lists_are_multiplied_out_and_equal_cells_are_one() -> None:
-    found = cells(config())
-    assert len(found) == 2 + 2 + 4 + 1
-    assert len({cell.id for cell in found}) == len(found)
-    shared = [cell for cell in found if cell.tables == ("table2", "table8")]
+    all_cells = cells(config())
+    assert len(all_cells) == 2 + 2 + 4 + 1
+    assert len({cell.id for cell in all_cells}) == len(all_cells)
+    shared = [cell for cell in all_cells if cell.tables == ("table2", "table8")]
     assert sorted(cell.recipe.budget for cell in shared) == [0.0, 0.4]
     assert {cell.recipe.teacher for cell in shared} == {"A"}
 

@@ -105,13 +105,13 @@ def test_every_published_number_stands_beside_its_own_student(results: Results, 
     made = made_table(table, results, Published.open(PUBLISHED), FAST)
     frame, lines = made.frame, printed_of(SOURCES[table])
     assert len(frame) == len(lines) > 0
-    found = {}
+    by_setting = {}
     for row in frame.to_dict("records"):
         [line] = [line for line in lines if is_of(row | {"method": line["method"], "teacher": "0.13B"}, line)]
         assert row["ppl_published"] == float(line["value"])
         assert line["value"] in SLIPS or row["ppl"] == pytest.approx(row["ppl_published"])
-        found[line["setting"]] = line["value"]
-    assert found == {line["setting"]: line["value"] for line in lines}
+        by_setting[line["setting"]] = line["value"]
+    assert by_setting == {line["setting"]: line["value"] for line in lines}
     assert list(made.shown["PPL, published"]) == [f"{value:.2f}" for value in frame["ppl_published"]]
 
 

@@ -29,11 +29,7 @@ def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None 
         f"LoRA rank {', '.join(map(str, ranks))}.",
         f"{len(first.modules)} modules, {first.totals.dense_macs:,} dense MACs per token.",
         "Speedups are ratios of MACs, not timings; `fewer` is of parameters; train compute is KD Full = 1.",
-        *dict.fromkeys(
-            f"Schedule{f' {item.schedule}:' if item.schedule else ''} from {item.rule.start:g} to {item.rule.end:g} "
-            "of the steps."
-            for item in structures
-        ),
+        *dict.fromkeys(map(_schedule, structures)),
         "",
         *_table(structures),
     ]
@@ -76,6 +72,11 @@ def _retention(module: PlannedModule) -> str:
     if module.decision == "svd":
         return f" (d = {module.d:g}, rank {module.svd_rank} + {module.rank})"
     return "" if module.d in (0.0, 1.0) else f" (d = {module.d:g})"
+
+
+def _schedule(item: Structure) -> str:
+    name = f"Schedule {item.schedule}:" if item.schedule else "Schedule"
+    return f"{name} from {item.rule.start:g} to {item.rule.end:g} of the steps."
 
 
 def _table(structures: Sequence[Structure]) -> list[str]:

@@ -167,6 +167,7 @@ def student_shape(config: Config) -> ModelShape:
 
 def planned(config: Config, values: Recipe) -> Structure:
     """The structure that a budgeted recipe leaves of its student, compressed as the scale says."""
-    variant, about = config.compression, {"rank": values.rank, "schedule": values.schedule}
-    shape, rule = student_shape(config), BudgetRule.of(values)
-    return structure(shape, rule, r_max=variant.r_max, svd_threshold=variant.svd_threshold, **about)
+    return structure(
+        student_shape(config), BudgetRule.of(values), rank=values.rank, schedule=values.schedule,
+        r_max=config.compression.r_max, svd_threshold=config.compression.svd_threshold,
+    )  # fmt: skip
