@@ -35,6 +35,7 @@ from budgeted_lora.reporting.standing import Standing
 from budgeted_lora.reporting.table import Table, escape, latex, markdown
 from budgeted_lora.reporting.tables.main import table2_columns
 from budgeted_lora.reporting.tables.unknowns import constants
+from budgeted_lora.reporting.texts import texts
 from budgeted_lora.reporting.uncertainty import Bootstrap, interval, perplexities, resampled_perplexities
 from budgeted_lora.stages.make_figure import make_figure
 from budgeted_lora.stages.make_index import make_index
@@ -523,9 +524,11 @@ def test_reporting_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_table_and_figure_has_a_caption_for_the_workflow_report() -> None:
+def test_every_caption_belongs_to_a_rule_and_every_figure_has_one_on_the_page() -> None:
+    rules = "".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")])
     captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
-    assert set(contents.TABLES) | set(contents.FIGURES) <= captions
+    assert captions == set(re.findall(r"report/(\w+)\.rst", rules))
+    assert set(contents.FIGURES) == set(texts()["figures"])
 
 
 def test_the_page_counts_the_students_that_are_trained(results: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_published_numbers_stand_where_they_can_be_compared(
 def test_counts_of_another_shape_are_not_expected_to_be_the_printed_ones(made: Path, tmp_path: Path) -> None:
     for scale, differs in (("mini", False), ("smoke", True)):
         notes = made_table("table8", opened(made, tmp_path, scale), Published.open(PUBLISHED), FAST).notes
-        assert ("has not the paper's proportions" in notes[-1]) == differs
+        assert ("does not have the paper's proportions" in notes[-1]) == differs
 
 
 # --- the page

@@ -395,7 +395,7 @@ REPORT = {"make_table", "make_figure", "make_index", "make_contents", "judge_cla
 def test_touched_files_and_edited_captions_rerun_nothing(done: Path) -> None:
     for path in [*(done / "src").rglob("*.py"), *(done / "config").iterdir(), *done.glob("workflow/**/*")]:
         os.utime(path)
-    with edited(done / "workflow" / "report" / "table2.rst", lambda text: text + "\nMore words.\n"):
+    with edited(done / "workflow" / "report" / "table.rst", lambda text: text + "\nMore words.\n"):
         assert pending(done) == {}
 
 

@@ -1,7 +1,5 @@
 """What tables and figures share: rows by method and budget, their labels, and the checks before values are averaged."""
 
-from typing import Any
-
 import pandas as pd
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
@@ -62,16 +60,10 @@ def setting_of(budget: float) -> str:
     return "" if pd.isna(budget) else f"F={float(budget)}"
 
 
-def method_label(method: str, budget: float | str = "") -> str:
+def method_label(method: str, budget: float | str | None = None) -> str:
     """How a method is called in tables and figures; the budget as a number, or as `budget_key` writes it."""
-    known = budget != "" and not pd.isna(budget)
+    known = budget != "" and pd.notna(budget)
     return f"{METHODS[method]}, F={float(budget)}" if known else METHODS[method]
-
-
-def student_label(row: Any) -> str:
-    """Short name of a student beside its point: KD LoRA · 1B, F=0.4 · 1B, F=0.0 uniform · 0.13B."""
-    method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")
-    return f"{method}{' uniform' if row.controller == 'uniform' else ''} · {row.teacher}"
 
 
 def method_order(frame: pd.DataFrame) -> pd.DataFrame:

@@ -37,6 +37,10 @@ FILES = {
     "train": "cells/{cell}/train.json",
     "speed": "speed/{structure}.json",
 }
+TOTALS = (
+    "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
+    "param_reduction_pct", "param_reduction_vs_dense_pct",
+)  # fmt: skip
 COLUMNS = {
     "ppl": Source("perplexity", "value"),
     "ppl_se": Source("perplexity", "standard_error"),
@@ -49,16 +53,7 @@ COLUMNS = {
     "train_seconds": Source("train", "train_seconds"),
     "train_compute": Source("train", "train_compute.scheduled"),
     "executed_compute": Source("train", "train_compute.executed"),
-    "kept": Source("compression", "totals.kept"),
-    "svd": Source("compression", "totals.svd"),
-    "dropped": Source("compression", "totals.dropped"),
-    "avg_rank": Source("compression", "totals.avg_rank"),
-    "macs": Source("compression", "totals.macs"),
-    "dense_macs": Source("compression", "totals.dense_macs"),
-    "speedup_vs_dense": Source("compression", "totals.speedup_vs_dense"),
-    "speedup_vs_lora": Source("compression", "totals.speedup_vs_lora"),
-    "param_reduction_pct": Source("compression", "totals.param_reduction_pct"),
-    "param_reduction_vs_dense_pct": Source("compression", "totals.param_reduction_vs_dense_pct"),
+    **{name: Source("compression", f"totals.{name}") for name in TOTALS},
     "measured_modules": Source("speed", "modules.speedup"),
     "measured_prefill": Source("speed", "prefill.speedup"),
     "measured_decode": Source("speed", "decode.speedup"),
@@ -173,10 +168,6 @@ class Results:
             self.missing.append(path)
         return False
 
-    def has(self, table: str) -> bool:
-        """Whether a configured table lists any cell here."""
-        return bool((self.lines["table"] == table).any())
-
     def of_tables(self, *tables: str) -> pd.DataFrame:
         """Lines of these tables, each cell and variant once; may be empty."""
         mine = self.lines[self.lines["table"].isin(tables)]
@@ -214,21 +205,16 @@ class Results:
         """The columns that the files `shown.reads` hold of one line; NaN where a value is missing.
 
         A student without a budget has no structure of its own: it is the dense one that others are timed against, so
-        its measured speedups are 1.
+        its measured speedups are 1. Only the default variant is scored in context.
         """
-        records = {kind: self._record(kind, line) for kind in FILES if kind in self.shown.reads}
         row = {}
-        for name, (kind, key) in COLUMNS.items():
-            if kind in records:
-                dense = kind == "speed" and not line["structure"]
-                row[name] = 1.0 if dense else value_at(records[kind], key)
+        for kind in (kind for kind in FILES if kind in self.shown.reads):
+            dense = kind == "speed" and not line["structure"]
+            made = not dense and (kind != "icl" or line["variant"] == DEFAULT_VARIANT)
+            record = self.json(FILES[kind].format(**line)) if made else None
+            keys = {name: source.key for name, source in COLUMNS.items() if source.file == kind}
+            row |= {name: 1.0 if dense else value_at(record, key) for name, key in keys.items()}
         return row
-
-    def _record(self, kind: str, line: dict[str, Any]) -> dict[str, Any] | None:
-        """One result file of a line; None where there can be none: only the default variant is scored in context."""
-        if (kind == "speed" and not line["structure"]) or (kind == "icl" and line["variant"] != DEFAULT_VARIANT):
-            return None
-        return self.json(FILES[kind].format(**line))
 
     def windows(self, folder: str) -> pd.DataFrame | None:
         """Validation windows of one model: float64 `nll` (sum over the window's scored tokens) and `tokens`."""
@@ -321,23 +307,17 @@ def read_lines(root: Path, path: Path) -> pd.DataFrame:
         BadInput: the file is missing or lacks a column.
     """
     if not path.is_file():
-        raise BadInput(no_results(root, path))
+        scale, missing = root.resolve().name, f"{path}: no such file" if root.is_dir() else f"{root}: no such folder"
+        raise BadInput(
+            f"{missing}; `snakemake --config scale={scale}` makes the results of scale {scale}, and `snakemake {path} "
+            f"--config scale={scale}`, in seconds, the list of cells by which `report --partial` tells what is missing"
+        )
     empty = {name: [""] for name in LINE_NUMBERS}
     frame = pd.read_csv(path, dtype=dict.fromkeys(LINE_TEXT, str), keep_default_na=False, na_values=empty)
     absent = [name for name in LINE_COLUMNS if name not in frame.columns]
     if absent:
         raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(LINE_COLUMNS)}")
     return frame
-
-
-def no_results(root: Path, path: Path) -> str:
-    """What is missing where there is no list of cells, and how it is made."""
-    scale = root.resolve().name
-    missing = f"{path}: no such file" if root.is_dir() else f"{root}: no such folder"
-    return (
-        f"{missing}; `snakemake --config scale={scale}` makes the results of scale {scale}, and `snakemake {path} "
-        f"--config scale={scale}`, in seconds, the list of cells by which `report --partial` tells what is missing"
-    )
 
 
 def variant_folder(cell: str, variant: str) -> str:
@@ -371,13 +351,6 @@ def size_in_name(name: str) -> float:
         return float(digits) * {"b": 1.0, "m": 1e-3}[unit]
     except (KeyError, ValueError):
         return float("inf")
-
-
-def probe_frame(icl: dict[str, Any]) -> pd.DataFrame:
-    """Per-probe scores of one icl.json: index probe, columns accuracy, se, n, chance_constant, chance_word, ceiling."""
-    return pd.DataFrame.from_dict(icl["probes"], orient="index").reindex(
-        columns=["accuracy", "se", "n", "chance_constant", "chance_word", "ceiling"]
-    )
 
 
 def provenance_of(path: Path) -> dict[str, Any]:

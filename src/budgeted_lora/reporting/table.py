@@ -85,14 +85,14 @@ class Table:
         columns: Iterable[Column],
         notes: Iterable[str] = (),
     ) -> "Table":
-        """The table of these rows and columns; a heading may stand only once."""
+        """The table of these rows and columns, empty where the rows lack one; a heading may stand only once."""
         columns = list(columns)
         frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-        numbers = frame.reindex(columns=[column.name for column in columns if column.name])
-        records = frame.to_dict("records")
+        names = [column.name for column in columns if column.name]
+        records = frame.reindex(columns=[*frame, *(name for name in names if name not in frame)]).to_dict("records")
         headed = [column for column in columns if column.heading]
         shown = pd.DataFrame({column.heading: [column.shown(row) for row in records] for column in headed})
-        return cls(name, title, numbers, shown, list(notes))
+        return cls(name, title, frame.reindex(columns=names), shown, list(notes))
 
     @property
     def words(self) -> list[bool]:

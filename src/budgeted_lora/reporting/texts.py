@@ -23,7 +23,7 @@ def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
     name, standing = results.shown.name, results.standing
     text = texts().get(name) or texts()["any_table"]
     values |= {"name": name, "models": standing.models, "setup": texts()["setups"][standing.setup]}
-    notes = [note for note in text["notes"] if isinstance(note, str) or applies(note, values)]
+    notes = [note for note in text["notes"] if isinstance(note, str) or stands(note, values)]
     if text.get("counts") and not standing.proportions:
         notes.append(texts()["notes"]["counts"])
     if results.missing:
@@ -33,8 +33,7 @@ def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
     return text["title"].format(**values), [sentence.format(**values) for sentence in sentences]
 
 
-def applies(note: dict[str, str], values: dict[str, Any]) -> bool:
-    """Whether a note with a condition stands below the table."""
+def stands(note: dict[str, str], values: dict[str, Any]) -> bool:
     return bool(values.get(note["if"])) if "if" in note else not values.get(note["unless"])
 
 

@@ -203,7 +203,6 @@ def lines(scores: pd.DataFrame, drawn: Drawn | None = None) -> pd.DataFrame:
 
 
 def ppl_text(row: Record) -> str:
-    """Perplexity of a line."""
     return mean_text(row["ppl"], error=row["ppl_se"], deviation=row["ppl_sd"], seeds=row["seeds"])
 
 
@@ -233,6 +232,10 @@ def difference_text(difference: Difference | None) -> str:
 
 Group = tuple[str, float | None]  # method and budget
 Samples = Mapping[Group, Sequence[Sequence[float]]]  # for each group the levels of every recipe's runs
+
+
+def group_of(row: Any) -> Group:
+    return row["method"], None if pd.isna(row["budget"]) else float(row["budget"])
 
 
 @dataclass(frozen=True)

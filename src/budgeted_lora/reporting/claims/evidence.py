@@ -23,6 +23,7 @@ from budgeted_lora.reporting.uncertainty import (
     Bootstrap,
     Group,
     Spread,
+    group_of,
     quantile,
     range_text,
     resampled_perplexities,
@@ -71,12 +72,10 @@ class Measured:
 
     @property
     def value(self) -> float:
-        """The quantity itself."""
         return math.exp(self.level) if self.metric == "ppl" else self.level
 
     @property
     def text(self) -> str:
-        """The quantity as people read it."""
         if self.metric in ("icl", "param_reduction_pct"):
             return number(self.value, 1, unit=" %")
         return number(self.value, {"avg_rank": 1}.get(self.metric, 0 if self.metric.startswith("dense_") else 2))
@@ -259,11 +258,6 @@ class Evidence:
 def source_of(metric: Metric) -> Source:
     """The result file and key of a metric."""
     return COLUMNS[COLUMN_OF.get(metric, metric)]
-
-
-def group_of(cell: Any) -> Group:
-    """Method and budget of a cell."""
-    return cell["method"], None if math.isnan(cell["budget"]) else float(cell["budget"])
 
 
 def equal(value: Any, wanted: Any) -> bool:

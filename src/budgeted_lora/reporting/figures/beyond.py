@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -24,17 +23,20 @@ def beyond_figure(results: Results) -> Figure:
     budgeted = frame[frame["method"] == "budgeted_lora"]
     inks = rule_inks(budgeted)
     for position, (rule, group) in enumerate(by_rule(budgeted)):
-        ink = inks[rule]
         for tokens, mine in group.groupby("tokens"):
-            marker, longer = MARKERS[position % len(MARKERS)], tokens != shortest
-            draw_line(axes, mine, ink=ink, marker=marker, dashed=longer, label=rule)
+            style, label = ("-", rule) if tokens == shortest else ("--", None)
+            look = {"color": inks[rule], "marker": MARKERS[position % len(MARKERS)], "linestyle": style}
+            axes.plot(mine["speedup_vs_dense"], mine["ppl"], label=label, **look)
+            several = mine[mine["seeds"] > 1]
+            ends = several["speedup_vs_dense"], several["ppl_low"], several["ppl_high"]
+            axes.vlines(*ends, color=inks[rule], linewidth=7, alpha=0.3)
     for row in frame[frame["rule"].isin(REFERENCES.values())].itertuples():
         longer, ink = row.tokens != shortest, colour(row.method, row.budget)
         style, label = ("--", None) if longer else (":", row.rule)
         axes.axhline(row.ppl, color=ink, linestyle=style, linewidth=0.9, label=label)
     cut = frame[frame["rule"].str.startswith(UNDISTILLED)]
     axes.plot(cut["speedup_vs_dense"], cut["ppl"], "x", color=GREY, label=UNDISTILLED if len(cut) else None)
-    if results.has(CONTROLS):
+    if CONTROLS in results.tables:
         controls = lines(control_runs(results))
         smaller = controls[controls["kind"] == SMALLER]
         axes.plot(smaller["speedup_vs_dense"], smaller["ppl"], "X", color=OTHER, label="control: smaller KD Full")
@@ -62,11 +64,3 @@ def rule_inks(frame: pd.DataFrame) -> dict[str, str]:
     """The colour of each rule, the same in every figure of the same cells: by the order in which they are listed."""
     others = [rule for rule in dict.fromkeys(frame["rule"]) if rule != PAPER]
     return {PAPER: BLACK} | {rule: INKS[position % len(INKS)] for position, rule in enumerate(others)}
-
-
-def draw_line(axes: Axes, group: pd.DataFrame, *, ink: str, marker: str, dashed: bool, label: str) -> None:
-    """One rule's points from the dense end to the smallest, with the range of their seeds as a band."""
-    x, y = group["speedup_vs_dense"], group["ppl"]
-    axes.plot(x, y, color=ink, marker=marker, linestyle="--" if dashed else "-", label=None if dashed else label)
-    several = group[group["seeds"] > 1]
-    axes.vlines(several["speedup_vs_dense"], several["ppl_low"], several["ppl_high"], color=ink, linewidth=7, alpha=0.3)

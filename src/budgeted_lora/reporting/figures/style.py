@@ -129,7 +129,7 @@ def label_points(
 
 def leader(point: np.ndarray, box: Bbox, shortest: float) -> np.ndarray:
     """Places [n, 2] on the way from a point to a box, in pixels; none if the way is short."""
-    way = nearest(point, box)
+    way = np.clip(point, box.min, box.max) - point  # to the nearest place of the box
     return point + np.linspace(0, 1, 12)[:, None] * way if np.hypot(*way) > shortest else np.zeros((0, 2))
 
 
@@ -172,11 +172,6 @@ def overlap(first: Bbox, second: Bbox) -> float:
     width = min(first.x1, second.x1) - max(first.x0, second.x0)
     height = min(first.y1, second.y1) - max(first.y0, second.y0)
     return max(0.0, width) * max(0.0, height)
-
-
-def nearest(point: np.ndarray, box: Bbox) -> np.ndarray:
-    """Vector from a point to the nearest place of a box, zero inside it."""
-    return np.clip(point, box.min, box.max) - point
 
 
 def shade_decay(axes: Axes, history: pd.DataFrame, tokens: pd.Series) -> None:

@@ -85,18 +85,14 @@ def gates(results: Results) -> Figure:
             spread = f"{flat.size:,} gates, from {flat.min():.3f} to {flat.max():.3f}"
             axes.text(0.02, 0.62, spread, transform=axes.transAxes, fontsize="small", color=GREY)
         axes.text(0.02, 0.8, label, transform=axes.transAxes, color=ink, weight="bold")
-        mark_threshold(axes, float(thresholds[row.cell]))
+        threshold = float(thresholds[row.cell])  # the gate at or below which a rank is cut
+        axes.axvline(threshold, color=BLACK, linestyle=(0, (4, 2)), linewidth=1.2)
+        place = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": "small"}
+        axes.text(threshold + 0.01, 0.98, f"threshold {threshold:g}", **place)
         axes.set_ylabel("Gates")
     panels[-1, 0].set_xlabel("Trained gate g (a rank stays if it is above the threshold)")
     panels[-1, 0].set_xlim(0, 1)
     return figure
-
-
-def mark_threshold(axes: Axes, threshold: float) -> None:
-    """An upright line at the gate at or below which a rank is cut."""
-    axes.axvline(threshold, color=BLACK, linestyle=(0, (4, 2)), linewidth=1.2)
-    place = axes.get_xaxis_transform()
-    axes.text(threshold + 0.01, 0.98, f"threshold {threshold:g}", transform=place, va="top", fontsize="small")
 
 
 def loss_curves(results: Results) -> Figure:

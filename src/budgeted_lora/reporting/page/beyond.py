@@ -88,7 +88,7 @@ def undistilled(scored: pd.DataFrame, best: dict[float, Record]) -> list[Record]
 
 def control_pairs(results: Results, best: list[Record]) -> list[Record]:
     """A smaller KD Full student beside the best rule of nearly the same MACs: what a reader would do instead."""
-    if not results.has(CONTROLS):
+    if CONTROLS not in results.tables:
         return []
     controls = lines(control_runs(results))
     rows = []

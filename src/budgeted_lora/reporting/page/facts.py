@@ -102,30 +102,31 @@ def corpus_sentence(results: Results) -> str:
     return sentence
 
 
+def provenances(results: Results, *stages: str) -> list[dict[str, Any]]:
+    """What the results of these stages say of themselves, in the order of their paths."""
+    paths = results.files([pattern for stage in stages for pattern in STAGES[stage]])
+    return [about for about in map(provenance_of, paths) if about]
+
+
 def machines(results: Results) -> list[str]:
     """The machines and devices that trained and scored, each once."""
-    seen: dict[str, None] = {}
-    for path in results.files((*STAGES["training"], *STAGES["evaluation"], *STAGES["timing"])):
-        about = provenance_of(path)
+    names = []
+    for about in provenances(results, "training", "evaluation", "timing"):
         device = about.get("device") or {}
-        name = f"{device.get('name')} with {about.get('cpu')}" if device.get("type") == "cuda" else about.get("cpu")
-        if name:
-            seen[name] = None
-    return list(seen)
+        names.append(f"{device['name']} with {about['cpu']}" if device.get("type") == "cuda" else about.get("cpu"))
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def time_sentence(results: Results) -> str:
     """Computing time by stage, and the time from the first start to the last end."""
     spent, begins, ends = Counter[str](), [], []
-    for stage, patterns in STAGES.items():
-        for path in results.files(patterns):
-            about = provenance_of(path)
-            if "started_at" not in about:
-                continue
-            start = datetime.fromisoformat(about["started_at"])
-            spent[stage] += about["seconds"]
-            begins.append(start)
-            ends.append(start + timedelta(seconds=about["seconds"]))
+    for stage in STAGES:
+        for about in provenances(results, stage):
+            if "started_at" in about:
+                start = datetime.fromisoformat(about["started_at"])
+                spent[stage] += about["seconds"]
+                begins.append(start)
+                ends.append(start + timedelta(seconds=about["seconds"]))
     if not begins:
         return "unknown"
     span = (max(ends) - min(begins)).total_seconds()
@@ -136,21 +137,15 @@ def time_sentence(results: Results) -> str:
 def versions(results: Results) -> Versions:
     """Distinct commits, package and library versions among the results, most files first."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("commit", "package", "python", "libraries")}
-    for path in results.files([pattern for patterns in STAGES.values() for pattern in patterns]):
-        about = provenance_of(path)
-        if not about:
-            continue
+    for about in provenances(results, *STAGES):
         commit = (about.get("git_commit") or "no git")[:12]
         libraries = sorted((about.get("libraries") or {}).items())
         counts["commit"][commit + (" with uncommitted changes" if about.get("git_dirty") else "")] += 1
         counts["package"][str(about.get("package_version"))] += 1
         counts["python"][str(about.get("python"))] += 1
         counts["libraries"][", ".join(f"{name} {version}" for name, version in libraries)] += 1
-    rows = [
-        {"kind": kind, "value": value, "files": str(count)}
-        for kind, values in counts.items()
-        for value, count in values.most_common()
-    ]
+    listed = [(kind, value, count) for kind, values in counts.items() for value, count in values.most_common()]
+    rows = [{"kind": kind, "value": value, "files": str(count)} for kind, value, count in listed]
     return Versions(rows, [kind for kind, values in counts.items() if len(values) > 1])
 
 
@@ -164,12 +159,9 @@ def cell_links(results: Results, relative: str, *tables: str) -> list[dict[str, 
     listing = results.lines.groupby("cell")["table"].unique()
     rows = []
     for name, variants in lines.groupby("cell", sort=False):
-        cell, folder = variants.iloc[0], f"cells/{name}"
-        paths = {
-            "training": f"{folder}/train.json",
-            "history": f"{folder}/history.csv",
-            "retention": f"{folder}/retention.csv",
-        }
+        cell = variants.iloc[0]
+        names = {"training": "train.json", "history": "history.csv", "retention": "retention.csv"}
+        paths = {label: f"cells/{name}/{file}" for label, file in names.items()}
         for variant in variants["variant"]:
             remark = "" if variant == DEFAULT_VARIANT else f", {variant}"
             for label, kind in (("compression", "compression"), ("perplexity", "perplexity"), ("ICL", "icl")):

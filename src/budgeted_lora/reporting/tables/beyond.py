@@ -1,5 +1,7 @@
 """Beyond the paper: other starts, orders and ranks at the paper's MACs, beside its rule, the controls and KD LoRA."""
 
+from functools import partial
+
 import pandas as pd
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
@@ -8,6 +10,7 @@ from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import COLUMNS, RECIPE, Results
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
+from budgeted_lora.reporting.tables.structure import decisions
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
     PPL,
@@ -97,11 +100,6 @@ def others(frame: pd.DataFrame, bases: dict[Place, tuple[Run, ...]]) -> list[tup
     return [None if runs == base else base for runs, base in pairs]
 
 
-def decisions(row: Record) -> str:
-    """Dense paths by what became of them: 9/0/33."""
-    return f"{row['kept']:.0f}/{row['svd']:.0f}/{row['dropped']:.0f}"
-
-
 BEYOND_COLUMNS = (
     Column("rule", "Rule"),
     Column("method"),
@@ -113,7 +111,7 @@ BEYOND_COLUMNS = (
     Column("", "To the paper's rule", text=lambda row: difference_text(row["to_paper_difference"])),
     Column("icl", "ICL %", 1, factor=100.0),
     Column("icl_chance"),
-    Column("kept", "Kept/svd/dropped", text=decisions),
+    Column("kept", "Kept/svd/dropped", text=partial(decisions, between="/")),
     *csv_only("svd", "dropped", "macs"),
     Column("speedup_vs_dense", "MAC speedup", 2, "×"),
     Column("measured_modules", "Measured: modules", 2, "×"),

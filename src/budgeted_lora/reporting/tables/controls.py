@@ -40,7 +40,7 @@ def control_runs(results: Results) -> pd.DataFrame:
 
 def scale_dense_macs(results: Results) -> float:
     """MACs of the projections of the scale's dense student, from the first result of Table 2 that is present."""
-    macs = results.scores("table2")["dense_macs"].dropna() if results.has("table2") else []
+    macs = results.scores("table2")["dense_macs"].dropna() if "table2" in results.tables else []
     if len(macs):
         return float(macs.iloc[0])
     if not results.partial:
@@ -48,19 +48,14 @@ def scale_dense_macs(results: Results) -> float:
     return nan
 
 
-def compared_runs(results: Results, teachers: list[str]) -> pd.DataFrame:
-    """The students of Table 2 that controls are read against, of the same teachers, with `kind` and `share`."""
-    scores = method_order(results.runs("table2"))
-    scores = scores[scores["teacher"].isin(teachers)].reset_index(drop=True)
-    scores["kind"] = [method_label(row.method, row.budget) for row in scores.itertuples()]
-    scores["share"] = scores["macs"] / scores["dense_macs"]
-    return scores
-
-
 def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Controls beside the budgeted students with the same MACs, and KD Full and KD LoRA with all of them."""
     tried = control_runs(results)
-    scores = pd.concat([compared_runs(results, list(tried["teacher"].unique())), tried], ignore_index=True)
+    compared = method_order(results.runs("table2"))
+    compared = compared[compared["teacher"].isin(tried["teacher"])].reset_index(drop=True)
+    compared["kind"] = [method_label(row.method, row.budget) for row in compared.itertuples()]
+    compared["share"] = compared["macs"] / compared["dense_macs"]
+    scores = pd.concat([compared, tried], ignore_index=True)
     drawn = draw(results, scores, bootstrap)
     frame = lines(scores, drawn)
     budgeted = frame[frame["method"] == "budgeted_lora"]
@@ -71,13 +66,14 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
     ]
     # KD Full and KD LoRA first, then budgets from large to small.
     frame = frame.sort_values("beside", ascending=False, na_position="first", kind="stable", ignore_index=True)
-    bases = [base_runs(row, frame) for row in frame.to_dict("records")]
+    own = {(row.budget, row.teacher): row.runs for row in budgeted.drop_duplicates(["budget", "teacher"]).itertuples()}
+    bases = [own.get((row.beside, row.teacher)) if row.is_control else None for row in frame.itertuples()]
     frame = add_differences(frame, "to_budgeted", drawn, bases)
     columns = [
         Column("kind", "Student", text=student_text),
         Column("beside"),
         Column("teacher", "Teacher" if frame["teacher"].nunique() > 1 else ""),
-        Column("", "MACs of", text=macs_of),
+        Column("", "MACs of", text=lambda row: ABSENT if pd.isna(row["beside"]) else f"F = {float(row['beside'])}"),
         *csv_only("student_layers", "student_ffn", "share", "train_compute", "tokens"),
         *PPL,
         Column("to_budgeted", "To Budgeted LoRA", text=lambda row: difference_text(row["to_budgeted_difference"])),
@@ -94,22 +90,7 @@ def nearest_budget(share: float, budgeted: pd.DataFrame) -> float:
     return float(budgeted.loc[away.idxmin(), "budget"]) if away.notna().any() else nan
 
 
-def base_runs(row: Record, frame: pd.DataFrame) -> tuple | None:
-    """Runs of the budgeted student that a control is read against."""
-    if not row["is_control"]:
-        return None
-    same = frame[(frame["method"] == "budgeted_lora") & (frame["budget"] == row["beside"])]
-    same = same[same["teacher"] == row["teacher"]]
-    return same["runs"].iloc[0] if len(same) else None
-
-
-def macs_of(row: Record) -> str:
-    """The budget whose MACs a row has."""
-    return ABSENT if pd.isna(row["beside"]) else f"F = {float(row['beside'])}"
-
-
 def student_text(row: Record) -> str:
-    """A student of the table in words."""
     if row["kind"] != SMALLER:
         return row["kind"]
     return f"{row['kind']}, {number(row['student_layers'], 0)} layers, FFN {number(row['student_ffn'], 0)}"

@@ -13,15 +13,13 @@ from budgeted_lora.reporting.grouping import (
     teacher_order,
 )
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import Results, probe_frame
+from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Column, Record, Table, csv_only, mean_text, number
 from budgeted_lora.reporting.texts import describe, tabulate
 from budgeted_lora.reporting.uncertainty import Bootstrap
 
-PROBE_COLUMNS = [
-    "probe", "method", "budget", "teacher", "accuracy", "se", "n", "chance_constant", "chance_word", "ceiling", "sd",
-    "seeds", "published",
-]  # fmt: skip
+SCORES = ["accuracy", "se", "n", "chance_constant", "chance_word", "ceiling"]  # of a probe, in icl.json
+PROBE_COLUMNS = ["probe", "method", "budget", "teacher", *SCORES, "sd", "seeds", "published"]
 
 
 def table9(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
@@ -31,7 +29,8 @@ def table9(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     frames = []
     for (method, budget), group in groups(scored):
         for teacher in teacher_order(scored):
-            probes = [probe_frame(icl) for icl in group[group["teacher"] == teacher]["icl"] if icl]
+            scored_runs = [icl["probes"] for icl in group[group["teacher"] == teacher]["icl"] if icl]
+            probes = [pd.DataFrame.from_dict(one, orient="index").reindex(columns=SCORES) for one in scored_runs]
             if probes:
                 errors = np.sqrt(sum(frame["se"] ** 2 for frame in probes)) / len(probes)
                 deviations = pd.DataFrame([frame["accuracy"] for frame in probes]).std()
@@ -89,7 +88,6 @@ def composite(scored: list[Record]) -> Record:
 
 
 def composite_text(row: Record) -> str:
-    """A composite with its error or spread."""
     error, deviation = row["se_pct"], row["sd_pct"]
     return mean_text(row["composite_pct"], error=error, deviation=deviation, seeds=row["seeds"], digits=1)
 

@@ -57,7 +57,6 @@ def table2(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
 
 
 def table2_columns(teachers: list[str]) -> list[Column]:
-    """Columns of Table 2, in order."""
 
     def perplexity(teacher: str) -> Column:
         name = f"ppl_{teacher}"
@@ -176,12 +175,7 @@ def table1(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         printed = [published.value("Table 1", "ppl", "pretrained", teacher=name) for name in frame["teacher"]]
         frame = frame.assign(ppl_published=printed)
         columns.append(Column("ppl_published", "PPL, published", 1))
-    return tabulate(results, rows=known(frame, columns), columns=columns)
-
-
-def known(frame: pd.DataFrame, columns: list[Column]) -> pd.DataFrame:
-    """The frame with every column that is shown, empty where a partial report lacks it."""
-    return frame.reindex(columns=[column.name for column in columns if column.name])
+    return tabulate(results, rows=frame, columns=columns)
 
 
 def reference(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
@@ -195,7 +189,7 @@ def reference(results: Results, published: Published, bootstrap: Bootstrap) -> T
         *model_columns("PPL"),
         Column("icl_chance", "Chance %", 1, factor=100.0),
     ]
-    frame = known(pd.concat([teachers, students], ignore_index=True).assign(row=rows), columns)
+    frame = pd.concat([teachers, students], ignore_index=True).assign(row=rows)
     return tabulate(results, rows=frame, columns=columns)
 
 

@@ -11,7 +11,16 @@ from budgeted_lora.reporting.results import RECIPE, Results
 from budgeted_lora.reporting.table import Column, Record, Table, measured
 from budgeted_lora.reporting.tables.ablations import FOLLOWS, HEADINGS
 from budgeted_lora.reporting.texts import tabulate
-from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Drawn, difference_text, draw, runs_of
+from budgeted_lora.reporting.uncertainty import (
+    Bootstrap,
+    Difference,
+    Drawn,
+    Group,
+    difference_text,
+    draw,
+    group_of,
+    runs_of,
+)
 
 # The paper's conclusions that are looked at: one arm minus another; a positive difference is the second one's win.
 CONCLUSIONS = {
@@ -19,7 +28,6 @@ CONCLUSIONS = {
     "F = 0 less F = 0.4": (("budgeted_lora", 0.0), ("budgeted_lora", 0.4)),
 }
 SIGNS = {1: "above", 0: "undecided", -1: "below"}
-Arm = tuple[str, float | None]
 Change = tuple[str, str, str]  # which constant, to what, from what
 
 
@@ -31,10 +39,10 @@ def sensitivity(results: Results, published: Published, bootstrap: Bootstrap) ->
     own, tried = results.runs("table2", "table8"), results.runs("sensitivity")
     own = own[own["teacher"].isin(tried["teacher"]) & own["seed"].isin(tried["seed"])]
     drawn = draw(results, pd.concat([own, tried], ignore_index=True), bootstrap)
-    base = {arm_of(row): row for row in with_runs(own)}
-    changes: dict[Change, dict[Arm, Record]] = {("as configured", "", ""): {}}
+    base = {group_of(row): row for row in with_runs(own)}
+    changes: dict[Change, dict[Group, Record]] = {("as configured", "", ""): {}}
     for row in with_runs(tried):
-        changes.setdefault(changed(row, base[arm_of(row)]), {})[arm_of(row)] = row
+        changes.setdefault(changed(row, base[group_of(row)]), {})[group_of(row)] = row
     rows = [line(change, arms, base, drawn) for change, arms in changes.items()]
     for row in rows:
         row["moved"] = moved(row, rows[0])
@@ -55,11 +63,6 @@ def with_runs(scores: pd.DataFrame) -> list[Record]:
     return scores.assign(run=list(runs_of(scores))).to_dict("records")
 
 
-def arm_of(row: Record) -> Arm:
-    """Method and budget."""
-    return row["method"], None if pd.isna(row["budget"]) else float(row["budget"])
-
-
 def changed(row: Record, base: Record) -> Change:
     """Which constant a row changes, to what, and what it was."""
     if row["variant"] != base["variant"]:
@@ -74,13 +77,13 @@ def text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def line(change: Change, arms: dict[Arm, Record], base: dict[Arm, Record], drawn: Drawn) -> Record:
+def line(change: Change, arms: dict[Group, Record], base: dict[Group, Record], drawn: Drawn) -> Record:
     """One line: what is changed, the arms' perplexities and their differences."""
     scores = base | arms
     compared = list(dict.fromkeys(arm for pair in CONCLUSIONS.values() for arm in pair[::-1]))
     row: Record = dict(zip(("constant", "value", "instead of"), change, strict=True))
     for arm in [*compared, *(arm for arm in arms if arm not in compared)]:
-        score, name = scores.get(arm), f"PPL {method_label(arm[0], '' if arm[1] is None else arm[1])}"
+        score, name = scores.get(arm), f"PPL {method_label(*arm)}"
         ppl, error = (nan, nan) if score is None else (score["ppl"], score["ppl_se"])
         row |= {name: "" if score is None else measured(ppl, error, 2), f"{name} value": ppl, f"{name} se": error}
     for name, (first, second) in CONCLUSIONS.items():

@@ -1,5 +1,6 @@
 """What compression leaves: structures by budget (Table 8), their speed, and other thresholds (section C.3)."""
 
+from functools import partial
 from math import nan
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
@@ -11,7 +12,6 @@ from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
 
 STUDENT = ["budget", "teacher", "schedule", "controller", "rank", "tokens"]
-DECISIONS = ("kept", "svd", "dropped")
 # A column of Table 8: the paper's name of the same quantity.
 PRINTED = {
     "kept": "dense_kept", "svd": "dense_svd", "dropped": "dense_dropped", "avg_rank": "avg_rank",
@@ -19,9 +19,9 @@ PRINTED = {
 }  # fmt: skip
 
 
-def decisions(row: Record, end: str = "") -> str:
+def decisions(row: Record, *, end: str = "", between: str = " / ") -> str:
     """Dense paths by what became of them: 9 / 0 / 33."""
-    return " / ".join(number(row[f"{name}{end}"], 0) for name in DECISIONS)
+    return between.join(number(row[f"{name}{end}"], 0) for name in ("kept", "svd", "dropped"))
 
 
 def average_rank(row: Record) -> str:
@@ -80,7 +80,7 @@ TABLE8 = (
     Column("budget", "F"),
     Column("teacher", "Teacher"),
     Column("kept", "Kept / SVD / dropped", text=decisions),
-    Column("kept_published", "Published", text=lambda row: decisions(row, "_published")),
+    Column("kept_published", "Published", text=partial(decisions, end="_published")),
     *csv_only("svd", "svd_published", "dropped", "dropped_published"),
     Column("avg_rank", "Avg. rank (of r)", text=average_rank),
     Column("avg_rank_published", "Avg. rank, published (of 128)", 1),
