@@ -7,8 +7,9 @@ documents and as a demonstration. The split needs no list and is the same on eve
 import hashlib
 import math
 import random
+import string
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -30,17 +31,13 @@ def words() -> tuple[str, ...]:
     return tuple(files("budgeted_lora").joinpath("assets/words.txt").read_text(encoding="utf-8").split())
 
 
-def _next_capital(text: str) -> str:
-    return chr((ord(text[0].upper()) - ord("A") + 1) % 26 + ord("A"))
-
-
 WORD_RULES: dict[str, Callable[[str], str]] = {
     "capitalize": str.title,
     "capitalize_first_letter": lambda text: text[0].upper(),
     "capitalize_last_letter": lambda text: text[-1].upper(),
     "lowercase_first_letter": lambda text: text[0].lower(),
     "lowercase_last_letter": lambda text: text[-1].lower(),
-    "next_capital_letter": _next_capital,
+    "next_capital_letter": lambda text: chr((ord(text[0].upper()) - ord("A") + 1) % 26 + ord("A")),
     "word_length": lambda text: str(len(text)),
 }
 LIST_RULES: dict[str, Callable[[list[str]], str]] = {
@@ -63,8 +60,7 @@ def _sequences() -> list[tuple[list[str], bool]]:
     romans = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"
     weekdays = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
     months = "January February March April May June July August September October November December"
-    letters = [chr(ord("a") + i) for i in range(26)]
-    capitals = [letter.upper() for letter in letters]
+    letters, capitals = list(string.ascii_lowercase), list(string.ascii_uppercase)
     return [
         (small.split(), False),
         ([str(number) for number in range(30)], False),
@@ -106,10 +102,8 @@ def list_length(probe: str) -> int:
 @cache
 def fixed_pairs(probe: str) -> tuple[Pair, ...]:
     """Every record of a probe other than the list probes, in a fixed order."""
-    if probe == "next_item":
-        return tuple(_neighbours(1))
-    if probe == "prev_item":
-        return tuple(_neighbours(-1))
+    if probe in ("next_item", "prev_item"):
+        return tuple(_neighbours(1 if probe == "next_item" else -1))
     inputs = [word.upper() if probe.startswith("lowercase") else word for word in words()]
     return tuple(Pair(text, answer(probe, text)) for text in inputs)
 
@@ -120,7 +114,6 @@ def pair_key(probe: str, text: str) -> int:
 
 
 def is_held_out(probe: str, text: str, *, slice_per_mille: int) -> bool:
-    """Whether the pair belongs to evaluation."""
     return pair_key(probe, text) < slice_per_mille
 
 
@@ -159,12 +152,9 @@ def demonstrations(
     """
     if probe not in LIST_RULES:
         return generator.sample(_trainable(probe, slice_per_mille, hold_out_words), count)
-
-    def in_training(text: str) -> bool:
-        return not is_held_out(probe, text, slice_per_mille=slice_per_mille)
-
     pool = word_pool(slice_per_mille, False) if hold_out_words else words()
-    return _draw_lists(probe, generator, pool, in_training, count)
+    held_out = partial(is_held_out, probe, slice_per_mille=slice_per_mille)
+    return _draw_lists(probe, generator, pool, lambda text: not held_out(text), count)
 
 
 def queries(probe: str, *, count: int, slice_per_mille: int, hold_out_words: bool = False, seed: int = 0) -> list[Pair]:
@@ -174,11 +164,8 @@ def queries(probe: str, *, count: int, slice_per_mille: int, hold_out_words: boo
     `count` of them fall into the slice. With `hold_out_words`, no training document of any probe contains a word of a
     query of a word or list probe; a narrow slice may hold too few words for `count` lists.
     """
-
-    def held_out(text: str) -> bool:
-        return is_held_out(probe, text, slice_per_mille=slice_per_mille)
-
     generator = random.Random(f"queries {probe} {seed}")
+    held_out = partial(is_held_out, probe, slice_per_mille=slice_per_mille)
     reserved = word_pool(slice_per_mille, True) if hold_out_words else ()
     if probe in LIST_RULES and hold_out_words:
         possible = math.perm(len(reserved), list_length(probe))

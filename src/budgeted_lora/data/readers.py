@@ -147,10 +147,9 @@ def _parsed(line: bytes, place: str) -> Any:
 
 
 def _text(record: Any, place: str, text_field: str) -> str:
-    if not isinstance(record, dict):
-        raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it is {record!r:.40}, not a record")
-    if text_field not in record:
-        raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it has {', '.join(record)}")
+    if not isinstance(record, dict) or text_field not in record:
+        content = f"has {', '.join(record)}" if isinstance(record, dict) else f"is {record!r:.40}, not a record"
+        raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it {content}")
     value = record[text_field]
     if not isinstance(value, str):
         what = "is empty" if value is None else f"holds {type(value).__name__}"

@@ -19,21 +19,19 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
         BadInput: a file is missing or damaged, or no end token is configured.
     """
     check_digest(folder)
-    path = Path(folder) / "tokenizer.json"
+    path = folder / "tokenizer.json"
     if not path.is_file():
         raise BadInput(f"{path}: no such file; expected a tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises a bare Exception
         raise BadInput(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
-    config = read_json(Path(folder) / "tokenizer_config.json", expected="the tokenizer's settings")
+    config = read_json(folder / "tokenizer_config.json", expected="the tokenizer's settings")
     end = config.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     end_id = tokenizer.token_to_id(end) if end else None
     if end_id is None:
-        raise BadInput(
-            f"{folder}: tokenizer_config.json names no eos_token of the vocabulary, which ends each document"
-        )
+        raise BadInput(f"{folder}: tokenizer_config.json names no eos_token of the vocabulary to end documents with")
     return tokenizer, end_id
 
 

@@ -51,13 +51,6 @@ def greedy_decode(
             finished |= stops[token] | (longest <= len(chosen))
             ids = token.unsqueeze(1)
         for i, row in zip(group, torch.stack(chosen, dim=1).tolist(), strict=True):
-            decoded[i] = cut(row[: limits[i]], ends_row)
+            ends = [position for position, token in enumerate(row[: limits[i]], start=1) if ends_row[token]]
+            decoded[i] = row[: min([limits[i], *ends])]
     return decoded
-
-
-def cut(tokens: list[int], ends_row: list[bool]) -> list[int]:
-    """The tokens up to and including the first that ends the row."""
-    for position, token in enumerate(tokens):
-        if ends_row[token]:
-            return tokens[: position + 1]
-    return tokens

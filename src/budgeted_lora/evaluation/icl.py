@@ -32,7 +32,7 @@ class Probe:
     name: str
     queries: list[Pair]
     draw: Callable[[random.Random], list[Pair]]
-    answers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    answers: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def generated_probes(*, shots: int, queries: int, slice_per_mille: int, hold_out
         known_pairs = () if name in rules.LIST_PROBES else rules.fixed_pairs(name)
         chosen = rules.queries(name, count=queries, **split)
         if not chosen:
-            raise BadInput(
-                f"probe {name}: no query in a slice of {slice_per_mille} per mille; widen corpus.slice_per_mille"
-            )
+            raise BadInput(f"probe {name}: no query in {slice_per_mille} per mille; widen corpus.slice_per_mille")
         probes.append(Probe(name, chosen, draw, _answers(known_pairs)))
     return probes
 
@@ -97,11 +95,11 @@ def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Pro
     return probes
 
 
-def _answers(pairs: Sequence[Pair]) -> dict[str, frozenset[str]]:
+def _answers(pairs: Sequence[Pair]) -> dict[str, set[str]]:
     known: dict[str, set[str]] = {}
     for pair in pairs:
         known.setdefault(pair.input, set()).add(pair.output)
-    return {text: frozenset(outputs) for text, outputs in known.items()}
+    return known
 
 
 def build_examples(probes: Sequence[Probe], *, seeds: Sequence[int], space: bool) -> list[Example]:

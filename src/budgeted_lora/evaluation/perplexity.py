@@ -84,9 +84,7 @@ def perplexity(
     for ids, mask in _batches(windows, token_limit=token_limit, batch_windows=batch_windows):
         largest, vocabulary = int(ids.max()), model.config.vocab_size
         if largest >= vocabulary:
-            raise BadInput(
-                f"token {largest} in the evaluation windows; the model's vocabulary has {vocabulary} entries"
-            )
+            raise BadInput(f"token {largest} in the evaluation windows; the model's vocabulary has {vocabulary}")
         sums.append(_window_sums(model, ids.to(device), mask.to(device)).cpu().numpy())
         counts.append(mask[:, 1:].sum(dim=1).numpy())
     window_nll = np.concatenate(sums) if sums else np.zeros(0)
@@ -110,9 +108,7 @@ def _batches(
         ids, mask = (torch.as_tensor(array) for array in windows.read(indices))
         seen_after = seen + mask.sum(dim=1).cumsum(0)  # after each window of the batch
         if token_limit is not None and int(seen_after[-1]) > token_limit:
-            fitting = int((seen_after <= token_limit).sum())
-            if seen == 0:
-                fitting = max(fitting, 1)
+            fitting = max(int((seen_after <= token_limit).sum()), 1 if seen == 0 else 0)
             if fitting:
                 yield ids[:fitting], mask[:fitting]
             return

@@ -73,64 +73,45 @@ def ablation(
     return Shown(name, maker, (name, *beside), ("perplexity", *more), target, optional=True)
 
 
+def by_name(*shown: Shown) -> dict[str, Shown]:
+    return {one.name: one for one in shown}
+
+
 COSTS: tuple[Reads, ...] = ("perplexity", "train", "compression")
-TABLES = {
-    shown.name: shown
-    for shown in (
-        Shown("table1", "tables.main.table1", MAIN_CELLS, ("references", "calibration")),
-        Shown("table2", "tables.main.table2", ("table2",), (*COSTS, "speed")),
-        Shown("table2_differences", "tables.main.table2_differences", ("table2",)),
-        Shown("table8", "tables.structure.table8", ("table8",), ("compression",)),
-        Shown("table9", "tables.in_context.table9", ("table9",), ("icl",), otherwise="table2"),
-        Shown("figure2_values", "tables.in_context.figure2_values", ("figure2",), ("icl",), otherwise="table2"),
-        Shown("speed", "tables.structure.speed", MAIN_CELLS, ("compression", "speed")),
-        Shown("reference", "tables.main.reference", MAIN_CELLS, ("references", "calibration")),
-        Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
-        Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
-        ablation("table3"),
-        ablation("table4"),
-        ablation("table5"),
-        ablation("table6", "compression"),
-        ablation("lora_construction"),
-        ablation("table7", "train", "compression"),
-        ablation("thresholds", "compression", maker="tables.structure.thresholds"),
-        ablation("sensitivity", maker="tables.sensitivity.sensitivity", beside=("table2", "table8"), target="own"),
-        ablation(BEYOND, "icl", "train", "compression", "speed", maker="tables.beyond.beyond", target="own"),
-    )
-}
-FIGURES = {
-    shown.name: shown
-    for shown in (
-        Shown("figure2", "figures.main.figure2", ("figure2",), ("icl", "references"), otherwise="table2"),
-        Shown("pareto_train_compute", "figures.pareto.train_compute", (*MAIN_CELLS, CONTROLS), (*COSTS, "references")),
-        Shown("pareto_mac_speedup", "figures.pareto.mac_speedup", (*MAIN_CELLS, CONTROLS), (*COSTS, "references")),
-        Shown(
-            "pareto_measured_speedup",
-            "figures.pareto.measured_speedup",
-            MAIN_CELLS,
-            ("perplexity", "speed", "references"),
-        ),
-        Shown("retention", "figures.training.retention", MAIN_CELLS, ("curves", "references")),
-        Shown("gates", "figures.training.gates", MAIN_CELLS, ("curves", "references")),
-        Shown("loss_curves", "figures.training.loss_curves", MAIN_CELLS, ("curves", "references")),
-        Shown(
-            BEYOND,
-            "figures.beyond.beyond_figure",
-            (BEYOND, CONTROLS, "table2"),
-            (*COSTS, "icl", "speed"),
-            target="own",
-            optional=True,
-        ),
-        Shown(
-            "beyond_why",
-            "figures.beyond_why.beyond_why",
-            (BEYOND,),
-            ("train", "compression", "curves", "statistics"),
-            target="own",
-            optional=True,
-        ),
-    )
-}
+TABLES = by_name(
+    Shown("table1", "tables.main.table1", MAIN_CELLS, ("references", "calibration")),
+    Shown("table2", "tables.main.table2", ("table2",), (*COSTS, "speed")),
+    Shown("table2_differences", "tables.main.table2_differences", ("table2",)),
+    Shown("table8", "tables.structure.table8", ("table8",), ("compression",)),
+    Shown("table9", "tables.in_context.table9", ("table9",), ("icl",), otherwise="table2"),
+    Shown("figure2_values", "tables.in_context.figure2_values", ("figure2",), ("icl",), otherwise="table2"),
+    Shown("speed", "tables.structure.speed", MAIN_CELLS, ("compression", "speed")),
+    Shown("reference", "tables.main.reference", MAIN_CELLS, ("references", "calibration")),
+    Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
+    Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
+    ablation("table3"),
+    ablation("table4"),
+    ablation("table5"),
+    ablation("table6", "compression"),
+    ablation("lora_construction"),
+    ablation("table7", "train", "compression"),
+    ablation("thresholds", "compression", maker="tables.structure.thresholds"),
+    ablation("sensitivity", maker="tables.sensitivity.sensitivity", beside=("table2", "table8"), target="own"),
+    ablation(BEYOND, "icl", "train", "compression", "speed", maker="tables.beyond.beyond", target="own"),
+)
+WHY: tuple[Reads, ...] = ("train", "compression", "curves", "statistics")
+OWN: dict[str, Any] = {"target": "own", "optional": True}
+FIGURES = by_name(
+    Shown("figure2", "figures.main.figure2", ("figure2",), ("icl", "references"), otherwise="table2"),
+    Shown("pareto_train_compute", "figures.pareto.train_compute", (*MAIN_CELLS, CONTROLS), (*COSTS, "references")),
+    Shown("pareto_mac_speedup", "figures.pareto.mac_speedup", (*MAIN_CELLS, CONTROLS), (*COSTS, "references")),
+    Shown("pareto_measured_speedup", "figures.pareto.measured_speedup", MAIN_CELLS, ("perplexity", "speed", "references")),
+    Shown("retention", "figures.training.retention", MAIN_CELLS, ("curves", "references")),
+    Shown("gates", "figures.training.gates", MAIN_CELLS, ("curves", "references")),
+    Shown("loss_curves", "figures.training.loss_curves", MAIN_CELLS, ("curves", "references")),
+    Shown(BEYOND, "figures.beyond.beyond_figure", (BEYOND, CONTROLS, "table2"), (*COSTS, "icl", "speed"), **OWN),
+    Shown("beyond_why", "figures.beyond_why.beyond_why", (BEYOND,), WHY, **OWN),
+)
 OWN_TARGETS = frozenset(name for name, table in TABLES.items() if table.target == "own")
 
 

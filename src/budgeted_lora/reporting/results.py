@@ -107,13 +107,7 @@ class Results:
 
     @classmethod
     def open(
-        cls,
-        root: Path | str,
-        *,
-        lines: Sequence[Path] = (),
-        shown: Shown = NOTHING,
-        standing: Standing | None = None,
-        partial: bool = False,
+        cls, root: Path | str, *, lines: Sequence[Path] = (), standing: Standing | None = None, partial: bool = False
     ) -> "Results":
         """Read which cells there are.
 
@@ -125,7 +119,8 @@ class Results:
         """
         root = Path(root)
         frames = [read_lines(root, path) for path in lines or [root / "tables.csv"]]
-        return cls(root, pd.concat(frames, ignore_index=True), shown, standing or Standing(), partial)
+        listed = pd.concat(frames, ignore_index=True)
+        return cls(root, listed, standing=standing or Standing(), partial=partial)
 
     def of(self, shown: Shown) -> "Results":
         """The same results for one table or figure."""
@@ -218,20 +213,17 @@ class Results:
 
     def windows(self, folder: str) -> pd.DataFrame | None:
         """Validation windows of one model: float64 `nll` (sum over the window's scored tokens) and `tokens`."""
-        path = f"{folder}/perplexity_windows.parquet"
-        if not self.exists(path):
+        path = self._checked(f"{folder}/perplexity_windows.parquet", record="perplexity.json")
+        if path is None:
             return None
-        self._check(path, record="perplexity.json")
         try:
-            frame = pd.read_parquet(self.root / path)
+            frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise BadInput(
-                f"{self.root / path}: not a whole Parquet file ({reason}); delete it and evaluate again"
-            ) from None
+            raise BadInput(f"{path}: not a whole Parquet file ({reason}); delete it and evaluate again") from None
         for name in ("nll", "tokens"):
             if name not in frame.columns:
-                raise BadInput(f"{self.root / path}: no column {name}; expected nll and tokens, one row per window")
+                raise BadInput(f"{path}: no column {name}; expected nll and tokens, one row per window")
         return frame[["nll", "tokens"]].astype("float64")
 
     def files(self, patterns: Iterable[str]) -> list[Path]:
@@ -243,12 +235,13 @@ class Results:
 
     def history(self, cell: str) -> pd.DataFrame | None:
         """history.csv of a cell, one row per logged step."""
-        return self._csv(f"cells/{cell}/history.csv")
+        path = self._checked(f"cells/{cell}/history.csv", record="train.json")
+        return None if path is None else pd.read_csv(path)
 
     def retention(self, cell: str) -> pd.DataFrame | None:
         """retention.csv of a cell: index step, one column per module, values in [0, 1]."""
-        frame = self._csv(f"cells/{cell}/retention.csv")
-        return None if frame is None else frame.set_index("step")
+        path = self._checked(f"cells/{cell}/retention.csv", record="train.json")
+        return None if path is None else pd.read_csv(path).set_index("step")
 
     def gates(self, cell: str) -> dict[str, list[float]] | None:
         """Trained gate values of each module of a cell, in [0, 1]; a module without gates is left out."""
@@ -283,21 +276,18 @@ class Results:
             rows.append(row | {name: value_at(scored[COLUMNS[name].file], COLUMNS[name].key) for name in MODEL_COLUMNS})
         return pd.DataFrame(rows)
 
-    def _csv(self, path: str) -> pd.DataFrame | None:
-        if not self.exists(path):
-            return None
-        self._check(path, record="train.json")
-        return pd.read_csv(self.root / path)
-
-    def _check(self, path: str, *, record: str) -> None:
-        """Compare a result with the digest that the record beside it holds, where there is one.
+    def _checked(self, path: str, *, record: str) -> Path | None:
+        """A result compared with the digest that the record beside it holds, where there is one; None if it is missing.
 
         Raises:
             BadInput: one of the two is damaged.
         """
+        if not self.exists(path):
+            return None
         beside = (self.root / path).with_name(record)
         about = read_json(beside) if beside.is_file() else {}
         check_listed(self.root / path, about.get("provenance", {}).get("files"))
+        return self.root / path
 
 
 def read_lines(root: Path, path: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from math import isclose
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import Config
+from budgeted_lora.config.sections import Teacher
 from budgeted_lora.config.types import Strict
 
 PAPER_TOKENS = 2.55e9
@@ -80,9 +81,8 @@ def taught(config: Config) -> bool:
     """
     if config.teachers in ("hub", "folder"):
         return True
-    for teacher in config.teacher_ladder.values():
-        attention = 2 * teacher.hidden * teacher.hidden + 2 * teacher.hidden * teacher.kv
-        weights = teacher.layers * (attention + 3 * teacher.hidden * teacher.ffn)
-        if teacher.tokens is not None and teacher.tokens < weights:
-            return False
-    return True
+
+    def weights(teacher: Teacher) -> int:
+        return teacher.layers * teacher.hidden * (2 * teacher.hidden + 2 * teacher.kv + 3 * teacher.ffn)
+
+    return all(one.tokens is None or one.tokens >= weights(one) for one in config.teacher_ladder.values())

@@ -77,22 +77,14 @@ class Table:
 
     @classmethod
     def of(
-        cls,
-        name: str,
-        title: str,
-        *,
-        rows: pd.DataFrame | Sequence[Record],
-        columns: Iterable[Column],
-        notes: Iterable[str] = (),
+        cls, name: str, title: str, *, rows: pd.DataFrame, columns: Sequence[Column], notes: Sequence[str] = ()
     ) -> "Table":
         """The table of these rows and columns, empty where the rows lack one; a heading may stand only once."""
-        columns = list(columns)
-        frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
         names = [column.name for column in columns if column.name]
-        records = frame.reindex(columns=[*frame, *(name for name in names if name not in frame)]).to_dict("records")
+        records = rows.reindex(columns=[*rows, *(name for name in names if name not in rows)]).to_dict("records")
         headed = [column for column in columns if column.heading]
         shown = pd.DataFrame({column.heading: [column.shown(row) for row in records] for column in headed})
-        return cls(name, title, frame.reindex(columns=names), shown, list(notes))
+        return cls(name, title, rows.reindex(columns=names), shown, list(notes))
 
     @property
     def words(self) -> list[bool]:

@@ -1,6 +1,6 @@
 """Titles, captions and notes of the report, from texts.yaml, and tables with theirs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -38,10 +38,10 @@ def stands(note: dict[str, str], values: dict[str, Any]) -> bool:
 
 
 def tabulate(
-    results: Results, *, rows: pd.DataFrame | Sequence[Record], columns: Iterable[Column], **values: Any
+    results: Results, *, rows: pd.DataFrame | Sequence[Record], columns: Sequence[Column], **values: Any
 ) -> Table:
     """The table that is made, of these rows and columns, with its title and notes."""
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
     counts = frame[[name for name in frame if name == "seeds" or str(name).endswith("_seeds")]]
     title, notes = describe(results, several_seeds=bool((counts > 1).any(axis=None)), **values)
     return Table.of(results.shown.name, title, rows=frame, columns=columns, notes=notes)

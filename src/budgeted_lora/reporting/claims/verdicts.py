@@ -290,17 +290,13 @@ def labelled(pairs: list[tuple[Selection, Selection]]) -> list[tuple[str, Select
 
 def words(given: dict[str, Any], names: Sequence[str]) -> str:
     """Fields of a selection as people say them."""
-    short = {"budget": "F = ", "temperature": "T = ", "kd_weight": "a = ", "rank": "r = "}
-    parts = []
-    for name in names:
-        value = given.get(name)
-        if name == "model" and value:
-            parts.append(f"{value.partition('/')[2]} itself")
-        elif name == "method" and value:
-            parts += [] if "budget" in given else [method_label(value)]  # F says that it is a budgeted student
-        elif value is not None:
-            parts.append(f"{short.get(name, '')}{value}")
-    return " ".join(parts)
+    texts = {"budget": "F = {}", "temperature": "T = {}", "kd_weight": "a = {}", "rank": "r = {}"}
+    parts = {name: texts.get(name, "{}").format(given[name]) for name in names if name in given}
+    if "model" in parts:
+        parts["model"] = f"{given['model'].partition('/')[2]} itself"
+    if "method" in parts:  # F says that it is a budgeted student
+        parts["method"] = "" if "budget" in given else method_label(given["method"])
+    return " ".join(part for part in parts.values() if part)
 
 
 def number_texts(claim: Statement, line: Line) -> dict[str, Any]:

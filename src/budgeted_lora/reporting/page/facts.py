@@ -11,6 +11,7 @@ from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.results import FILES, Results, provenance_of
 from budgeted_lora.reporting.table import duration
+from budgeted_lora.reporting.texts import texts
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
 STAGES = {
@@ -87,12 +88,14 @@ def corpus_sentence(results: Results) -> str:
     if manifest is None:
         return "unknown (no manifest yet)"
     corpus, files = manifest.get("corpus", {}), manifest.get("files", {})
-    packages = corpus.get("package_versions") or {}
-    source = {
-        "docstrings": f"documentation strings of {len(packages)} scientific Python packages",
-        "files": "local text files",
-        "hub": (corpus.get("hub") or {}).get("name", "a Hub dataset"),
-    }.get(corpus.get("source", ""), "unknown source")
+    source = (
+        texts()["corpora"]
+        .get(corpus.get("source"), "unknown source")
+        .format(
+            packages=len(corpus.get("package_versions") or {}),
+            hub=(corpus.get("hub") or {}).get("name", "a Hub dataset"),
+        )
+    )
     sizes = [f"{millions(files[name]['tokens'])} tokens of {what}" for name, what in SPLITS.items() if name in files]
     sentence = f"{source}: {', '.join(sizes)}"
     if manifest.get("function_share"):

@@ -27,7 +27,7 @@ def render(
     tables: list[Table],
     figures: list[Shown],
     out: Path,
-    config: Config | None,
+    config: Config,
     skipped: list[str],
     absent: list[str],
 ) -> str:
@@ -37,7 +37,7 @@ def render(
         tables: those to show; table2 goes to the first screen, controls and ablations to sections that fold.
         figures: those that lie in out/figures as SVG.
         out: the folder the page will lie in; links are relative to it.
-        config: the scale's settings, for the list of constants; left out without.
+        config: the scale, for the list of constants.
         skipped: what could not be made in a partial report, one sentence each.
         absent: ablations that were not made, one sentence each.
     """
@@ -56,7 +56,7 @@ def render(
         "figures": [one for one in pictures if FIGURES[one["name"]].target == "main"],
         "claims": claims_section(out, relative),
         "unknowns": (out / "tables" / "unknowns.csv").is_file(),
-        "constants": constants(config) if config else [],
+        "constants": constants(config),
         "versions": facts.versions(results),
         "cells": facts.cell_links(results, relative),
         "shared": facts.shared_links(results, relative),

@@ -60,10 +60,12 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
     frame = lines(scores, drawn)
     budgeted = frame[frame["method"] == "budgeted_lora"]
     frame["is_control"] = frame["kind"].isin([SMALLER, TRUNCATED])
-    frame["beside"] = [
-        nearest_budget(row["share"], budgeted) if row["is_control"] else row["budget"]
-        for row in frame.to_dict("records")
-    ]
+
+    def nearest_budget(share: float) -> float:
+        away = (budgeted["share"] - share).abs()
+        return float(budgeted.loc[away.idxmin(), "budget"]) if away.notna().any() else nan
+
+    frame["beside"] = [nearest_budget(row.share) if row.is_control else row.budget for row in frame.itertuples()]
     # KD Full and KD LoRA first, then budgets from large to small.
     frame = frame.sort_values("beside", ascending=False, na_position="first", kind="stable", ignore_index=True)
     own = {(row.budget, row.teacher): row.runs for row in budgeted.drop_duplicates(["budget", "teacher"]).itertuples()}
@@ -82,12 +84,6 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
         Column("", "Train compute", text=lambda row: number(row["train_compute"], 2)),
     ]
     return tabulate(results, rows=frame, columns=columns)
-
-
-def nearest_budget(share: float, budgeted: pd.DataFrame) -> float:
-    """Budget whose student has the MACs nearest to this share of the dense student's."""
-    away = (budgeted["share"] - share).abs()
-    return float(budgeted.loc[away.idxmin(), "budget"]) if away.notna().any() else nan
 
 
 def student_text(row: Record) -> str:

@@ -38,6 +38,10 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
     own = {key: group["runs"].iloc[0] for key, group in frame[frame["setting"] == DEFAULT_VARIANT].groupby(STUDENT)}
     bases = [own.get(tuple(key)) for key in frame[STUDENT].itertuples(index=False)]
     frame = add_differences(frame, "to_default", drawn, bases)
+
+    def to_default(row: Record) -> str:
+        return "own" if row["setting"] == DEFAULT_VARIANT else difference_text(row["to_default_difference"])
+
     columns = [
         Column("budget", "F", text=lambda row: budget_key(row["budget"])),
         Column("teacher", "Teacher" if frame["teacher"].nunique() > 1 else ""),
@@ -54,11 +58,6 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
         *csv_only("to_default_se", "to_default_low", "to_default_high"),
     ]
     return tabulate(results, rows=frame, columns=columns)
-
-
-def to_default(row: Record) -> str:
-    """Difference to the student under the scale's own thresholds."""
-    return "own" if row["setting"] == DEFAULT_VARIANT else difference_text(row["to_default_difference"])
 
 
 def table8(results: Results, published: Published, bootstrap: Bootstrap) -> Table:

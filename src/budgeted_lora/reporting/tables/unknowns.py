@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 from pydantic import BaseModel
 
 from budgeted_lora.config.scale import Config
@@ -22,7 +23,7 @@ def unknowns(config: Config) -> Table:
         Column("meaning", "Meaning", text=lambda row: row["meaning"]),
     )
     text = texts()["unknowns"]
-    rows = [row for row in constants(config) if row["tag"] == "U"]
+    rows = pd.DataFrame([row for row in constants(config) if row["tag"] == "U"])
     return Table.of("unknowns", text["title"], rows=rows, columns=columns, notes=text["notes"])
 
 
