@@ -252,11 +252,7 @@ class Results:
 
     def teachers(self) -> pd.DataFrame:
         """Scores and shapes of the teachers of the main tables, smallest first."""
-        frame = self._models("teachers", "teacher")
-        if frame.empty:
-            return frame
-        order = frame["name"].map(size_in_name).sort_values(kind="stable").index
-        return frame.loc[order].reset_index(drop=True)
+        return self._models("teachers", "teacher")
 
     def students(self) -> pd.DataFrame:
         """Scores and shapes of the untrained students that the main tables start from, by name."""
@@ -264,11 +260,11 @@ class Results:
 
     def _models(self, kind: str, column: str) -> pd.DataFrame:
         known = set(self.listed(*MAIN_CELLS)[column])  # other folders are left over, or belong to ablations
-        folders = sorted(path for path in (self.root / kind).glob("*") if path.is_dir() and path.name in known)
+        folders = [path for path in (self.root / kind).glob("*") if path.is_dir() and path.name in known]
         if not folders and not self.partial:
             raise BadInput(f"{self.root / kind}: no model folder; expected one for each of the {kind}")
         rows = []
-        for folder in folders:
+        for folder in sorted(folders, key=lambda path: (size_in_name(path.name), path.name)):
             scored = {"perplexity": self.json(f"{kind}/{folder.name}/perplexity.json"), "icl": None}
             if (folder / "icl.json").is_file():
                 scored["icl"] = read_json(folder / "icl.json")

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import pandas as pd
-
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.results import FILES, Results, provenance_of
 from budgeted_lora.reporting.table import duration
-from budgeted_lora.reporting.texts import texts
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
 STAGES = {
@@ -26,7 +23,6 @@ STAGES = {
     "evaluation": ("cells/*/compressed/*/perplexity.json", "cells/*/compressed/*/icl.json"),
     "timing": ("speed/*.json",),
 }  # fmt: skip
-SPLITS = {"train": "training text", "validation": "held-out prose"}
 
 
 @dataclass(frozen=True)
@@ -35,20 +31,6 @@ class Versions:
 
     rows: list[dict[str, str]]
     mixed: list[str]
-
-
-def run_facts(results: Results) -> list[tuple[str, str]]:
-    """Label and text of the first screen's facts: scale, corpus, teachers, students, machine, time."""
-    named = ", ".join(teacher_text(row) for _, row in results.teachers().iterrows())
-    teachers = named if results.standing.models or not named else f"standing for {named}"
-    return [
-        ("Scale", results.scale),
-        ("Corpus", corpus_sentence(results)),
-        ("Teachers", teachers or "none yet"),
-        ("Students", students_sentence(results)),
-        ("Machine", "; ".join(machines(results)) or "unknown"),
-        ("Time", time_sentence(results)),
-    ]
 
 
 def students_sentence(results: Results) -> str:
@@ -65,44 +47,12 @@ def students_sentence(results: Results) -> str:
     return f"{count}, {length} training tokens each, {seeds} training seed{'s' if seeds > 1 else ''}"
 
 
-def teacher_text(row: pd.Series) -> str:
-    """A teacher with its shape and size, as far as they are known."""
-    if pd.isna(row.get("parameters")):
-        return str(row["name"])
-    return (
-        f"{row['name']} ({row['layers']:.0f} layers of {row['hidden']:.0f}, {row['parameters'] / 1e6:.1f} M parameters)"
-    )
-
-
 def millions(tokens: float) -> str:
     """Tokens as people say them: 2.55 B, 3.1 M, 40 k."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if tokens >= size:
             return f"{tokens / size:.3g} {unit}"
     return f"{tokens:.0f}"
-
-
-def corpus_sentence(results: Results) -> str:
-    """What the students read and were scored on, from data/manifest.json."""
-    manifest = results.json("data/manifest.json")
-    if manifest is None:
-        return "unknown (no manifest yet)"
-    corpus, files = manifest.get("corpus", {}), manifest.get("files", {})
-    source = (
-        texts()["corpora"]
-        .get(corpus.get("source"), "unknown source")
-        .format(
-            packages=len(corpus.get("package_versions") or {}),
-            hub=(corpus.get("hub") or {}).get("name", "a Hub dataset"),
-        )
-    )
-    sizes = [f"{millions(files[name]['tokens'])} tokens of {what}" for name, what in SPLITS.items() if name in files]
-    sentence = f"{source}: {', '.join(sizes)}"
-    if manifest.get("function_share"):
-        sentence += f"; {100 * manifest['function_share']:.0f} % of the training tokens are function documents"
-    if manifest.get("proof", {}).get("documents_on_both_sides") == 0:
-        sentence += "; no held-out document in training (proved by digest)"
-    return sentence
 
 
 def provenances(results: Results, *stages: str) -> list[dict[str, Any]]:

@@ -46,7 +46,11 @@ def render(
     main = {name for name, shown in TABLES.items() if shown.target == "main"} - {CONTROLS}
     context: dict[str, Any] = {
         "scale": results.scale,
-        "facts": facts.run_facts(results),
+        "teachers": results.teachers().to_dict("records"),
+        "manifest": results.json("data/manifest.json"),
+        "students": facts.students_sentence(results),
+        "machines": facts.machines(results),
+        "time": facts.time_sentence(results),
         "standing": results.standing,
         "apart": texts()["setups"][results.standing.setup]["apart"],
         "main": next((table for table in tables if table.name == "table2"), None),
@@ -79,7 +83,7 @@ def fill(template: str, **context: Any) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "millions": facts.millions}
     environment.filters["dictvalues"] = lambda row: list(row.values())
     text = environment.get_template(template).render(context)
     return text.replace(" %", "\N{NO-BREAK SPACE}%")  # no line begins with a percent sign
