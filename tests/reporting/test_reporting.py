@@ -417,7 +417,7 @@ def test_mixed_versions_are_flagged(copied: Path, tmp_path: Path, config: Config
     page = page_of(copied, tmp_path / "out", config)
     assert "Mixed versions" in page
     assert "ffffffffffff with uncommitted changes" in page
-    assert facts.versions(Results.open(copied)).mixed == ["commit", "libraries"]
+    assert facts.versions(Results.open(copied))["mixed"] == ["commit", "libraries"]
 
 
 def test_results_of_cells_that_are_no_longer_listed_are_not_counted(copied: Path) -> None:

@@ -181,7 +181,7 @@ def test_shards_downloads_and_caches_are_counted(made: Path, tmp_path: Path) -> 
     assert said != before
     assert "corpus 4.0 h" in said
     assert "caches 2.0 h" in said
-    assert facts.versions(results).mixed == ["commit", "package", "python", "libraries"]
+    assert facts.versions(results)["mixed"] == ["commit", "package", "python", "libraries"]
 
 
 def test_every_record_of_the_workflow_is_of_a_stage() -> None:

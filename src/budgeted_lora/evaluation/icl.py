@@ -60,7 +60,8 @@ def generated_probes(*, shots: int, queries: int, slice_per_mille: int, hold_out
         known_pairs = () if name in rules.LIST_PROBES else rules.fixed_pairs(name)
         chosen = rules.queries(name, count=queries, **split)
         if not chosen:
-            raise BadInput(f"probe {name}: no query in {slice_per_mille} per mille; widen corpus.slice_per_mille")
+            slice_text = f"a slice of {slice_per_mille} per mille"
+            raise BadInput(f"probe {name}: no query in {slice_text}; widen corpus.slice_per_mille")
         probes.append(Probe(name, chosen, draw, _answers(known_pairs)))
     return probes
 

@@ -337,8 +337,3 @@ def size_in_name(name: str) -> float:
         return float(digits) * {"b": 1.0, "m": 1e-3}[unit]
     except (KeyError, ValueError):
         return float("inf")
-
-
-def provenance_of(path: Path) -> dict[str, Any]:
-    """The provenance a JSON result carries, empty if it has none."""
-    return read_json(path).get("provenance") or {}

@@ -1,13 +1,13 @@
 """What the page says besides tables and figures: what was run, where, how long, with which versions and constants."""
 
 from collections import Counter
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
+from budgeted_lora.files import read_json
 from budgeted_lora.reporting.grouping import method_label
-from budgeted_lora.reporting.results import FILES, Results, provenance_of
+from budgeted_lora.reporting.results import FILES, Results
 from budgeted_lora.reporting.table import duration
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
@@ -23,14 +23,6 @@ STAGES = {
     "evaluation": ("cells/*/compressed/*/perplexity.json", "cells/*/compressed/*/icl.json"),
     "timing": ("speed/*.json",),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Versions:
-    """Which code and libraries made the results, and whether they are of one kind."""
-
-    rows: list[dict[str, str]]
-    mixed: list[str]
 
 
 def students_sentence(results: Results) -> str:
@@ -58,7 +50,8 @@ def millions(tokens: float) -> str:
 def provenances(results: Results, *stages: str) -> list[dict[str, Any]]:
     """What the results of these stages say of themselves, in the order of their paths."""
     paths = results.files([pattern for stage in stages for pattern in STAGES[stage]])
-    return [about for about in map(provenance_of, paths) if about]
+    records = [read_json(path).get("provenance") for path in paths]
+    return [record for record in records if record]
 
 
 def machines(results: Results) -> list[str]:
@@ -87,8 +80,8 @@ def time_sentence(results: Results) -> str:
     return f"{duration(sum(spent.values()))} of jobs ({stages}); {duration(span)} from first start to last end"
 
 
-def versions(results: Results) -> Versions:
-    """Distinct commits, package and library versions among the results, most files first."""
+def versions(results: Results) -> dict[str, list[Any]]:
+    """Distinct commits, package and library versions among the results, most files first; `mixed`: kinds of several."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("commit", "package", "python", "libraries")}
     for about in provenances(results, *STAGES):
         commit = (about.get("git_commit") or "no git")[:12]
@@ -99,7 +92,7 @@ def versions(results: Results) -> Versions:
         counts["libraries"][", ".join(f"{name} {version}" for name, version in libraries)] += 1
     listed = [(kind, value, count) for kind, values in counts.items() for value, count in values.most_common()]
     rows = [{"kind": kind, "value": value, "files": str(count)} for kind, value, count in listed]
-    return Versions(rows, [kind for kind, values in counts.items() if len(values) > 1])
+    return {"rows": rows, "mixed": [kind for kind, values in counts.items() if len(values) > 1]}
 
 
 def cell_links(results: Results, relative: str, *tables: str) -> list[dict[str, Any]]:

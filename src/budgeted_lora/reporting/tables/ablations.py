@@ -64,6 +64,10 @@ class Ablation:
 
     def columns(self) -> list[Column]:
         """Columns that every ablation table has, in order."""
+
+        def to_best(row: Record) -> str:
+            return "best" if row["is_best"] else difference_text(row["to_best_difference"])
+
         columns = [Column(name, HEADINGS.get(name, name), text=partial(recipe_text, name)) for name in self.keys]
         columns += [] if "tokens" in self.keys else [Column("tokens")]
         columns += [*PPL, Column("to_best", "To the best", text=to_best)]
@@ -210,11 +214,6 @@ def agreement(frame: pd.DataFrame, drawn: Drawn) -> dict[str, Any]:
     clear = [agrees for is_clear, agrees in pairs if is_clear]
     counts = {"pairs": len(pairs), "same": sum(agrees for _, agrees in pairs)}
     return counts | {"clear": len(clear), "clear_same": sum(clear), "percent": f"{100 * drawn.confidence:g} %"}
-
-
-def to_best(row: Record) -> str:
-    """Paired difference to the best line."""
-    return "best" if row["is_best"] else difference_text(row["to_best_difference"])
 
 
 def percent(name: str, heading: str, *, csv: bool = True) -> Column:

@@ -39,9 +39,10 @@ def sensitivity(results: Results, published: Published, bootstrap: Bootstrap) ->
     own, tried = results.runs("table2", "table8"), results.runs("sensitivity")
     own = own[own["teacher"].isin(tried["teacher"]) & own["seed"].isin(tried["seed"])]
     drawn = draw(results, pd.concat([own, tried], ignore_index=True), bootstrap)
-    base = {group_of(row): row for row in with_runs(own)}
+    own, tried = (frame.assign(run=runs_of(frame)).to_dict("records") for frame in (own, tried))
+    base = {group_of(row): row for row in own}
     changes: dict[Change, dict[Group, Record]] = {("as configured", "", ""): {}}
-    for row in with_runs(tried):
+    for row in tried:
         changes.setdefault(changed(row, base[group_of(row)]), {})[group_of(row)] = row
     rows = [line(change, arms, base, drawn) for change, arms in changes.items()]
     for row in rows:
@@ -56,11 +57,6 @@ def column(name: str) -> Column:
     if name.endswith((" sign", " value", " se")):
         return Column(name)
     return Column(name, name[:1].upper() + name[1:], text=lambda row: row[name])
-
-
-def with_runs(scores: pd.DataFrame) -> list[Record]:
-    """The rows, each with its run, to look up its draws."""
-    return scores.assign(run=list(runs_of(scores))).to_dict("records")
 
 
 def changed(row: Record, base: Record) -> Change:
