@@ -84,7 +84,9 @@ def perplexity(
     for ids, mask in _batches(windows, token_limit=token_limit, batch_windows=batch_windows):
         largest, vocabulary = int(ids.max()), model.config.vocab_size
         if largest >= vocabulary:
-            raise BadInput(f"token {largest} in the evaluation windows; the model's vocabulary has {vocabulary}")
+            raise BadInput(
+                f"token {largest} in the evaluation windows; the model's vocabulary has {vocabulary} entries"
+            )
         sums.append(_window_sums(model, ids.to(device), mask.to(device)).cpu().numpy())
         counts.append(mask[:, 1:].sum(dim=1).numpy())
     window_nll = np.concatenate(sums) if sums else np.zeros(0)
