@@ -60,12 +60,9 @@ COLUMNS = {
 }
 MODEL_COLUMNS = ("ppl", "ppl_se", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance")
 SHAPE_COLUMNS = {
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "heads": "num_attention_heads",
+    "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
-}
+}  # fmt: skip
 SPEEDS = ("modules", "prefill", "decode")
 # Columns of a line in which runs of one recipe agree, whatever their seed.
 RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}

@@ -265,12 +265,8 @@ def spread_of(group: Group, samples: Samples) -> Spread:
     """Seed spread of a method and budget: of its own seeds; else of the method's other budgets; else of all methods."""
     several = {key: [runs for runs in recipes if len(runs) > 1] for key, recipes in samples.items()}
     several = {key: recipes for key, recipes in several.items() if recipes}
-    nearest = (
-        tuple(key for key in several if key == group),
-        tuple(key for key in several if key[0] == group[0]),
-        tuple(several),
-    )
-    source = next((keys for keys in nearest if keys), ())
+    own, of_method = [key for key in several if key == group], [key for key in several if key[0] == group[0]]
+    source = tuple(own or of_method or several)
     recipes = [np.asarray(runs, dtype=np.float64) for key in source for runs in several[key]]
     runs = sum(len(levels) for levels in recipes)
     degrees = runs - len(recipes)

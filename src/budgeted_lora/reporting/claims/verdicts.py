@@ -35,10 +35,7 @@ OPEN, INCONSISTENT = "under-specified in the paper", "paper inconsistent"
 VERDICTS = {
     DIFFERS: "✗", NOISE: "≈", REPRODUCED: "✓", INCONSISTENT: "!", OPEN: "?", NOT_RUN: "○", NOT_JUDGED: "–",
 }  # fmt: skip
-PRINTED_IN = {
-    "table2": "Table 2", "table3": "Table 3", "table4": "Table 4", "table5": "Table 5", "table6": "Table 6",
-    "table7": "Table 7", "table8": "Table 8", "lora_construction": "Section C.2",
-}  # fmt: skip
+PRINTED_IN = {f"table{number}": f"Table {number}" for number in range(2, 9)} | {"lora_construction": "Section C.2"}
 OFF_CALIBRATION = "the teachers' perplexities are not those of Table 1 (calibration.json)"
 SLACK = 1e-9  # of float arithmetic, where a printed digit is compared
 

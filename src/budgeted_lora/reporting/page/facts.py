@@ -58,8 +58,8 @@ def machines(results: Results) -> list[str]:
     """The machines and devices that trained and scored, each once."""
     names = []
     for about in provenances(results, "training", "evaluation", "timing"):
-        device = about.get("device") or {}
-        names.append(f"{device['name']} with {about['cpu']}" if device.get("type") == "cuda" else about.get("cpu"))
+        cpu, device = about.get("cpu"), about.get("device") or {}
+        names.append(f"{device.get('name')} with {cpu}" if device.get("type") == "cuda" else cpu)
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -113,15 +113,9 @@ def cell_links(results: Results, relative: str, *tables: str) -> list[dict[str, 
             for label, kind in (("compression", "compression"), ("perplexity", "perplexity"), ("ICL", "icl")):
                 paths[f"{label}{remark}"] = FILES[kind].format(cell=name, variant=variant)
         paths["speed"] = FILES["speed"].format(structure=cell["structure"])
-        rows.append(
-            {
-                "cell": name,
-                "method": method_label(cell["method"], cell["budget"]),
-                "teacher": cell["teacher"],
-                "tables": " ".join(listing[name]),
-                "links": [(label, f"{relative}/{path}") for label, path in paths.items() if results.holds(path)],
-            }
-        )
+        links = [(label, f"{relative}/{path}") for label, path in paths.items() if results.holds(path)]
+        about = {"cell": name, "method": method_label(cell["method"], cell["budget"]), "teacher": cell["teacher"]}
+        rows.append(about | {"tables": " ".join(listing[name]), "links": links})
     return rows
 
 

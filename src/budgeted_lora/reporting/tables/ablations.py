@@ -29,9 +29,7 @@ HEADINGS = {
     "student_layers": "Layers", "student_ffn": "FFN", "setting": "Compression",
 }  # fmt: skip
 # What follows from another column, or only says how a run was cut into jobs.
-FOLLOWS = frozenset(
-    {"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows"}
-)
+FOLLOWS = {"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows"}
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
 

@@ -89,9 +89,8 @@ def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     frame = add_differences(frame, "to_lowest", drawn, others(frame, lowest))
     frame["ppl_first_seed"] = [drawn.values.get(runs[0], float("nan")) for runs in frame["runs"]]
     chances = 100 * frame["icl_chance"].dropna()
-    return tabulate(
-        results, rows=frame, columns=BEYOND_COLUMNS, chance=float(chances.iloc[0]) if len(chances) else None
-    )
+    chance = float(chances.iloc[0]) if len(chances) else None
+    return tabulate(results, rows=frame, columns=BEYOND_COLUMNS, chance=chance)
 
 
 def others(frame: pd.DataFrame, bases: dict[Place, tuple[Run, ...]]) -> list[tuple[Run, ...] | None]:

@@ -65,9 +65,8 @@ def figure2_values(results: Results, published: Published, bootstrap: Bootstrap)
         for teacher in teacher_order(group):
             scored = [icl for icl in group[group["teacher"] == teacher]["icl"] if icl]
             if any(icl["per_seed"] for icl in scored):
-                printed = published.value(
-                    "Figure 2", "icl_composite_pct", method, teacher=teacher, setting=setting_of(budget)
-                )
+                setting = setting_of(budget)
+                printed = published.value("Figure 2", "icl_composite_pct", method, teacher=teacher, setting=setting)
                 about = {"teacher": teacher, "method": method, "budget": budget_key(budget), "published_pct": printed}
                 rows.append(about | composite(scored))
     return tabulate(results, rows=rows, columns=COMPOSITE_COLUMNS)

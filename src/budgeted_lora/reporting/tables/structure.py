@@ -33,8 +33,8 @@ def thresholds(results: Results, published: Published, bootstrap: Bootstrap) -> 
     """Structure, cost and perplexity of every budget under every pair of thresholds."""
     scores = results.runs()
     drawn = draw(results, scores, bootstrap)
-    frame = lines(scores, drawn).sort_values("budget", kind="stable").reset_index(drop=True)
-    frame = frame.rename(columns={"variant": "setting"})
+    frame = lines(scores, drawn).rename(columns={"variant": "setting"})
+    frame = frame.sort_values("budget", kind="stable", ignore_index=True)
     own = {key: group["runs"].iloc[0] for key, group in frame[frame["setting"] == DEFAULT_VARIANT].groupby(STUDENT)}
     bases = [own.get(tuple(key)) for key in frame[STUDENT].itertuples(index=False)]
     frame = add_differences(frame, "to_default", drawn, bases)
