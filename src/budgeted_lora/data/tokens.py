@@ -181,14 +181,9 @@ def token_writer(path: Path, *, vocab_size: int, eos_id: int) -> Iterator[TokenW
         np.asarray(writer.ends, dtype="<u8").tofile(temporary)
         offsets_digest = sha256_file(temporary)
     writer.record = {
-        "dtype": dtype.name,
-        "tokens": writer.token_count,
-        "documents": writer.document_count,
-        "sha256": digest,
-        "offsets_sha256": offsets_digest,
-        "vocab_size": vocab_size,
-        "eos_id": eos_id,
-    }
+        "dtype": dtype.name, "tokens": writer.token_count, "documents": writer.document_count, "sha256": digest,
+        "offsets_sha256": offsets_digest, "vocab_size": vocab_size, "eos_id": eos_id,
+    }  # fmt: skip
     write_record(path.with_suffix(".json"), writer.record)
 
 

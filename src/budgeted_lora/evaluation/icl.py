@@ -218,19 +218,12 @@ def answer_examples(
 
 def example_rows(examples: Sequence[Example], answers: Sequence[str], encoded: Encoded) -> list[dict[str, Any]]:
     """One record per example; exact match is case-sensitive."""
-    return [
-        {
-            "probe": example.probe,
-            "seed": example.seed,
-            "query": example.query,
-            "expected": example.expected,
-            "predicted": answer,
-            "correct": answer == example.expected,
-            "prompt_tokens": len(prompt),
-            "prompt_sha256": sha256(example.prompt.encode()).hexdigest(),
-        }
-        for example, answer, prompt in zip(examples, answers, encoded.prompts, strict=True)
-    ]
+    rows = []
+    for example, answer, prompt in zip(examples, answers, encoded.prompts, strict=True):
+        row = {"probe": example.probe, "seed": example.seed, "query": example.query, "expected": example.expected}
+        row |= {"predicted": answer, "correct": answer == example.expected, "prompt_tokens": len(prompt)}
+        rows.append(row | {"prompt_sha256": sha256(example.prompt.encode()).hexdigest()})
+    return rows
 
 
 def summarise(

@@ -36,13 +36,8 @@ class PerplexityResult:
 
     def summary(self) -> dict[str, float | int]:
         """The scalars under the keys of perplexity.json."""
-        return {
-            "value": self.value,
-            "standard_error": self.standard_error,
-            "mean_nll": self.mean_nll,
-            "tokens": self.token_count,
-            "windows": len(self.window_nll),
-        }
+        scored = {"tokens": self.token_count, "windows": len(self.window_nll)}
+        return {"value": self.value, "standard_error": self.standard_error, "mean_nll": self.mean_nll} | scored
 
 
 def summarise(window_nll: np.ndarray, window_count: np.ndarray) -> PerplexityResult:

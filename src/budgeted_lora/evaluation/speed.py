@@ -161,17 +161,12 @@ def time_kinds(
         layer = models["dense"].get_submodule(name)
         kinds.setdefault((layer.in_features, layer.out_features, rank), []).append(name)
     pair = {arm: models[arm] for arm in ("dense", "compressed")}
-    return [
-        {
-            "d_in": d_in,
-            "d_out": d_out,
-            "rank": rank,
-            "modules": names,
-            "mac_ratio": d_in * d_out / (rank * (d_in + d_out)),
-            **time_modules(pair, names[:1], tokens=tokens, repeats=repeats, device=device),
-        }
-        for (d_in, d_out, rank), names in kinds.items()
-    ]
+    records = []
+    for (d_in, d_out, rank), names in kinds.items():
+        kind = {"d_in": d_in, "d_out": d_out, "rank": rank, "modules": names}
+        kind["mac_ratio"] = d_in * d_out / (rank * (d_in + d_out))
+        records.append(kind | time_modules(pair, names[:1], tokens=tokens, repeats=repeats, device=device))
+    return records
 
 
 def time_prefill(
