@@ -44,6 +44,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     for seed, ppl in enumerate((30.0, 32.0)):
         add_cell(builder, "outputs", BEYOND, ppl, budget=0.4, seed=seed, **OUTPUTS, **budgeted)
     cut = {"macsF0.4_undistilled-True": 500.0, "macsF0.4_by-outputs_undistilled-True": 200.0}
+    for name, truncation in zip(cut, ("weights", "outputs"), strict=True):
+        builder.variants[name] = {"cut_to": 0.4, "truncation": truncation, "undistilled": True}
     add_cell(builder, "full", BEYOND, 25.0, settings={"default": 25.0} | cut)
     for tokens, ppl in ((153600, 28.0), (4 * 153600, 21.0)):
         add_cell(builder, f"lora_{tokens}", BEYOND, ppl, method="kd_lora", tokens=tokens)
