@@ -139,7 +139,7 @@ def test_the_word_list_is_code_of_the_stages_that_read_it() -> None:
     "statement",
     [
         "from budgeted_lora.workflow import cells, code, graph, options, runs, shards, slots, slurm, targets",
-        "from budgeted_lora.config import corpus, files, jobs, messages, recipe, rows, scale, sections",
+        "from budgeted_lora.config import corpus, files, messages, recipe, rows, scale, sections, types",
         "from budgeted_lora.method import cost, schedule, structure",
         "import budgeted_lora.commands.app",
         "from budgeted_lora.commands import chain, show_costs, status",
