@@ -79,14 +79,11 @@ def train_cell(
     inputs += [statistics] if statistics else []
     own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, processes=processes)}"
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
-        log = StateLog(
-            folder, modules, recipe, log_every=log_every, checkpoint_every=checkpoint_every, writes=processes.first
-        )
+        every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
+        log = StateLog(folder, modules, recipe, **every, writes=processes.first)
+        run = {"log": log, "removal_order": low_rank.order, "processes": processes}
         try:
-            progress = train(
-                model, modules, states, windows, recipe, log=log, removal_order=low_rank.order, processes=processes,
-                device=place, precision=precision,
-            )  # fmt: skip
+            progress = train(model, modules, states, windows, recipe, **run, device=place, precision=precision)
         except StatesDiffer as error:
             raise BadInput(f"{folder}: {error}") from None
         devices = processes.gather(device_in_use())
