@@ -58,7 +58,7 @@ def train_cell(
         statistics: folder of the untrained student's statistics, where the recipe needs one.
         out: the cell's folder; gets trained/, history.csv, retention.csv, train.json and, last, trained.sha256.
         state: folder of training states; this run's own is named by cell and inputs.
-        device: auto, cpu or cuda. threads: CPU threads of each process; they affect the result bits.
+        threads: CPU threads of each process; they affect the result bits.
         together: the processes that train together; this one alone when None. All call this with the same arguments,
             and only the first one writes files.
 
@@ -90,9 +90,7 @@ def train_cell(
         if not processes.first:
             return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
-        histories = [out / "history.csv", out / "retention.csv"]
-        for copy in histories:
-            write_with(copy, partial(shutil.copyfile, folder / copy.name))
+        histories = copy_histories(folder, out)
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
         values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
@@ -100,6 +98,14 @@ def train_cell(
         write_result(out / "train.json", results, files=histories, **about)
         write_digest(out / "trained")
         discard(folder)
+
+
+def copy_histories(folder: Path, out: Path) -> list[Path]:
+    """Copies history.csv and retention.csv from a run's folder; returns the copies."""
+    copies = [out / "history.csv", out / "retention.csv"]
+    for copy in copies:
+        write_with(copy, partial(shutil.copyfile, folder / copy.name))
+    return copies
 
 
 def train_together(number: int, count: int, arguments: dict[str, Any]) -> None:
