@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pandas as pd
+from pydantic import BaseModel
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
@@ -69,10 +70,6 @@ RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}
 LINE_TEXT = (
     "table", "cell", "variant", "truncation", "method", "teacher", "init", "schedule", "controller", "low_rank_init",
     "order", "structure",
-)  # fmt: skip
-LINE_NUMBERS = (
-    "cut_to", "budget", "rank", "alpha", "student_ffn", "schedule_start", "schedule_end", "smoothing",
-    "drop_threshold", "gate_logit", "gate_lr_multiplier", "rank_step", "statistics_windows",
 )  # fmt: skip
 # Of the variant, not of the cell.
 VARIANT_COLUMNS = ("variant", "rank_threshold", "svd_threshold", "cut_to", "truncation", "undistilled")
@@ -295,12 +292,19 @@ def read_lines(root: Path, path: Path) -> pd.DataFrame:
             f"{missing}; `snakemake --config scale={scale}` makes the results of scale {scale}, and `snakemake {path} "
             f"--config scale={scale}`, in seconds, the list of cells by which `report --partial` tells what is missing"
         )
-    empty = {name: [""] for name in LINE_NUMBERS}
+    empty = {name: [""] for name in ("cut_to", *optional_numbers(Recipe))}
     frame = pd.read_csv(path, dtype=dict.fromkeys(LINE_TEXT, str), keep_default_na=False, na_values=empty)
     absent = [name for name in LINE_COLUMNS if name not in frame.columns]
     if absent:
         raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(LINE_COLUMNS)}")
     return frame
+
+
+def optional_numbers(model: type[BaseModel]) -> list[str]:
+    """Fields of a model that hold a number or nothing."""
+    parts = {name: get_args(field.annotation) for name, field in model.model_fields.items()}
+    plain = {name: {(get_args(part) or [part])[0] for part in union} for name, union in parts.items()}
+    return [name for name, kinds in plain.items() if type(None) in kinds and kinds & {int, float}]
 
 
 def variant_folder(cell: str, variant: str) -> str:
