@@ -123,6 +123,17 @@ def test_the_merged_weight_is_made_once_a_step_and_anew_after_it():
     assert module._merged_weight() is not module._merged_weight(), "nothing is kept outside training"
 
 
+def test_few_tokens_take_two_paths():
+    """Below d_in d_out / (d_in + d_out) = 4.8 tokens, merging would cost more MACs than it saves."""
+    module = linear(d=0.5).train()
+    few, enough = torch.randn(2, 2, 12, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
+    module(few)
+    assert module._merged is None
+    two_paths = module(enough[:4])
+    torch.testing.assert_close(module(enough)[:4], two_paths)
+    assert module._merged is not None
+
+
 @pytest.mark.parametrize(("d", "dense_passes", "thin"), [(1.0, 2, 4), (0.4, 2, 4), (0.0, 0, 6)])
 def test_dropped_dense_matmul_runs_neither_forward_nor_backward(d, dense_passes, thin):
     """Counted FLOPs: the low-rank path has 6 r (d_in + d_out) per token, or 4 where its weight is merged; the dense

@@ -62,7 +62,9 @@ class BudgetedLinear(nn.Module):
         """Shapes: x [..., d_in] -> [..., d_out]."""
         if self.retention == 0.0:
             return self._low_rank(x)
-        if (self.training and self.dropout) or torch.is_autocast_enabled(x.device.type):
+        tokens = x.numel() // self.d_in
+        few = tokens * (self.d_in + self.d_out) < self.macs  # merging would cost more MACs than it saves
+        if few or (self.training and self.dropout) or torch.is_autocast_enabled(x.device.type):
             return torch.add(self._low_rank(x), F.linear(x, self.weight), alpha=self.retention)
         return _MergedLinear.apply(x, self._merged_weight(), self._strength(), self.lora_a, self.lora_b)
 
