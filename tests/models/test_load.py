@@ -5,38 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.training_world import SHAPE, VOCABULARY
+from fixtures.tiny_decoder import logits, same, tiny
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
-
-IDS = torch.arange(12).reshape(2, 6) % VOCABULARY
-
-
-def tiny(*, layers: int = 5, seed: int = 0) -> torch.nn.Module:
-    """A decoder whose norms are not all ones, so that copying them can fail."""
-    model = new_model(mistral_config(layers=layers, **SHAPE), seed=seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))
-    return model
+from budgeted_lora.models.load import load_model, save_model
 
 
 @pytest.fixture(scope="module")
 def teacher() -> torch.nn.Module:
     return tiny()
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture

@@ -5,21 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.training_world import SHAPE
+from fixtures.tiny_decoder import tiny
 from safetensors.torch import load_file
 
-from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
+from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.stages.cut_student import cut_student
-
-
-def tiny(*, layers: int = 5, seed: int = 0) -> torch.nn.Module:
-    """A decoder whose norms are not all ones, so that copying them can fail."""
-    model = new_model(mistral_config(layers=layers, **SHAPE), seed=seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))
-    return model
 
 
 @pytest.fixture(scope="module")
