@@ -105,6 +105,28 @@ def test_perplexity_alone_and_no_function_documents(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["perplexity.json", "perplexity_windows.parquet"]
 
 
+def test_a_student_that_compression_left_exact_is_not_scored_twice(folder, tmp_path):
+    """The folder of the trained student holds no weights here, so that scoring it would fail."""
+    beside = {"student": folder / "model", "uncompressed": tmp_path / "trained", "icl": False}
+    beside["uncompressed"].mkdir()
+    parity = {"max_abs_logit_difference": 2e-6, "max_abs_logit": 9.5, "tokens": 64, "dtype": "float32"}
+    record = tmp_path / "compression.json"
+    write_json(record, {"parity": parity | {"exact": True}})
+    run(folder, tmp_path / "out", compression=record, **beside)
+    scores = json.loads((tmp_path / "out" / "perplexity.json").read_text())
+    said = scores["uncompressed"].pop("same_by_construction")
+    assert said == {"max_abs_logit_difference": 2e-6, "max_abs_logit": 9.5, "tokens": 64}
+    assert scores["uncompressed"] == {name: scores[name] for name in scores["uncompressed"]}
+    assert scores["uncompressed"]["value"] > 1
+
+    write_json(record, {"parity": parity | {"exact": False}})
+    with pytest.raises(BadInput, match=r"adapter\.json: no such file"):
+        run(folder, tmp_path / "other", compression=record, **beside)
+    write_json(record, {"totals": {}})
+    with pytest.raises(BadInput, match=r"compression\.json: no parity"):
+        run(folder, tmp_path / "other", compression=record, **beside)
+
+
 def test_refusals(folder, tmp_path):
     with pytest.raises(BadInput, match="unknown key shot"):
         run(folder, tmp_path, values=VALUES | {"shot": 3})

@@ -287,6 +287,7 @@ def test_an_undistilled_student_is_scored_without_the_distilled_one(plan: Plan) 
     undistilled = {name for name, variant in graph_of("mini").variants.items() if variant.undistilled}
     assert len(undistilled) == 4
     assert {name for name, job in folders.items() if job.options["uncompressed"] is None} == undistilled
+    assert all(job.options["compression"] == f"{job.options['out']}/compression.json" for job in scored)
     for name in undistilled:
         assert folders[name].options["student"] is None
         assert not re.search(r"/trained(\.sha256)?(,|$)", folders[name].fields["input"])

@@ -16,6 +16,7 @@ rule evaluate_reference:
         tokenizer=ancient(f"{results}/data/tokenizer"),
         student=[],
         uncompressed=[],
+        compression=[],
     output:
         perplexity=f"{results}/{{kind}}/{{name}}/perplexity.json",
         windows=f"{results}/{{kind}}/{{name}}/perplexity_windows.parquet",
@@ -39,7 +40,9 @@ rule evaluate_reference:
         out=lambda wildcards, output: dirname(output.perplexity),
     shell:
         stage_command(
-            "evaluate", input=["model", "tokenizer", "student", "uncompressed"], params=["options", "tokens", "out"]
+            "evaluate",
+            input=["model", "tokenizer", "student", "uncompressed", "compression"],
+            params=["options", "tokens", "out"],
         )
 
 
@@ -60,6 +63,7 @@ use rule evaluate_reference as score_cell with:
         tokenizer=ancient(f"{results}/data/tokenizer"),
         student=lambda wildcards: ancient(graph.untrained_beside(**wildcards)),
         uncompressed=lambda wildcards: ancient(graph.trained_beside(**wildcards)),
+        compression=ancient(f"{results}/cells/{{cell}}/compressed/{{variant}}/compression.json"),
     output:
         perplexity=f"{results}/cells/{{cell}}/compressed/{{variant}}/perplexity.json",
         windows=f"{results}/cells/{{cell}}/compressed/{{variant}}/perplexity_windows.parquet",

@@ -19,6 +19,8 @@ from budgeted_lora.models.load import load_model
 from budgeted_lora.models.trained import load_trained
 from budgeted_lora.provenance import Clock, write_result
 
+PARITY = ("max_abs_logit_difference", "max_abs_logit", "tokens")  # what is quoted of a compression's record
+
 
 def evaluate(
     *,
@@ -34,6 +36,7 @@ def evaluate(
     icl: bool = True,
     student: Path | None = None,
     uncompressed: Path | None = None,
+    compression: Path | None = None,
 ) -> None:
     """Writes perplexity.json and perplexity_windows.parquet, and with `icl` icl.json and icl_examples.parquet.
 
@@ -47,6 +50,8 @@ def evaluate(
         out: folder for the results; other files in it stay.
         uncompressed: folder of the trained student before compression, scored on the same windows; requires `student`,
             the model folder of the student before training.
+        compression: record of the model's compression. If it approximated nothing, the trained student is the same
+            function but for rounding: it is not scored again, and the record says so.
 
     Raises:
         BadInput: a file cannot be used, a prompt is too long, or a likelihood is not finite.
@@ -62,7 +67,9 @@ def evaluate(
         result = _score(network, validation, evaluation)
         on_functions = _score(network, functions, evaluation).summary() if functions.count else None
         before = None
-        if uncompressed is not None:
+        if uncompressed is not None and (parity := _exact_parity(compression)):
+            before = result.summary() | {"same_by_construction": parity}
+        elif uncompressed is not None:
             trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
             before = _score(trained, validation, evaluation).summary()
         frame = out / "perplexity_windows.parquet"
@@ -84,6 +91,17 @@ def evaluate(
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
     return perplexity(network, windows, token_limit=options.validation_tokens, batch_windows=options.batch_windows)
+
+
+def _exact_parity(compression: Path | None) -> dict[str, Any] | None:
+    """How far logits before and after compression differ, if it approximated nothing; else None."""
+    if compression is None:
+        return None
+    try:
+        parity = read_json(compression, expected="the record of a compression")["parity"]
+        return {name: parity[name] for name in PARITY} if parity["exact"] else None
+    except (KeyError, TypeError):
+        raise BadInput(f"{compression}: no parity; expected the record of a compression") from None
 
 
 def _conditions(
