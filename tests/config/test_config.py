@@ -53,7 +53,7 @@ def refusal(path: Path, **overrides: object) -> str:
 def test_minimal_scale_has_defaults(write: Write) -> None:
     config = load_config(write(MINIMAL))
     assert config.first_teacher == "A"
-    assert config.teacher_ladder["A"].kv == 8
+    assert config.teacher_ladder["A"].anatomy.kv == 8
     assert (config.training.temperature, config.training.kd_weight, config.compression.svd_threshold) == (3.0, 0.8, 0.5)
 
 
@@ -96,7 +96,7 @@ BAD = {
     "negative seed": ({"training": {"seed": -1}}, "training.seed is -1, expected a whole number at least 0$"),
     "missing key": (
         {"teacher_ladder": {"A": {"layers": 4}}},
-        "teacher_ladder.A.hidden is missing, expected a whole number above 0; teacher_ladder.A.ffn is missing",
+        "teacher_ladder.A.hidden, teacher_ladder.A.ffn, .*kv_heads must be given, since no checkpoint says it$",
     ),
     "no teacher": ({"teacher_ladder": {}}, "teacher_ladder is {}, expected at least 1 entry$"),
     "a name that is a number": (

@@ -132,7 +132,7 @@ def plain_greedy(model, prompt, limit, stops):
 
 def test_batched_decoding_equals_one_prompt_at_a_time_without_cache(model, tokenizer, end_id, examples):
     encoded = icl.encode_examples(examples[::6], tokenizer, sequence_length=512, space=False)
-    stops = icl.stop_tokens(tokenizer, end_id=end_id, vocab_size=VOCABULARY)
+    stops = icl.stop_tokens(tokenizer, end_ids=[end_id], vocab_size=VOCABULARY)
     stops |= torch.arange(VOCABULARY) % 7 == 0  # a random model rarely says newline; let rows end at different steps
     alone = [plain_greedy(model, p, n, stops) for p, n in zip(encoded.prompts, encoded.limits, strict=True)]
     assert len({len(tokens) for tokens in alone}) > 1
@@ -240,12 +240,12 @@ def test_answers_are_cut_at_the_first_newline(tokenizer, end_id):
     assert read(" Dog \n\nQ:cat") == "Dog"
     assert read("\nDog") == ""
     assert icl.read_answer(tokenizer, [*tokenizer.encode("Dog").ids, end_id]) == "Dog"
-    stops = icl.stop_tokens(tokenizer, end_id=end_id, vocab_size=VOCABULARY + 8)
+    stops = icl.stop_tokens(tokenizer, end_ids=[end_id], vocab_size=VOCABULARY + 8)
     assert stops[end_id]
     assert all(stops[token] for token in tokenizer.encode("\n").ids)
     assert not any(stops[token] for token in tokenizer.encode("Dog:, QA").ids)
     with pytest.raises(BadInput, match=f"tokenizer has {VOCABULARY} tokens, the model's vocabulary 50"):
-        icl.stop_tokens(tokenizer, end_id=end_id, vocab_size=50)
+        icl.stop_tokens(tokenizer, end_ids=[end_id], vocab_size=50)
 
 
 def example_of(probe: str, query: Pair, shown: list[str], seed: int = 0) -> icl.Example:

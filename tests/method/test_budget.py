@@ -95,12 +95,13 @@ def test_parameters_of_the_small_teacher():
     """102,648,576 weights in 12 layers and norms, as the vocabulary size was derived from."""
     teacher = ModelShape(layers=12, hidden=768, kv=192, ffn=3072)
     assert cost.parameters(teacher, vocab_size=32_000) - 2 * 32_000 * 768 == 102_648_576
-    values = {"vocab_size": 2048, "train_embeddings_head_norms": False}
+    small = cost.parameters(MINI, vocab_size=2048)
+    values = {"all_weights": small, "train_embeddings_head_norms": False}
     lora = cost.trainable_parameters(MINI, method="kd_lora", rank=16, **values)
     assert lora == lora_macs(MINI, rank=16)
     assert cost.trainable_parameters(MINI, method="budgeted_lora", rank=16, **values) == lora + 42 * 16
     with_rest = cost.trainable_parameters(
-        MINI, method="kd_lora", rank=16, vocab_size=2048, train_embeddings_head_norms=True
+        MINI, method="kd_lora", rank=16, all_weights=small, train_embeddings_head_norms=True
     )
     assert with_rest - lora == 2 * 2048 * 96 + 13 * 96
 

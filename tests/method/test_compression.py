@@ -25,7 +25,7 @@ from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.compress import compress_module
-from budgeted_lora.models.compressed import CompressedMistralConfig, CompressedMistralForCausalLM, FactorizedLinear
+from budgeted_lora.models.compressed import COMPRESSED, FactorizedLinear
 from budgeted_lora.models.trained import TrainedStudent
 from budgeted_lora.stages.compress_cell import compress_student, parity, summarize
 
@@ -270,7 +270,7 @@ def test_round_trip_through_the_auto_class(tmp_path):
     after, _ = compressed(make_trained(exact_budget()))
     after.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(again) is CompressedMistralForCausalLM
+    assert type(again) is COMPRESSED["mistral"]
     assert again.state_dict().keys() == after.state_dict().keys()
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in after.state_dict().items())
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "budgeted_mistral"
@@ -285,8 +285,10 @@ def test_config_with_wrong_factors_is_refused(name, rank):
     values = dense_model().config.to_dict()
     sizes = {key: values[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    kind = COMPRESSED["mistral"]
+    config = kind.config_class(**sizes, **heads, factorized={name: rank})
     with pytest.raises(BadInput, match="factorized"):
-        CompressedMistralForCausalLM(CompressedMistralConfig(**sizes, **heads, factorized={name: rank}))
+        kind(config)
 
 
 def test_parity_fails_loudly_when_it_should_hold():

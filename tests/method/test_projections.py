@@ -253,13 +253,11 @@ def test_bfloat16_autocast_stays_in_bfloat16():
 def test_refusals():
     with pytest.raises(BadInput, match="rank is 9; expected 1 to 8"):
         install(model(), **(VALUES | {"rank": 9}))
-    with pytest.raises(BadInput, match="do not make the hidden size"):
-        install(model(head_dim=16), **VALUES)
-    biased = model()
-    biased.model.layers[1].mlp.up_proj = torch.nn.Linear(32, 64)
+    misshapen = model()
+    misshapen.model.layers[1].mlp.up_proj = torch.nn.Linear(32, 65)
     with pytest.raises(BadInput, match=r"layers\.1\.mlp\.up_proj"):
-        install(biased, **VALUES)
+        install(misshapen, **VALUES)
     twice = model()
     install(twice, **VALUES)
-    with pytest.raises(BadInput, match="expected a linear layer without bias"):
+    with pytest.raises(BadInput, match="expected a linear layer"):
         install(twice, **VALUES)

@@ -68,7 +68,7 @@ def test_a_broken_config_is_refused(folder: Path) -> None:
 
 def test_another_class_is_refused(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).save_pretrained(tmp_path)
-    assert "model_type is 'gpt2', expected one of mistral, llama, budgeted_mistral" in refusal(tmp_path)
+    assert "model_type is 'gpt2', whose projections are fused (c_attn), expected one of gemma, " in refusal(tmp_path)
 
 
 def test_code_in_the_folder_is_not_run(folder: Path) -> None:

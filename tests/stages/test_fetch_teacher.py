@@ -105,7 +105,8 @@ def test_a_configuration_without_kv_heads_means_one_a_head(checkpoint: Path, tmp
     del about["num_key_value_heads"]
     write_json(checkpoint / "config.json", about)
     assert "num_key_value_heads is 2" in refusal(tmp_path, folder=str(checkpoint))
-    assert fetch(tmp_path, folder=str(checkpoint), kv_heads=2)["source"] == "folder"
+    message = refusal(tmp_path, folder=str(checkpoint), kv_heads=2)
+    assert message.endswith("self_attn.k_proj.weight is [8, 16], but config.json says [16, 16]")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -352,7 +353,8 @@ def test_another_class_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     about = read_json(checkpoint / "config.json")
     write_json(checkpoint / "config.json", about | {"model_type": "gpt2"})
     assert refusal(tmp_path, folder=str(checkpoint)) == (
-        f"{checkpoint}: model_type is 'gpt2', expected one of mistral, llama"
+        f"{checkpoint}: model_type is 'gpt2', whose projections are fused (c_attn), expected one of "
+        "gemma, gemma3_text, llama, mistral, qwen2, qwen3, smollm3"
     )
 
 
@@ -360,7 +362,8 @@ def test_a_model_without_a_head_is_refused(checkpoint: Path, tmp_path: Path) -> 
     weights = load_file(checkpoint / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, checkpoint / "model.safetensors")
-    assert "no lm_head.weight; expected a causal model" in refusal(tmp_path, folder=str(checkpoint))
+    message = refusal(tmp_path, folder=str(checkpoint))
+    assert "no lm_head.weight; its output layer is not the embedding matrix (tie_word_embeddings); expected" in message
 
 
 def test_a_configuration_that_its_weights_belie_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -370,10 +373,12 @@ def test_a_configuration_that_its_weights_belie_is_refused(checkpoint: Path, tmp
     assert message.endswith("model.embed_tokens.weight is [61, 16], but config.json says [60, 16]")
 
 
-def test_a_tokenizer_of_another_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    write_tokenizer(checkpoint, [f"w{i}" for i in range(VOCABULARY - 1)])
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    write_tokenizer(checkpoint, [f"w{i}" for i in range(VOCABULARY + 1)])
     message = refusal(tmp_path, folder=str(checkpoint))
-    assert message.startswith(f"{checkpoint}: vocabulary of 61, but its tokenizer has 60; teacher, student and tokens")
+    assert message.startswith(f"{checkpoint}: vocabulary of 61, but its tokenizer has 62; teacher, student and tokens")
+    write_tokenizer(checkpoint, [f"w{i}" for i in range(VOCABULARY - 1)])  # the embeddings are padded
+    assert fetch(tmp_path, folder=str(checkpoint))["vocab_size"] == VOCABULARY
 
 
 def test_teachers_share_one_vocabulary(checkpoint: Path, tmp_path: Path) -> None:
@@ -385,10 +390,11 @@ def test_teachers_share_one_vocabulary(checkpoint: Path, tmp_path: Path) -> None
         f"{checkpoint}: 2 tokens differ from the first teacher's vocabulary ('w59' is 59 here, 60 there); "
         "all teachers must share one"
     )
-    (first / "tokenizer.json").unlink()
-    write_json(first / "config.json", read_json(first / "config.json") | {"vocab_size": 99})
-    assert "vocabulary of 61, but the first teacher has 99" in refusal(tmp_path, folder=str(checkpoint), first=first)
     shutil.copyfile(checkpoint / "tokenizer.json", first / "tokenizer.json")
+    about = read_json(first / "config.json")
+    write_json(first / "config.json", about | {"vocab_size": 99})
+    assert "vocabulary of 61, but the first teacher has 99" in refusal(tmp_path, folder=str(checkpoint), first=first)
+    write_json(first / "config.json", about)
     assert fetch(tmp_path, folder=str(checkpoint), first=first)["vocab_size"] == VOCABULARY
 
 

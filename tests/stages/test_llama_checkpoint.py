@@ -96,7 +96,7 @@ def test_a_llama_checkpoint_from_end_to_end(llama: Path, tmp_path: Path) -> None
     assert record["parity"]["exact"]
     small = load_model(tmp_path / "small" / "model")
     assert small.config.rope_parameters["rope_theta"] == 500000.0
-    assert small.config.sliding_window is None
+    assert small.config.model_type == "budgeted_llama"
     assert logits(small).shape == (*IDS.shape, VOCABULARY)
 
 

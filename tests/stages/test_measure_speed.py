@@ -27,7 +27,7 @@ def test_the_stage_writes_what_the_report_reads(tmp_path):
     planned = plan(0.8)
     out = tmp_path / "speed.json"
     write_json(tmp_path / "train.json", {"vocab_size": STUDENT.vocab_size})
-    student = vars(STUDENT) | {"shape": vars(SHAPE)}
+    student = vars(STUDENT) | {"shape": SHAPE.as_json()}
     del student["vocab_size"]
     measure_speed(
         student=student, structure=planned, tokens=tmp_path / "train.json", out=out, scale="smoke",
@@ -44,5 +44,5 @@ def test_the_stage_writes_what_the_report_reads(tmp_path):
     assert (result["modules"]["tokens"], result["modules_decode"]["tokens"]) == (48, 2)
     covered = sorted(name for kind in result["kinds"] for name in kind["modules"])
     assert covered == sorted(module["name"] for module in planned["modules"] if module["decision"] != "keep")
-    assert result["provenance"]["values"]["shape"] == vars(SHAPE)
+    assert result["provenance"]["values"]["shape"] == SHAPE.as_json()
     assert result["threads"] == 1

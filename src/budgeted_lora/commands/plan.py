@@ -53,9 +53,8 @@ def structures_of_shape(
     """The structures of a shape that belongs to no scale. Raises BadInput if the schedule or the rank is impossible."""
     if schedule not in SCHEDULES:
         raise BadInput(f"--schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
-    narrowest = min(shape.hidden, shape.kv, shape.ffn)
-    if rank > narrowest:
-        raise BadInput(f"--rank {rank} exceeds {narrowest}, the smallest dimension of a projection")
+    if rank > shape.narrowest:
+        raise BadInput(f"--rank {rank} exceeds {shape.narrowest}, the smallest dimension of a projection")
     start, end = SCHEDULES[schedule]
     rules = [BudgetRule(budget=budget, start=start, end=end, drop_threshold=drop_threshold) for budget in budgets]
     return [

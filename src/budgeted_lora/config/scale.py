@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from budgeted_lora.config import sections
+from budgeted_lora.config.brought import brought_anatomies, with_sizes
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.files import merged_layers, origin_note, read_layers
 from budgeted_lora.config.messages import problems, row_place
@@ -84,10 +85,18 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
     layers = read_layers(path, overrides)
     values = merged_layers(layers)
     try:
-        return Config.model_validate(values)
+        anatomies = brought_anatomies(values)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    values = with_sizes(values, anatomies)
+    try:
+        config = Config.model_validate(values)
     except ValidationError as error:
         texts = [text + origin_note(layers, keys) for keys, text in problems(error, Config, values).items()]
         raise BadInput(f"{path}: {'; '.join(texts)}") from None
+    for name, anatomy in anatomies.items():
+        config.teacher_ladder[name].described_by(anatomy)
+    return config
 
 
 # --- contradictions between sections: the first one as a sentence, or None
@@ -99,6 +108,10 @@ TARGETS = frozenset({"all", "main", "report", "ablations", "claims", "calibratio
 def check_training(config: Config) -> str | None:
     """Depth of the student, schedules, steps that do not divide, and compression that leaves no trained student."""
     first = next(iter(config.teacher_ladder.values()))
+    for name, teacher in config.teacher_ladder.items():
+        lacking = [f"teacher_ladder.{name}.{size}" for size, value in teacher.shape.items() if value is None]
+        if lacking:
+            return f"{', '.join(lacking)} must be given, since no checkpoint says it"
     if config.compression.undistilled:
         return "compression.undistilled is true: no trained student would be scored; put it in a list of sweeps"
     if config.student.layers > first.layers:

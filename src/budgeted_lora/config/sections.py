@@ -1,9 +1,10 @@
 """The sections of a scale file."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from budgeted_lora.config.anatomy import SIZES, Anatomy
 from budgeted_lora.config.types import (
     Above0,
     BelowOne,
@@ -36,34 +37,59 @@ class Tokenizer(Strict):
 
 
 class Teacher(Strict):
-    layers: Positive = key(..., "Decoder layers. [S]")
-    hidden: Positive = key(..., "Hidden size. [S]")
-    ffn: Positive = key(..., "Feed-forward size. [S]")
-    heads: Positive = key(..., "Attention heads. [S]")
-    kv_heads: Positive = key(..., "Key/value heads. [S]")
+    layers: Positive | None = key(
+        None,
+        "Decoder layers. This and the other sizes are needed with teachers: shipped and pretrain. Checkpoints "
+        "(teachers: folder and hub) say them themselves; those given here must agree. [S]",
+    )
+    hidden: Positive | None = key(None, "Hidden size. [S]")
+    ffn: Positive | None = key(None, "Feed-forward size. [S]")
+    heads: Positive | None = key(None, "Attention heads. [S]")
+    kv_heads: Positive | None = key(None, "Key/value heads. [S]")
+    head_dim: Positive | None = key(None, "Width of a head; hidden / heads when empty. [ours]")
     hub: str | None = key(None, "Checkpoint on the Hub (teachers: hub). [S]")
     revision: str | None = key(None, "Pinned commit of the checkpoint. [ours]")
     folder: str | None = key(None, "Checkpoint folder (teachers: folder). [ours]")
     tokens: Positive | None = key(None, "Pretraining tokens (teachers: pretrain). [ours]")
     learning_rate: Above0 | None = key(None, "Replaces `pretraining.learning_rate` for this teacher. [ours]")
 
+    _anatomy: Anatomy | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _heads_divide(self) -> "Teacher":
-        if self.hidden % self.heads or self.heads % self.kv_heads:
+        width = self.head_dim is None and None not in (self.hidden, self.heads) and self.hidden % self.heads
+        if width or (None not in (self.heads, self.kv_heads) and self.heads % self.kv_heads):
             raise ValueError(
                 f"heads {self.heads} must divide hidden {self.hidden}, and kv_heads {self.kv_heads} must divide heads"
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_an_empty_head_dim(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Ids of cells hash this: a key that is younger than they are is left out where it says nothing.
+        return {name: value for name, value in handler(self).items() if name != "head_dim" or value is not None}
+
+    @property
+    def given_sizes(self) -> dict[str, int]:
+        """The sizes that are given, by key."""
+        sizes = {name: getattr(self, name) for name in (*SIZES, "head_dim")}
+        return {name: size for name, size in sizes.items() if size is not None}
+
     @property
     def shape(self) -> dict[str, int]:
         """The sizes of the network, by key."""
-        return {name: getattr(self, name) for name in ("layers", "hidden", "ffn", "heads", "kv_heads")}
+        return {name: getattr(self, name) for name in SIZES}
 
     @property
-    def kv(self) -> int:
-        """Width of the key and value projections."""
-        return self.hidden // self.heads * self.kv_heads
+    def anatomy(self) -> Anatomy:
+        """The network: what its checkpoint says, if that is here, or else the paper's decoder of these sizes."""
+        if self._anatomy is not None:
+            return self._anatomy
+        return Anatomy(**self.shape, head_dim=self.head_dim or self.hidden // self.heads)
+
+    def described_by(self, anatomy: Anatomy) -> None:
+        """Says that the checkpoint is here, with this network."""
+        self._anatomy = anatomy
 
 
 class Pretraining(Strict):

@@ -35,6 +35,11 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     return tokenizer, end_id
 
 
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding matrix needs for the tokenizer: its largest id, and one more; ids may have gaps."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
 def encode_batches(
     tokenizer: Tokenizer, documents: Iterator[tuple[str, bytes]], *, batch: int = 512
 ) -> Iterator[tuple[list[int], bytes]]:

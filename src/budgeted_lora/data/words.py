@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from budgeted_lora.data.tokenizer import vocabulary_size
 from budgeted_lora.data.tokens import token_dtype
 
 SPACE = "\u2581"
@@ -39,7 +40,7 @@ class WordEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
-        self.dtype = token_dtype(tokenizer.get_vocab_size())
+        self.dtype = token_dtype(vocabulary_size(tokenizer))
         about = json.loads(tokenizer.to_str())
         self._model_alone = Tokenizer(tokenizer.model)
         self._always_prefixed = _prefix(about) == "always"

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from budgeted_lora.data import probes as rules
 from budgeted_lora.data.probes import Pair
+from budgeted_lora.data.tokenizer import vocabulary_size
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation.decoding import greedy_decode
 
@@ -174,19 +175,25 @@ def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def stop_tokens(tokenizer: Tokenizer, *, end_id: int, vocab_size: int) -> torch.Tensor:
-    """Bool [vocab_size]: True for tokens whose text contains a newline and for the end-of-document token.
+def end_tokens(model: torch.nn.Module) -> list[int]:
+    """The ids that end a text by the model's configuration: none, one, or several."""
+    ends = getattr(model.config, "eos_token_id", None)
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def stop_tokens(tokenizer: Tokenizer, *, end_ids: Sequence[int], vocab_size: int) -> torch.Tensor:
+    """Bool [vocab_size]: True for tokens whose text contains a newline and for those that end a text.
 
     Raises:
         BadInput: the tokenizer has more tokens than the model.
     """
-    token_count = tokenizer.get_vocab_size()
+    token_count = vocabulary_size(tokenizer)
     if token_count > vocab_size:
         raise BadInput(f"the tokenizer has {token_count} tokens, the model's vocabulary {vocab_size}")
     texts = tokenizer.decode_batch([[token] for token in range(token_count)], skip_special_tokens=False)
     stops = torch.zeros(vocab_size, dtype=torch.bool)
     stops[:token_count] = torch.tensor(["\n" in text for text in texts])
-    stops[end_id] = True
+    stops[[end for end in end_ids if end < vocab_size]] = True
     return stops
 
 
@@ -211,7 +218,8 @@ def answer_examples(
         BadInput: from `encode_examples` or `stop_tokens`.
     """
     encoded = encode_examples(examples, tokenizer, sequence_length=sequence_length, space=space)
-    stops = stop_tokens(tokenizer, end_id=end_id, vocab_size=model.config.vocab_size)
+    ends = [end_id, *end_tokens(model)]
+    stops = stop_tokens(tokenizer, end_ids=ends, vocab_size=model.config.vocab_size)
     decoded = greedy_decode(model, encoded.prompts, limits=encoded.limits, stops=stops, batch=batch)
     return [read_answer(tokenizer, tokens) for tokens in decoded], encoded
 

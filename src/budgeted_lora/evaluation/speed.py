@@ -68,6 +68,7 @@ def build(student: SpeedShape, ranks: Mapping[str, int], *, length: int, device:
     shape = student.shape
     sizes = {"layers": shape.layers, "hidden": shape.hidden, "ffn": shape.ffn}
     sizes |= {"heads": student.heads, "kv_heads": student.kv_heads, "vocab_size": student.vocab_size}
+    sizes["head_dim"] = shape.attention // student.heads
     config = mistral_config(**sizes, context=length, end_id=0)
     dense = new_model(config, seed=0)
     models = {"dense": dense, "compressed": untrained(dense, ranks), "lora_unmerged": new_model(config, seed=0)}

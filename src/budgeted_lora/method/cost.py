@@ -13,17 +13,31 @@ KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder as the cost model sees it: number of layers, hidden size, key/value width, feed-forward size."""
+    """A decoder as the cost model sees it: number of layers, hidden size, key/value width, feed-forward size.
+
+    `attention`, the width of the queries (heads x head_dim), is the hidden size unless another one is given.
+    """
 
     layers: int
     hidden: int
     kv: int
     ffn: int
+    attention: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attention", self.attention or self.hidden)
         for name, value in vars(self).items():
             if value < 1:
                 raise BadInput(f"model shape: {name} is {value}; expected a positive whole number")
+
+    def as_json(self) -> dict[str, int]:
+        """The fields by name, without `attention` where it is the hidden size."""
+        return {name: value for name, value in vars(self).items() if name != "attention" or value != self.hidden}
+
+    @property
+    def narrowest(self) -> int:
+        """The smallest dimension of a projection, which no rank exceeds."""
+        return min(self.hidden, self.kv, self.ffn, self.attention)
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,12 @@ class Projection:
 
 def projections(shape: ModelShape) -> list[Projection]:
     """The seven projections of every layer, in `named_modules()` order (section 5 of the method: ties follow it)."""
-    hidden, kv, ffn = shape.hidden, shape.kv, shape.ffn
+    hidden, kv, ffn, attention = shape.hidden, shape.kv, shape.ffn, shape.attention
     sizes = {
-        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.q_proj": (hidden, attention),
         "self_attn.k_proj": (hidden, kv),
         "self_attn.v_proj": (hidden, kv),
-        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.o_proj": (attention, hidden),
         "mlp.gate_proj": (hidden, ffn),
         "mlp.up_proj": (hidden, ffn),
         "mlp.down_proj": (ffn, hidden),
@@ -104,8 +118,8 @@ def train_compute(shape: ModelShape, *, method: Method, rank: int | None = None,
 
 
 def attention_flops(shape: ModelShape, *, sequence_length: int) -> float:
-    """FLOPs per token of causal attention scores and values: half of 4 L hidden, in every layer."""
-    return shape.layers * 2.0 * shape.hidden * sequence_length
+    """FLOPs per token of causal attention scores and values: half of 4 L attention, in every layer."""
+    return shape.layers * 2.0 * shape.attention * sequence_length
 
 
 def forward_flops(shape: ModelShape, *, vocab_size: int, sequence_length: int) -> float:
@@ -141,22 +155,33 @@ def step_flops(
     )
 
 
-def parameters(shape: ModelShape, *, vocab_size: int) -> int:
-    """Weights of a dense model with untied embeddings and RMSNorm: embeddings, head, projections, norms."""
-    return 2 * vocab_size * shape.hidden + dense_macs(shape) + (2 * shape.layers + 1) * shape.hidden
+def parameters(shape: ModelShape, *, vocab_size: int, tied: bool = False, beside: int | None = None) -> int:
+    """Weights of a dense model: embeddings, head, projections, what each layer has beside them, the final norm.
+
+    Args:
+        tied: whether the head is the embedding matrix.
+        beside: weights of a layer that are in no matrix of a projection; two norms when None.
+    """
+    matrices = (1 if tied else 2) * vocab_size * shape.hidden
+    own = 2 * shape.hidden if beside is None else beside
+    return matrices + dense_macs(shape) + shape.layers * own + shape.hidden
 
 
 def trainable_parameters(
-    shape: ModelShape, *, method: Method, vocab_size: int, train_embeddings_head_norms: bool, rank: int | None = None
+    shape: ModelShape, *, method: Method, all_weights: int, train_embeddings_head_norms: bool, rank: int | None = None
 ) -> int:
-    """Weights that receive a gradient; a budgeted student has one gate logit for each rank of each module."""
+    """Weights that receive a gradient; a budgeted student has one gate logit for each rank of each module.
+
+    Args:
+        all_weights: of the dense model, see `parameters`.
+    """
     if method == "kd_full":
-        return parameters(shape, vocab_size=vocab_size)
+        return all_weights
     if rank is None:
         raise BadInput(f"trainable_parameters: {method} needs a rank")
     adapters = lora_macs(shape, rank=rank)
     gates = rank * len(projections(shape)) if method == "budgeted_lora" else 0
-    others = parameters(shape, vocab_size=vocab_size) - dense_macs(shape) if train_embeddings_head_norms else 0
+    others = all_weights - dense_macs(shape) if train_embeddings_head_norms else 0
     return adapters + gates + others
 
 

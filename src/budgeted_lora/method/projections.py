@@ -14,9 +14,10 @@ from budgeted_lora.method.cost import ModelShape, projections
 
 
 class BudgetedLinear(nn.Module):
-    """y = d W x + (alpha / r) B (g * (A x)), with W frozen. The controller sets the retention d, a plain number.
+    """y = d W x + b + (alpha / r) B (g * (A x)), with W frozen. The controller sets the retention d, a plain number.
 
-    At d = 0 the dense matmul does not run, neither forward nor backward. Without gates this is plain LoRA.
+    At d = 0 the dense matmul does not run, neither forward nor backward. Without gates this is plain LoRA. A bias
+    b is no part of the dense path: it stays whole at every d.
 
     Args:
         weight: W, [d_out, d_in]; taken over, not copied, and frozen.
@@ -25,6 +26,7 @@ class BudgetedLinear(nn.Module):
         dropout: probability on the input of the low-rank path, in training only.
         gate_logit: initial logit of the r gates g = sigmoid(logits); None for no gates.
         generator: source of A's values (on the CPU); B starts at zero.
+        bias: b, [d_out]; taken over, trained or frozen as it is.
 
     Raises:
         BadInput: rank exceeds a dimension of W.
@@ -39,6 +41,7 @@ class BudgetedLinear(nn.Module):
         dropout: float,
         gate_logit: float | None,
         generator: torch.Generator,
+        bias: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
         d_out, d_in = weight.shape
@@ -49,6 +52,7 @@ class BudgetedLinear(nn.Module):
         self.dropout = dropout
         self.retention = 1.0
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.register_parameter("bias", bias)
         # Kaiming-uniform with a = sqrt(5), as LoRA implementations have it: uniform within 1 / sqrt(d_in).
         a = torch.empty(rank, d_in).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=generator)
         like = {"device": weight.device, "dtype": weight.dtype}
@@ -60,6 +64,11 @@ class BudgetedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x [..., d_in] -> [..., d_out]."""
+        y = self._product(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """The output without the bias."""
         if self.retention == 0.0:
             return self._low_rank(x)
         tokens = x.numel() // self.d_in
@@ -140,23 +149,15 @@ class _MergedLinear(torch.autograd.Function):
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
-    """The cost model's view of a Mistral-style model.
-
-    Raises:
-        BadInput: heads do not fill the hidden size, which the cost model takes for granted.
-    """
+    """The cost model's view of a decoder."""
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if head_dim * config.num_attention_heads != config.hidden_size:
-        raise BadInput(
-            f"{config.num_attention_heads} heads of {head_dim} do not make the hidden size {config.hidden_size}; "
-            "expected heads x head_dim = hidden"
-        )
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         kv=config.num_key_value_heads * head_dim,
         ffn=config.intermediate_size,
+        attention=config.num_attention_heads * head_dim,
     )
 
 
@@ -164,7 +165,7 @@ def named_projections(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, 
     """Name, parent module, attribute and linear layer of each projection, in `named_modules()` order.
 
     Raises:
-        BadInput: a projection is missing, has a bias, or has other sizes than the configuration says.
+        BadInput: a projection is missing, or has other sizes than the configuration says.
     """
     for expected in projections(model_shape(model)):
         parent_name, attribute = expected.name.rsplit(".", 1)
@@ -172,9 +173,9 @@ def named_projections(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, 
             parent = model.get_submodule(parent_name)
             linear = parent.get_submodule(attribute)
         except AttributeError:
-            raise BadInput(f"the model has no {expected.name}; expected a Mistral-style decoder") from None
-        if not isinstance(linear, nn.Linear) or linear.bias is not None:
-            raise BadInput(f"{expected.name} is {linear}; expected a linear layer without bias")
+            raise BadInput(f"the model has no {expected.name}; expected seven projections in every layer") from None
+        if not isinstance(linear, nn.Linear):
+            raise BadInput(f"{expected.name} is {linear}; expected a linear layer")
         if tuple(linear.weight.shape) != (expected.d_out, expected.d_in):
             raise BadInput(
                 f"{expected.name} has weight {list(linear.weight.shape)}; expected {[expected.d_out, expected.d_in]}"
@@ -199,14 +200,14 @@ def install(
     Args:
         gates: whether ranks are gated (Budgeted LoRA) or not (KD LoRA).
         seed: seed of A; the global random state is not touched.
-        train_embeddings_head_norms: whether embeddings, head and norms train too.
+        train_embeddings_head_norms: whether embeddings, head, norms and biases train too.
         ranks: rank of each projection by name, where they differ; the scale alpha / rank stays the same for all.
 
     Returns:
         The new modules by name, in `named_modules()` order.
 
     Raises:
-        BadInput: the model is no Mistral-style decoder without biases, or rank exceeds a dimension.
+        BadInput: a layer lacks a projection, or rank exceeds a dimension.
     """
     linears = list(named_projections(model))
     generator = torch.Generator().manual_seed(seed)
@@ -222,6 +223,7 @@ def install(
             dropout=dropout,
             gate_logit=gate_logit if gates else None,
             generator=generator,
+            bias=linear.bias,
         )
         setattr(parent, attribute, module)
         installed[name] = module

@@ -139,9 +139,8 @@ def structure(
     Raises:
         BadInput: a value is out of range.
     """
-    narrowest = min(shape.hidden, shape.kv, shape.ffn)
-    if not 1 <= rank <= narrowest:
-        raise BadInput(f"rank is {rank}; expected 1 to {narrowest}, the smallest dimension of a projection")
+    if not 1 <= rank <= shape.narrowest:
+        raise BadInput(f"rank is {rank}; expected 1 to {shape.narrowest}, the smallest dimension of a projection")
     if r_max < 1:
         raise BadInput(f"r_max is {r_max}; expected a positive whole number")
     if not 0.0 <= svd_threshold <= 1.0:

@@ -11,14 +11,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from budgeted_lora.config.anatomy import MLP, Anatomy, read_anatomy, refuse_other_sizes
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-CLASSES = ("mistral", "llama")
-NEEDED = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+GENERATION = "generation_config.json"
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LISTED = 3  # names of tensors in one line
 LARGEST_HEADER = 100_000_000  # the format's own limit
 Shapes = dict[str, list[int]]
 
@@ -95,7 +99,7 @@ def header(file: Path) -> Shapes:
 
 
 def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any]:
-    """Compares class, sizes, weights and tokenizer of a checkpoint with the configured teacher.
+    """Compares family, sizes, weights and tokenizer of a checkpoint with the configured teacher.
 
     Args:
         name: of the teacher in `teacher_ladder`.
@@ -104,42 +108,53 @@ def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any
         model_type, vocab_size and parameters, the number of weights.
 
     Raises:
-        BadInput: names the first difference; or from `tensor_shapes`.
+        BadInput: names the first difference; or from `read_anatomy` or `tensor_shapes`.
     """
     about = read_json(folder / "config.json", expected="the configuration of a checkpoint")
-    if about.get("model_type") not in CLASSES:
-        raise BadInput(f"{folder}: model_type is {about.get('model_type')!r}, expected one of {', '.join(CLASSES)}")
-    about.setdefault("num_key_value_heads", about.get("num_attention_heads"))  # older Llama configurations lack it
-    for key, ours in (
-        ("num_hidden_layers", spec.layers),
-        ("hidden_size", spec.hidden),
-        ("intermediate_size", spec.ffn),
-        ("num_attention_heads", spec.heads),
-        ("num_key_value_heads", spec.kv_heads),
-    ):
-        if about.get(key) != ours:
-            raise BadInput(f"{folder}: {key} is {about.get(key)}, but teacher_ladder.{name} says {ours}")
-    shapes, vocabulary = tensor_shapes(folder), about.get("vocab_size")
-    absent = [tensor for tensor in NEEDED if tensor not in shapes]
+    anatomy = read_anatomy(about, where=folder)
+    refuse_other_sizes(anatomy, spec.given_sizes, where=folder, name=name)
+    shapes, expected = tensor_shapes(folder), expected_shapes(anatomy)
+    absent = [tensor for tensor in expected if tensor not in shapes]
     if absent:
-        raise BadInput(
-            f"{folder}: no {', '.join(absent)}; expected a causal model with embeddings and head of their own"
-        )
-    for tensor in ("model.embed_tokens.weight", "lm_head.weight"):
-        if shapes[tensor] != [vocabulary, spec.hidden]:
-            raise BadInput(f"{folder}: {tensor} is {shapes[tensor]}, but config.json says {[vocabulary, spec.hidden]}")
+        more = f" and {len(absent) - LISTED} more tensors" if len(absent) > LISTED else ""
+        head = "; its output layer is not the embedding matrix (tie_word_embeddings)" if HEAD in absent else ""
+        raise BadInput(f"{folder}: no {', '.join(absent[:LISTED])}{more}{head}; expected what config.json describes")
+    for tensor, shape in expected.items():
+        if shapes[tensor] != shape:
+            raise BadInput(f"{folder}: {tensor} is {shapes[tensor]}, but config.json says {shape}")
     entries = vocabulary_of(folder)
-    if entries is not None and len(entries) != vocabulary:
+    tokens = 1 + max(entries.values()) if entries else 0
+    if tokens > anatomy.vocab_size:
         raise BadInput(
-            f"{folder}: vocabulary of {vocabulary}, but its tokenizer has {len(entries)}; "
+            f"{folder}: vocabulary of {anatomy.vocab_size}, but its tokenizer has {tokens}; "
             "teacher, student and tokens must share one"
         )
-    parameters = sum(math.prod(shape) for shape in shapes.values())
-    return {"model_type": about["model_type"], "vocab_size": vocabulary, "parameters": parameters}
+    copied = {HEAD} if anatomy.tied else set()  # some files repeat the embeddings
+    parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor not in copied)
+    return {"model_type": about["model_type"], "vocab_size": anatomy.vocab_size, "parameters": parameters}
+
+
+def expected_shapes(anatomy: Anatomy) -> Shapes:
+    """Shapes of embeddings, output layer, final norm and all projections with their biases, by tensor."""
+    matrix = [anatomy.vocab_size, anatomy.hidden]
+    shapes = {EMBEDDINGS: matrix, "model.norm.weight": [anatomy.hidden]} | ({} if anatomy.tied else {HEAD: matrix})
+    for layer in range(anatomy.layers):
+        for kind, (d_in, d_out) in anatomy.sizes().items():
+            name = f"model.layers.{layer}.{'mlp' if kind in MLP else 'self_attn'}.{kind}_proj"
+            shapes[f"{name}.weight"] = [d_out, d_in]
+            if kind in anatomy.biased:
+                shapes[f"{name}.bias"] = [d_out]
+    return shapes
+
+
+def copy_generation(source: Path, folder: Path) -> None:
+    """Copies the generation settings of a folder into another, if it has any."""
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, folder / GENERATION)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the tokenizer files of a folder into another.
+    """Copies the tokenizer files of a folder, with its chat template, into another.
 
     Raises:
         BadInput: no tokenizer.json.
@@ -172,13 +187,11 @@ def check_same_vocabulary(folder: Path, first: Path) -> None:
     Raises:
         BadInput: names the first token whose ids differ.
     """
+    pair = [read_json(path / "config.json", expected="a checkpoint").get("vocab_size") for path in (folder, first)]
+    if pair[0] != pair[1]:
+        raise BadInput(f"{folder}: vocabulary of {pair[0]}, but the first teacher has {pair[1]}; they must share one")
     ours, theirs = vocabulary_of(folder), vocabulary_of(first)
     if ours is None or theirs is None:
-        pair = [read_json(path / "config.json", expected="a checkpoint").get("vocab_size") for path in (folder, first)]
-        if pair[0] != pair[1]:
-            raise BadInput(
-                f"{folder}: vocabulary of {pair[0]}, but the first teacher has {pair[1]}; they must share one"
-            )
         return
     differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     if differing:

@@ -1,4 +1,4 @@
-"""Loads and saves models: transformers' Mistral and Llama classes or our compressed one, safetensors only."""
+"""Loads and saves models: decoders of transformers and their compressed forms, safetensors only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from budgeted_lora.config.anatomy import refuse_unknown
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_digest, read_json
 
-CLASSES = ("mistral", "llama", "budgeted_mistral")
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @contextmanager
@@ -30,7 +32,17 @@ def quietly() -> Iterator[None]:
 
 
 def mistral_config(
-    *, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab_size: int, context: int, end_id: int
+    *,
+    layers: int,
+    hidden: int,
+    ffn: int,
+    heads: int,
+    kv_heads: int,
+    vocab_size: int,
+    context: int,
+    end_id: int,
+    head_dim: int | None = None,
+    tied: bool = False,
 ) -> MistralConfig:
     """The paper's decoder at a given size: RMSNorm, RoPE with theta 10000, SwiGLU, untied embeddings, no biases."""
     return MistralConfig(
@@ -40,11 +52,11 @@ def mistral_config(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=hidden // heads,
+        head_dim=head_dim or hidden // heads,
         max_position_embeddings=context,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         sliding_window=None,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=end_id,
         eos_token_id=end_id,
         pad_token_id=None,
@@ -69,16 +81,15 @@ def load_model(
         verify: whether to compare the checksum beside the folder, if any; one of several processes is enough.
 
     Raises:
-        BadInput: no config, another model class, no safetensors, a damaged file, or weights that do not fit the
+        BadInput: no config, another family, no safetensors, a damaged file, or weights that do not fit the
             configuration (transformers would fill in missing ones at random).
     """
-    import budgeted_lora.models.compressed  # noqa: F401  (registers the compressed class)
+    from budgeted_lora.models.compressed import COMPRESSED, PREFIX  # registers the compressed classes
 
     folder = Path(folder)
     about = read_json(folder / "config.json", expected="a model folder")
-    kind = about.get("model_type")
-    if kind not in CLASSES:
-        raise BadInput(f"{folder}: model_type is {kind!r}, expected one of {', '.join(CLASSES)}")
+    if str(about.get("model_type")).removeprefix(PREFIX) not in COMPRESSED:
+        refuse_unknown(about, where=folder)
     if not list(folder.glob("*.safetensors")):
         raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
     if verify:
@@ -111,19 +122,31 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
         model = model.to(dtype)
     with quietly():
         model.save_pretrained(folder, safe_serialization=True)
-    # We decode greedily ourselves, and a second record of the token ids could contradict config.json.
+    # The teacher's own file, where it has one, is copied beside this (`checkpoint.copy_generation`); one made up from
+    # config.json would only repeat it.
     (Path(folder) / "generation_config.json").unlink(missing_ok=True)
 
 
 def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
-    """Compares the vocabulary of a checkpoint with that of `what`.
+    """Checks that a checkpoint has an embedding for every token of `what`; it may have more (padding).
 
     Raises:
-        BadInput: the sizes differ, or there is no checkpoint.
+        BadInput: it has fewer, or there is no checkpoint.
     """
     size: Any = read_json(Path(model_folder) / "config.json", expected="a model folder").get("vocab_size")
-    if size != vocab_size:
+    if not isinstance(size, int) or size < vocab_size:
         raise BadInput(
             f"{model_folder}: vocabulary of {size}, but {what} has {vocab_size}; "
             "teacher, student and tokens must share one"
         )
+
+
+def tied_names(model: PreTrainedModel) -> set[str]:
+    """Names in the model's state of weights that are another one's: the output layer, if embeddings are tied."""
+    return {HEAD} if model.get_output_embeddings().weight is model.get_input_embeddings().weight else set()
+
+
+def own_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's state with each weight once, under the name that checkpoints have for it."""
+    shared = tied_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}

@@ -24,9 +24,11 @@ def compressed_model(model: PreTrainedModel, compressed: Mapping[str, Compressed
             state.pop(f"{name}.{leaf}", None)
         if module.dense is not None:
             state[f"{name}.weight"] = module.dense
-        else:
-            ranks[name] = len(module.down)
-            state[f"{name}.down.weight"], state[f"{name}.up.weight"] = module.down, module.up
+            continue
+        ranks[name] = len(module.down)
+        state[f"{name}.down.weight"], state[f"{name}.up.weight"] = module.down, module.up
+        if f"{name}.bias" in state:
+            state[f"{name}.up.bias"] = state.pop(f"{name}.bias")
     plain = untrained(model, ranks)
     plain.load_state_dict(state, strict=True)
     return plain.eval()

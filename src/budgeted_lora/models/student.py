@@ -6,6 +6,8 @@ from transformers import PreTrainedModel
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.load import new_model
 
+PER_LAYER = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry for each layer
+
 
 def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
     """The teacher layers that a student of `depth` layers takes.
@@ -40,11 +42,13 @@ def cut(teacher: PreTrainedModel, *, init: str, depth: int, ffn: int | None = No
     """
     if ffn is not None and not 1 <= ffn <= teacher.config.intermediate_size:
         raise BadInput(f"ffn is {ffn}, expected 1 to {teacher.config.intermediate_size}, that of the first teacher")
+    chosen = layer_indices(init, layers=teacher.config.num_hidden_layers, depth=depth)
     config = type(teacher.config).from_dict(teacher.config.to_dict())
     config.num_hidden_layers = depth
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:depth]
-    chosen = layer_indices(init, layers=teacher.config.num_hidden_layers, depth=depth)
+    for name in PER_LAYER:
+        values = getattr(config, name, None)
+        if values:
+            setattr(config, name, [values[layer] for layer in chosen or range(depth)])
     config.intermediate_size = ffn or config.intermediate_size
     student = new_model(config, seed=seed)
     if not chosen:
@@ -64,5 +68,6 @@ def narrowed(layer: dict[str, torch.Tensor], *, ffn: int) -> dict[str, torch.Ten
     gate, up, down = (layer[f"mlp.{name}_proj.weight"].double() for name in ("gate", "up", "down"))
     size = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
     kept = size.topk(ffn).indices.sort().values
-    sliced = {f"mlp.{name}_proj.weight": layer[f"mlp.{name}_proj.weight"][kept] for name in ("gate", "up")}
+    of_neurons = [f"mlp.{name}_proj.{leaf}" for name in ("gate", "up") for leaf in ("weight", "bias")]
+    sliced = {name: layer[name][kept] for name in of_neurons if name in layer}
     return layer | sliced | {"mlp.down_proj.weight": layer["mlp.down_proj.weight"][:, kept]}

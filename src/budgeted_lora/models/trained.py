@@ -1,6 +1,6 @@
 """The folder of a trained student before compression: all weights with the adapters, and the final retentions.
 
-model.safetensors  the full state, adapters under `<projection>.lora_a`, `.lora_b`, `.gate_logits`
+model.safetensors  the full state, tied weights once, adapters as `<projection>.lora_a`, `.lora_b`, `.gate_logits`
 adapter.json       method, rank, alpha; per projection its final retention d, rank and gate values (null without gates)
 """
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_digest, read_json, write_record, write_with
 from budgeted_lora.method.projections import BudgetedLinear, install
-from budgeted_lora.models.load import load_model
+from budgeted_lora.models.load import EMBEDDINGS, load_model, own_state, tied_names
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter.json"
 
@@ -52,7 +52,7 @@ def save_trained(
     folder: Path | str, model: PreTrainedModel, *, method: str, modules: Mapping[str, BudgetedLinear]
 ) -> None:
     """Writes the two files of a trained student, each whole or not at all."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in own_state(model).items()}
     write_with(Path(folder) / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
     write_record(Path(folder) / ADAPTER, adapter_record(method, modules))
 
@@ -81,7 +81,9 @@ def load_trained(*, student: Path | str, trained: Path | str) -> TrainedStudent:
             )
         for name, module in modules.items():
             module.retention = float(record["modules"][name]["d"])
-        model.load_state_dict(load_file(trained / WEIGHTS), strict=True)
+        state = load_file(trained / WEIGHTS)
+        state |= {name: state[EMBEDDINGS] for name in tied_names(model)}
+        model.load_state_dict(state, strict=True)
     except FileNotFoundError:
         raise BadInput(f"{trained / WEIGHTS}: no such file; expected the weights of a trained student") from None
     except KeyError as error:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from budgeted_lora.config.anatomy import Anatomy
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.config.sections import Teacher
 from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.method.cost import ModelShape, forward_flops, lora_macs, projections, step_flops
+from budgeted_lora.method.cost import forward_flops, lora_macs, projections, step_flops
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.planning import memory
 from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
@@ -23,7 +23,7 @@ from budgeted_lora.planning.memory import Network
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.options import REMOVAL_WINDOWS
-from budgeted_lora.workflow.recipes import student_shape
+from budgeted_lora.workflow.recipes import shape_of
 from budgeted_lora.workflow.targets import limited
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a local checkpoint says it exactly
@@ -158,15 +158,18 @@ class ScaleCosts:
         return [*jobs, *(self._caching(name) for name in graph.caches())]
 
     def teacher(self, name: str) -> Network:
-        spec: Teacher = self.config.teacher_ladder[name]
-        return Network(ModelShape(spec.layers, spec.hidden, spec.kv, spec.ffn), self.vocab_size)
+        return self._network(self.config.teacher_ladder[name].anatomy)
 
     def student(self, recipe: Recipe | None) -> Network:
-        full = student_shape(self.config)
-        if recipe is None:
-            return Network(full, self.vocab_size)
-        shape = ModelShape(recipe.student_layers, full.hidden, full.kv, recipe.student_ffn or full.ffn)
-        return Network(shape, self.vocab_size)
+        first = self.config.teacher_ladder[self.config.first_teacher].anatomy
+        layers, ffn = self.config.student.layers, None
+        if recipe is not None:
+            layers, ffn = recipe.student_layers, recipe.student_ffn
+        return self._network(first, layers=layers, ffn=ffn)
+
+    def _network(self, anatomy: Anatomy, *, layers: int | None = None, ffn: int | None = None) -> Network:
+        shape = shape_of(anatomy, layers=layers, ffn=ffn)
+        return Network(shape, self.vocab_size, anatomy.tied, anatomy.beside(ffn=ffn))
 
     def _forward(self, network: Network) -> float:
         return forward_flops(network.shape, vocab_size=self.vocab_size, sequence_length=self.config.sequence_length)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from budgeted_lora.config.anatomy import SIZES, Anatomy
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.loop import accumulate_gradients, apply_gradients, new_optimizer
 from budgeted_lora.method.projections import set_retentions
@@ -93,16 +94,16 @@ def _kinds(costs: ScaleCosts) -> Iterator[tuple[str, str, Recipe]]:
 def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Measured:
     """Seconds per token of one kind of student."""
     precision = compute_dtype(recipe.precision, place)
-    first = costs.config.teacher_ladder[costs.config.first_teacher]
-    spec = costs.config.teacher_ladder[recipe.teacher]
-    sizes = {"vocab_size": costs.vocab_size, "context": recipe.sequence_length, "end_id": 0}
-    shape = first.shape | {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
-    student = new_model(mistral_config(**shape, **sizes), seed=0).to(place)
+    ladder = costs.config.teacher_ladder
+    first, taught_by = ladder[costs.config.first_teacher].anatomy, ladder[recipe.teacher].anatomy
+    about = {"vocab_size": costs.vocab_size, "context": recipe.sequence_length, "end_id": 0}
+    shape = _sizes(first) | {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
+    student = new_model(mistral_config(**shape, **about), seed=0).to(place)
     if costs.graph.cached:
-        teacher: Any = RandomCache(torch.randn(costs.vocab_size, spec.hidden, device=place, dtype=precision))
+        teacher: Any = RandomCache(torch.randn(costs.vocab_size, taught_by.hidden, device=place, dtype=precision))
     else:
         with torch.device(place):
-            teacher = OnlineTeacher(new_model(mistral_config(**spec.shape, **sizes), seed=0).to(precision))
+            teacher = OnlineTeacher(new_model(mistral_config(**_sizes(taught_by), **about), seed=0).to(precision))
     # How low-rank paths start, and in which order dense paths go, takes no time; both would need input statistics.
     plain = {"low_rank_init": None, "order": None, "rank_step": None, "statistics_windows": None}
     modules, _ = install_method(student, recipe.model_copy(update=plain))
@@ -119,6 +120,11 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
         times.append(_seconds_per_token(accumulate, partial(apply_gradients, optimizer, modules), recipe, place=place))
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else peak_resident_bytes()
     return Measured(whole=times[0], without=times[-1], peak_bytes=peak)
+
+
+def _sizes(anatomy: Anatomy) -> dict[str, Any]:
+    """Of a network, for a decoder of the paper's kind; biases and norms of heads take hardly any time."""
+    return {name: getattr(anatomy, name) for name in (*SIZES, "head_dim", "tied")}
 
 
 def _seconds_per_token(

@@ -28,7 +28,12 @@ class Kept:
 
     def bytes(self, shape: ModelShape, *, rank: int) -> float:
         """Bytes for one token in all layers."""
-        one = self.hidden * shape.hidden + self.kv * shape.kv + self.ffn * shape.ffn + self.rank * rank
+        one = (
+            self.hidden * max(shape.hidden, shape.attention)
+            + self.kv * shape.kv
+            + self.ffn * shape.ffn
+            + self.rank * rank
+        )
         return shape.layers * one
 
 
@@ -49,16 +54,18 @@ class Network:
 
     shape: ModelShape
     vocab_size: int
+    tied: bool = False  # whether the head is the embedding matrix
+    beside: int | None = None  # weights of a layer in no projection's matrix; two norms when None
 
     @property
     def parameters(self) -> int:
-        return parameters(self.shape, vocab_size=self.vocab_size)
+        return parameters(self.shape, vocab_size=self.vocab_size, tied=self.tied, beside=self.beside)
 
     def forward_bytes(self, tokens: int, *, width: int) -> float:
         """Most bytes that one layer's forward pass holds without gradients, at `width` bytes per number."""
         shape = self.shape
         return tokens * (
-            width * (2 * shape.hidden + 3 * max(shape.ffn, shape.hidden + 2 * shape.kv)) + 8 * shape.hidden
+            width * (2 * shape.hidden + 3 * max(shape.ffn, shape.attention + 2 * shape.kv)) + 8 * shape.hidden
         )
 
 
@@ -72,7 +79,7 @@ def trained_numbers(recipe: Recipe, student: Network) -> int:
     return trainable_parameters(
         student.shape,
         method=recipe.method,
-        vocab_size=student.vocab_size,
+        all_weights=student.parameters,
         train_embeddings_head_norms=recipe.train_embeddings_head_norms,
         rank=recipe.rank,
     )

@@ -70,7 +70,12 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
 def paper_proportions(config: Config) -> bool:
     """Whether the student has the paper's shape but for its size: 6 layers, 768 : 192 : 3072, r = 128."""
     first = config.teacher_ladder[config.first_teacher]
-    ours = (config.student.layers, first.hidden / first.kv, first.ffn / first.hidden, first.hidden / config.lora.rank)
+    ours = (
+        config.student.layers,
+        first.hidden / first.anatomy.kv,
+        first.ffn / first.hidden,
+        first.hidden / config.lora.rank,
+    )
     return all(isclose(one, paper) for one, paper in zip(ours, (6, 4, 4, PAPER_HIDDEN / PAPER_RANK), strict=True))
 
 
@@ -83,6 +88,6 @@ def taught(config: Config) -> bool:
         return True
 
     def weights(teacher: Teacher) -> int:
-        return teacher.layers * teacher.hidden * (2 * teacher.hidden + 2 * teacher.kv + 3 * teacher.ffn)
+        return teacher.layers * sum(d_in * d_out for d_in, d_out in teacher.anatomy.sizes().values())
 
     return all(one.tokens is None or one.tokens >= weights(one) for one in config.teacher_ladder.values())

@@ -22,7 +22,7 @@ from budgeted_lora.method.cost import dense_macs, projections
 from budgeted_lora.method.projections import model_shape
 from budgeted_lora.method.structure import totals
 from budgeted_lora.models.card import model_card
-from budgeted_lora.models.checkpoint import copy_tokenizer
+from budgeted_lora.models.checkpoint import copy_generation, copy_tokenizer
 from budgeted_lora.models.device import on_device
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.plain import compressed_model
@@ -168,6 +168,7 @@ def compress_cell(
         with atomic_folder(out / "model") as folder:
             save_model(model, folder)
             copy_tokenizer(tokenizer, folder)
+            copy_generation(student, folder)
             write_text(folder / "README.md", model_card(cell=cell, scale=scale, recipe=recipe, totals=sums))
         exact = all(record["exact"] for record in records)
         same = parity(before.model, load_model(out / "model"), ids=ids, mask=mask, exact=exact)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from budgeted_lora.files import atomic_folder, write_digest
+from budgeted_lora.models.checkpoint import copy_generation
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.models.student import cut, layer_indices
 from budgeted_lora.provenance import Clock, write_result
@@ -17,6 +18,7 @@ def cut_student(
     student = cut(source, init=init, depth=depth, ffn=ffn, seed=seed)
     with atomic_folder(out) as folder:
         save_model(student, folder)
+        copy_generation(teacher, folder)
     payload = {
         "init": init,
         "layers": layer_indices(init, layers=source.config.num_hidden_layers, depth=depth),

@@ -9,10 +9,10 @@ from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file, write_digest
 from budgeted_lora.models import checkpoint
-from budgeted_lora.models.checkpoint import INDEX, TOKENIZER, WEIGHTS
+from budgeted_lora.models.checkpoint import GENERATION, INDEX, TOKENIZER, WEIGHTS
 from budgeted_lora.provenance import Clock, write_result
 
-DOWNLOADED = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
+DOWNLOADED = ("config.json", GENERATION, WEIGHTS, INDEX, "model-*.safetensors")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -38,9 +38,9 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
 
 
 def copy_checkpoint(source: Path, out: Path) -> None:
-    """Copies configuration, safetensors and tokenizer of a folder. Raises BadInput if it has no safetensors."""
+    """Copies configuration, weights, tokenizer and generation settings. Raises BadInput if it has no safetensors."""
     weights = checkpoint.weight_files(source)
-    others = ["config.json", *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
+    others = ["config.json", GENERATION, *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     with atomic_folder(out) as folder:
         for path in [*weights, *(source / name for name in others if (source / name).is_file())]:
             shutil.copyfile(path, folder / path.name)

@@ -73,5 +73,5 @@ def measure_speed(
             "prefill_all_logits": speed.time_prefill(models, batch=batch, length=length, keep=0, **common),
             "decode": speed.time_decode(models, batch=batch, prompt=prompt, tokens=decode_tokens, **common),
         }
-        values = vars(shape) | {"shape": vars(shape.shape)} | sizes.model_dump() | {"threads": threads}
+        values = vars(shape) | {"shape": shape.shape.as_json()} | sizes.model_dump() | {"threads": threads}
         write_result(out, result, scale=scale, cell=None, values=values, inputs=[], clock=clock)

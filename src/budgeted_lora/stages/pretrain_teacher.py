@@ -56,8 +56,8 @@ def pretrain_teacher(
         raise BadInput(f"{tokens}: vocabulary of {train.vocab_size}, but the tokenizer has {encoder.get_vocab_size()}")
     if not spec.tokens:
         raise BadInput(f"teacher_ladder.{name}.tokens must say how long to pretrain")
-    shape = mistral_config(**spec.shape, vocab_size=train.vocab_size, context=sequence_length, end_id=end)
-    model = new_model(shape, seed=pretraining.seed)
+    sizes = spec.shape | {"head_dim": spec.head_dim, "vocab_size": train.vocab_size}
+    model = new_model(mistral_config(**sizes, context=sequence_length, end_id=end), seed=pretraining.seed)
     common = pretraining.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, packing=rows, **common)
     values = {"name": name, "spec": spec.model_dump(), **pretraining.model_dump(), "threads": threads}

@@ -7,7 +7,7 @@ from typing import Any
 from budgeted_lora.data.digests import digest_records
 from budgeted_lora.data.documents import Counts, distinct_documents, in_slice
 from budgeted_lora.data.readers import read_file
-from budgeted_lora.data.tokenizer import open_tokenizer
+from budgeted_lora.data.tokenizer import open_tokenizer, vocabulary_size
 from budgeted_lora.data.tokens import SIDES, token_writer
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.errors import BadInput
@@ -66,7 +66,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, reading: dict[str
         min_characters=reading["min_characters"],
         needed=lambda digest: reading["training"] or is_held_out(digest),
     )
-    about = {"vocab_size": opened.get_vocab_size(), "eos_id": end_id}
+    about = {"vocab_size": vocabulary_size(opened), "eos_id": end_id}
     digests = {False: bytearray(), True: bytearray()}
     with token_writer(out / "train.bin", **about) as train, token_writer(out / "held_out.bin", **about) as held_out:
         writers = {False: train, True: held_out}

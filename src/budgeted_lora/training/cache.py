@@ -23,7 +23,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, naming, read_json, sha256_file, short_hash, write_record
 
 STORED = {torch.float32: np.dtype("<i4"), torch.bfloat16: np.dtype("<i2"), torch.float16: np.dtype("<i2")}
-HEAD = "lm_head.weight"
+HEADS = ("lm_head.weight", "model.embed_tokens.weight")  # the second where embeddings are tied
 
 
 class OnlineTeacher:
@@ -232,8 +232,9 @@ def read_head(folder: Path) -> Tensor:
     Raises:
         BadInput: no safetensors file of the folder holds them.
     """
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            if HEAD in weights.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                return weights.get_tensor(HEAD)
-    raise BadInput(f"{folder}: no {HEAD} in its safetensors files; expected a teacher with untied embeddings")
+    for name in HEADS:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as weights:
+                if name in weights.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                    return weights.get_tensor(name)
+    raise BadInput(f"{folder}: neither {' nor '.join(HEADS)} in its safetensors files; expected a causal model")

@@ -178,8 +178,7 @@ def check(config: Config, values: Recipe) -> None:
     """
     if values.teacher not in config.teacher_ladder:
         raise BadInput(f"teacher {values.teacher!r} is not in teacher_ladder: {', '.join(config.teacher_ladder)}")
-    first = config.teacher_ladder[config.first_teacher]
-    narrowest = min(first.hidden, first.kv, first.ffn)
+    narrowest = student_shape(config).narrowest
     if values.rank is not None and values.rank > narrowest:
         raise BadInput(f"rank {values.rank} exceeds {narrowest}, the smallest dimension of a projection")
     if values.method == "budgeted_lora":

@@ -4,7 +4,6 @@ The first functions return the values that a stage records, which `cells` and `w
 second part have the names of stages and return all the options of one job.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from budgeted_lora.files import canonical_json
@@ -91,7 +90,7 @@ def evaluation(graph: Graph) -> Options:
 def timed_student(graph: Graph, structure: str) -> Options:
     """Shape of the scale's student, and the rank of its low-rank paths before compression."""
     first = graph.config.teacher_ladder[graph.config.first_teacher]
-    shape = asdict(student_shape(graph.config))
+    shape = student_shape(graph.config).as_json()
     rank = graph.timed()[structure].rank
     return {"shape": shape, "heads": first.heads, "kv_heads": first.kv_heads, "rank": rank}
 

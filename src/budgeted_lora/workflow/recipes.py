@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from budgeted_lora.config.anatomy import Anatomy
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.rows import Row
 from budgeted_lora.config.scale import Config
@@ -125,7 +126,7 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
     full = student_shape(config)
     macs = planned(config, default_recipe(config, "budgeted_lora", budget)).totals.macs
     layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
-    ffn = min(full.ffn, (macs // layers - 2 * full.hidden * (full.hidden + full.kv)) // (3 * full.hidden))
+    ffn = min(full.ffn, (macs // layers - 2 * full.hidden * (full.attention + full.kv)) // (3 * full.hidden))
     if ffn < 1:
         raise BadInput(f"macs_of_budget {budget:g}: {layers} layers leave no MACs for feed-forwards")
     return layers, ffn
@@ -161,8 +162,19 @@ def as_row(values: Recipe) -> dict[str, Any]:
 
 def student_shape(config: Config) -> ModelShape:
     """The cost model's view of the scale's student."""
-    first = config.teacher_ladder[config.first_teacher]
-    return ModelShape(layers=config.student.layers, hidden=first.hidden, kv=first.kv, ffn=first.ffn)
+    first = config.teacher_ladder[config.first_teacher].anatomy
+    return shape_of(first, layers=config.student.layers)
+
+
+def shape_of(anatomy: Anatomy, *, layers: int | None = None, ffn: int | None = None) -> ModelShape:
+    """The cost model's view of a network, or of one with other layers or feed-forwards."""
+    return ModelShape(
+        layers=layers or anatomy.layers,
+        hidden=anatomy.hidden,
+        kv=anatomy.kv,
+        ffn=ffn or anatomy.ffn,
+        attention=anatomy.attention,
+    )
 
 
 def planned(config: Config, values: Recipe) -> Structure:
