@@ -1,0 +1,54 @@
+"""Perplexity against training tokens, with the fitted power laws and their continuation."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from budgeted_lora.reporting.figures.style import GREY, MARKERS, OTHER, colour
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.tables.tokens import LengthCurve, length_curves, millions
+
+BEYOND_LONGEST = 8  # how many times the longest run the fitted curves are drawn
+
+
+def tokens_figure(results: Results) -> Figure:
+    """A curve per student: measured points with standard errors, the fitted law between them, dashed beyond."""
+    curves = length_curves(results)
+    figure, axes = plt.subplots(figsize=(7.2, 5.4))
+    longest = max(curve.points["tokens"].max() for curve in curves)
+    for position, curve in enumerate(curves):
+        draw_curve(axes, curve, marker=MARKERS[position % len(MARKERS)], longest=float(longest))
+    teacher = results.teachers().iloc[0]
+    axes.axhline(teacher["ppl"], color=GREY, linestyle=":", linewidth=0.9, label=f"teacher {teacher['name']}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: millions(value))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize="small")
+    axes.set_xlabel("Training tokens of a student (log scale)")
+    axes.set_ylabel("Validation perplexity (log scale, lower is better)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
+    return figure
+
+
+def draw_curve(axes: plt.Axes, curve: LengthCurve, *, marker: str, longest: float) -> None:
+    """One student: points, and its law up to and beyond the longest run."""
+    points = curve.points
+    ink = ink_of(curve)
+    x, y = points["tokens"].to_numpy(float), points["ppl"].to_numpy(float)
+    style = "-" if curve.law is None else "none"
+    axes.errorbar(x, y, yerr=points["ppl_se"], color=ink, marker=marker, linestyle=style, capsize=2, label=curve.label)
+    if curve.law is None:
+        return
+    for ends, dashes in (((x[0], x[-1]), "-"), ((x[-1], BEYOND_LONGEST * longest), "--")):
+        places = np.geomspace(*ends, 60)
+        values = [curve.law.perplexity(place) for place in places]
+        axes.plot(places, values, color=ink, linestyle=dashes, linewidth=1.2)
+
+
+def ink_of(curve: LengthCurve) -> str:
+    """The method's colour; other rules and smaller students share one."""
+    first = curve.points.iloc[0]
+    own = first["student_ffn"] == first["student_ffn"] or ":" in curve.label
+    return OTHER if own else colour(first["method"], first["budget"])
