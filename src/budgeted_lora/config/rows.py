@@ -61,7 +61,7 @@ class Row(Lists):
         None,
         "kd_full only: train a shallower student with narrower feed-forwards, with the MACs that this F leaves. [ours]",
     )
-    tokens: Positive | None = key(None, "Replaces `training.tokens`. [ours]")
+    tokens: Positive | list[Positive] | None = key(None, "Replaces `training.tokens`. [ours]")
     learning_rate: Above0 | None = key(None, "Replaces the method's `training.learning_rate`. [U]")
     betas: tuple[Fraction, Fraction] | None = key(None, "Replaces `training.betas`. [U]")
     rows: Packing | None = key(None, "Replaces `rows`, in training only. [U]")
