@@ -31,7 +31,16 @@ VARIANT_SLUG = {
     "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
-LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "tokens", "seed")  # keys of a row that take lists
+LISTED = (
+    "teacher",
+    "budget",
+    "init",
+    "schedule",
+    "rank",
+    "macs_of_budget",
+    "tokens",
+    "seed",
+)  # keys of a row that take lists
 
 
 @dataclass(frozen=True)

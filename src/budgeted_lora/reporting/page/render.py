@@ -13,12 +13,14 @@ from budgeted_lora.reporting.claims.table import claims_section
 from budgeted_lora.reporting.contents import BEYOND, CONTROLS, FIGURES, TABLES, Shown
 from budgeted_lora.reporting.page import facts
 from budgeted_lora.reporting.page.beyond import findings
+from budgeted_lora.reporting.page.summary import sentences
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table, number
 from budgeted_lora.reporting.tables.unknowns import constants
 from budgeted_lora.reporting.texts import texts
 
 TABLE_FORMS, FIGURE_FORMS = ("csv", "md", "tex"), ("png", "svg", "pdf")
+FIRST_FIGURE = "pareto_mac_speedup"  # on the first screen
 
 
 def render(
@@ -46,6 +48,8 @@ def render(
     main = {name for name, shown in TABLES.items() if shown.target == "main"} - {CONTROLS}
     context: dict[str, Any] = {
         "scale": results.scale,
+        "summary": sentences(results),
+        "first": next((one for one in pictures if one["name"] == FIRST_FIGURE), None),
         "teachers": results.teachers().to_dict("records"),
         "manifest": results.json("data/manifest.json"),
         "students": facts.students_sentence(results),
@@ -57,7 +61,7 @@ def render(
         "tables": [table for table in tables if table.name in main - {"table2"}],
         "folded": sections(results, [table for table in tables if table.name not in main], pictures, relative),
         "absent": absent,
-        "figures": [one for one in pictures if FIGURES[one["name"]].target == "main"],
+        "figures": [one for one in pictures if FIGURES[one["name"]].target == "main" and one["name"] != FIRST_FIGURE],
         "claims": claims_section(out, relative),
         "unknowns": (out / "tables" / "unknowns.csv").is_file(),
         "constants": constants(config),

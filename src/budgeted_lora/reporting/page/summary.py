@@ -1,0 +1,73 @@
+"""The first sentences of the page: what a budget costs, what a smaller dense student does, and what the clock says.
+
+Each is computed from the results under the smallest teacher, and left out where a number is missing.
+"""
+
+import pandas as pd
+
+from budgeted_lora.reporting.contents import CONTROLS, TABLES
+from budgeted_lora.reporting.grouping import method_order
+from budgeted_lora.reporting.page.facts import millions
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import Record, number
+from budgeted_lora.reporting.tables.controls import SMALLER, control_runs
+from budgeted_lora.reporting.uncertainty import lines
+
+
+def sentences(results: Results) -> list[str]:
+    """At most three sentences; none if no budgeted student was scored."""
+    if "table2" not in results.tables:
+        return []
+    scores = results.of(TABLES["table2"]).runs("table2")
+    frame = method_order(lines(scores[scores["teacher"] == scores["teacher"].iloc[0]]))
+    frame = frame[frame["ppl"].notna()]
+    budgeted = frame[(frame["method"] == "budgeted_lora") & frame["speedup_vs_dense"].notna()].to_dict("records")
+    lora = frame[frame["method"] == "kd_lora"].to_dict("records")
+    if not budgeted:
+        return []
+    found = [trade_off(budgeted, lora[0]) if lora else "", against_dense(results, budgeted), on_the_clock(budgeted)]
+    return [sentence for sentence in found if sentence]
+
+
+def trade_off(budgeted: list[Record], lora: Record) -> str:
+    """What each budget saves, and its perplexity over KD LoRA's."""
+    parts = [
+        f"F = {number(row['budget'], 1)} needs {number(row['speedup_vs_dense'], 2)} times fewer multiply-accumulates "
+        f"in its projections and has {number(row['ppl'] / lora['ppl'], 2)} times the perplexity ({number(row['ppl'], 1)})"
+        for row in budgeted
+    ]
+    length = f"After {millions(lora['tokens'])} tokens KD LoRA, as large as a dense student, is at perplexity"
+    return f"{length} {number(lora['ppl'], 1)}; {'; '.join(parts)}."
+
+
+def against_dense(results: Results, budgeted: list[Record]) -> str:
+    """Budgeted students beside smaller dense ones with nearly the same MACs, which the paper does not show."""
+    if CONTROLS not in results.tables:
+        return ""
+    frame = control_runs(results)
+    frame = frame[(frame["kind"] == SMALLER) & frame["ppl"].notna() & (frame["tokens"] == budgeted[0]["tokens"])]
+    parts = []
+    for row in budgeted:
+        near = frame[(frame["share"] - 1 / row["speedup_vs_dense"]).abs() < 0.02]
+        if near.empty:
+            continue
+        dense = lines(near).iloc[0]
+        change = 100 * (row["ppl"] / dense["ppl"] - 1)
+        parts.append(
+            f"{number(dense['ppl'], 1)} beside F = {number(row['budget'], 1)}, whose perplexity is "
+            f"{number(abs(change), 0)} % {'higher' if change > 0 else 'lower'}"
+        )
+    if not parts:
+        return ""
+    return f"A smaller dense student of the same cost, distilled in full, is at {', and at '.join(parts)}."
+
+
+def on_the_clock(budgeted: list[Record]) -> str:
+    """Measured speedups of whole students, which are not the ratio of their MACs."""
+    parts = [
+        f"F = {number(row['budget'], 1)} reads a prompt {number(row['measured_prefill'], 2)} times and generates "
+        f"{number(row['measured_decode'], 2)} times as fast as the dense student"
+        for row in budgeted
+        if pd.notna(row["measured_prefill"]) and pd.notna(row["measured_decode"])
+    ]
+    return f"Measured on this machine, {'; '.join(parts)}." if parts else ""
