@@ -31,11 +31,13 @@ def sentences(results: Results) -> list[str]:
 
 def trade_off(budgeted: list[Record], lora: Record) -> str:
     """What each budget saves, and its perplexity over KD LoRA's."""
-    parts = [
-        f"F = {number(row['budget'], 1)} needs {number(row['speedup_vs_dense'], 2)} times fewer multiply-accumulates "
-        f"in its projections and has {number(row['ppl'] / lora['ppl'], 2)} times the perplexity ({number(row['ppl'], 1)})"
-        for row in budgeted
-    ]
+    parts = []
+    for row in budgeted:
+        ratio, speedup = number(row["ppl"] / lora["ppl"], 2), number(row["speedup_vs_dense"], 2)
+        parts.append(
+            f"F = {number(row['budget'], 1)} needs {speedup} times fewer multiply-accumulates in its projections "
+            f"and has {ratio} times the perplexity ({number(row['ppl'], 1)})"
+        )
     length = f"After {millions(lora['tokens'])} tokens KD LoRA, as large as a dense student, is at perplexity"
     return f"{length} {number(lora['ppl'], 1)}; {'; '.join(parts)}."
 
