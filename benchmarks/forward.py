@@ -15,8 +15,8 @@ from benchmarks.context import Context
 from benchmarks.measures import Measure, arm, limits, ratio, say, take_turns
 from budgeted_lora.data.tokens import Windows
 from budgeted_lora.evaluation.perplexity import perplexity
+from budgeted_lora.models.decoder import load_decoder
 from budgeted_lora.models.device import on_device
-from budgeted_lora.models.load import load_model
 from budgeted_lora.training.cache import final_hidden
 
 PEER = "transformers"
@@ -57,7 +57,7 @@ def measure(context: Context) -> Iterator[Measure]:
         windows = world.windows(length=shape.length)
         say(f"  {name}: {windows.count} windows of {shape.length}")
         with on_device(context.device, threads=context.threads) as place:
-            ours = load_model(world.teacher(), dtype=None).to(place)
+            ours = load_decoder(world.teacher(), dtype=None).to(place)
             theirs = AutoModelForCausalLM.from_pretrained(world.teacher(), dtype="auto", attn_implementation="sdpa")
             theirs = theirs.eval().to(place)
             batch = torch.from_numpy(windows.read(np.arange(shape.windows))[0]).to(place)

@@ -64,6 +64,7 @@ def provenance(
     inputs: Iterable[Path | str],
     clock: Clock,
     files: Iterable[Path] = (),
+    scored: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The provenance fields of one result.
 
@@ -71,6 +72,7 @@ def provenance(
         values: the options the stage was given.
         inputs: files or folders the result depends on; their SHA-256 are recorded under their own names.
         files: files written beside the result; their SHA-256 are recorded for later readers.
+        scored: of scores, by which an equal model finds them (`stages.twins`).
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -80,6 +82,7 @@ def provenance(
         "values": dict(values),
         "inputs": {str(path): sha256_file(path) for path in inputs},
         "files": {path.name: sha256_file(path) for path in files},
+        **({} if scored is None else {"scored": dict(scored)}),
         "package_version": budgeted_lora.__version__,
         **git_state(),
         "libraries": library_versions(),

@@ -25,7 +25,8 @@ from budgeted_lora.beyond.truncate import truncate_module
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.compress import compress_module
-from budgeted_lora.models.compressed import COMPRESSED, FactorizedLinear
+from budgeted_lora.models.compressed import COMPRESSED
+from budgeted_lora.models.factorized import FactorizedLinear
 from budgeted_lora.models.trained import TrainedStudent
 from budgeted_lora.stages.compress_cell import compress_student, parity, summarize
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_json
 from budgeted_lora.method.projections import install
-from budgeted_lora.models.load import mistral_config, new_model, save_model
+from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
 from budgeted_lora.models.trained import save_trained
+from budgeted_lora.stages import evaluate as stage
+from budgeted_lora.stages import twins
 from budgeted_lora.stages.arguments import convert
 from budgeted_lora.stages.evaluate import evaluate
 from budgeted_lora.stages.train_tokenizer import train_bpe
@@ -125,6 +128,63 @@ def test_a_student_that_compression_left_exact_is_not_scored_twice(folder, tmp_p
     write_json(record, {"totals": {}})
     with pytest.raises(BadInput, match=r"compression\.json: no parity"):
         run(folder, tmp_path / "other", compression=record, **beside)
+
+
+def perplexities(*_, **__):
+    raise AssertionError("scored again")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_equal_variants_of_a_student_are_scored_once(folder, tmp_path, monkeypatch):
+    """Neither the model nor the student before compression, and the second record has the numbers of the first."""
+    beside = {"student": folder / "model", "uncompressed": folder / "trained", "icl": False}
+    run(folder, tmp_path / "a", **beside)
+    shutil.copytree(folder / "model", tmp_path / "same")
+    (tmp_path / "same" / "README.md").write_text("a card of its own")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "perplexity", perplexities)
+        run(folder, tmp_path / "b", model=tmp_path / "same", **beside)
+    one, other = read(tmp_path / "a" / "perplexity.json"), read(tmp_path / "b" / "perplexity.json")
+    for record in (one, other):
+        record.pop("content_sha256")
+    taken = {part: about["taken_from"] for part, about in other.pop("provenance")["scored"].items()}
+    assert taken == {"compressed": "a", "uncompressed": "a"}
+    assert {about["taken_from"] for about in one.pop("provenance")["scored"].values()} == {None}
+    assert other == one
+    tables = [pd.read_parquet(tmp_path / name / "perplexity_windows.parquet") for name in "ab"]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+@pytest.mark.parametrize("change", ["weights", "options", "tokens", "sources", "damage"])
+def test_what_differs_is_scored_anew(folder, tmp_path, monkeypatch, change):
+    run(folder, tmp_path / "a", icl=False)
+    words = {"icl": False}
+    if change == "weights":
+        save_model(new_model(load_model(folder / "model").config, seed=1), tmp_path / "other")
+        words["model"] = tmp_path / "other"
+    elif change == "options":
+        words["values"] = VALUES | {"validation_tokens": 1000}
+    elif change == "tokens":
+        words["tokens"] = folder / "empty"
+    elif change == "sources":
+        monkeypatch.setattr(twins, "code_digest", lambda name: "edited")
+    else:
+        record = tmp_path / "a" / "perplexity.json"
+        record.write_text(record.read_text().replace('"value": ', '"value": 1'))
+    monkeypatch.setattr(stage, "perplexity", perplexities)
+    with pytest.raises(AssertionError, match="scored again"):
+        run(folder, tmp_path / "b", **words)
+
+
+def test_a_damaged_table_of_an_equal_variant_is_refused(folder, tmp_path):
+    run(folder, tmp_path / "a", icl=False)
+    frame = tmp_path / "a" / "perplexity_windows.parquet"
+    frame.write_bytes(frame.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=r"a/perplexity_windows\.parquet: its SHA-256 differs"):
+        run(folder, tmp_path / "b", icl=False)
 
 
 def test_refusals(folder, tmp_path):

@@ -14,28 +14,16 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from budgeted_lora.config.anatomy import FAMILIES
 from budgeted_lora.errors import BadInput
+from budgeted_lora.models.factorized import FactorizedLinear
 
 PREFIX = "budgeted_"  # of the model_type
-
-
-class FactorizedLinear(nn.Module):
-    """y = up(down(x)): two linear layers, d_in -> rank -> d_out; only `up` can have a bias."""
-
-    def __init__(self, d_in: int, d_out: int, *, rank: int, bias: bool = False) -> None:
-        super().__init__()
-        self.down = nn.Linear(d_in, rank, bias=False)
-        self.up = nn.Linear(rank, d_out, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x [..., d_in] -> [..., d_out]."""
-        return self.up(self.down(x))
 
 
 def factorize(model: PreTrainedModel, ranks: Mapping[str, int]) -> None:

@@ -12,13 +12,14 @@ from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import icl as in_context
-from budgeted_lora.evaluation.perplexity import PerplexityResult, perplexity
-from budgeted_lora.files import read_json, write_with
+from budgeted_lora.evaluation.perplexity import PerplexityResult, perplexity, summarise
+from budgeted_lora.files import check_listed, read_json, write_with
+from budgeted_lora.models.decoder import load_decoder
 from budgeted_lora.models.device import on_device
-from budgeted_lora.models.load import load_model
-from budgeted_lora.models.trained import load_trained
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.stages.twins import RECORD, Twins
 
+WINDOWS = "perplexity_windows.parquet"
 PARITY = ("max_abs_logit_difference", "max_abs_logit", "tokens")  # what is quoted of a compression's record
 
 
@@ -63,30 +64,48 @@ def evaluate(
     validation, functions = (Windows(file, evaluation.sequence_length, evaluation.rows) for file in files)
     about = {"scale": scale, "cell": cell, "values": evaluation.model_dump(mode="json")}
     with on_device(device, threads=threads) as chosen:
-        network = load_model(model, dtype=torch.float32).to(chosen)
-        result = _score(network, validation, evaluation)
-        on_functions = _score(network, functions, evaluation).summary() if functions.count else None
+        network = load_decoder(model).to(chosen)
+        conditions = _conditions(*files, evaluation, device=chosen, threads=threads)
+        known = Twins(out, conditions | {"validation_tokens": evaluation.validation_tokens})
+        twin = known.twin("compressed", [model])
+        result, on_functions = _taken(twin) if twin else _scores(network, validation, functions, evaluation)
         before = None
         if uncompressed is not None and (parity := _exact_parity(compression)):
             before = result.summary() | {"same_by_construction": parity}
+        elif uncompressed is not None and (twin := known.twin("uncompressed", [student, uncompressed])):
+            before = read_json(twin)["uncompressed"]
         elif uncompressed is not None:
+            from budgeted_lora.models.trained import load_trained  # with transformers, which takes seconds
+
             trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
             before = _score(trained, validation, evaluation).summary()
-        frame = out / "perplexity_windows.parquet"
+        frame = out / WINDOWS
         columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
         write_with(frame, pd.DataFrame(columns).to_parquet)
-        payload = {
-            **result.summary(),
-            "functions": on_functions,
-            "uncompressed": before,
-            "conditions": _conditions(*files, evaluation, device=chosen, threads=threads),
-        }
+        payload = {**result.summary(), "functions": on_functions, "uncompressed": before, "conditions": conditions}
         inputs = [path for path in (model, uncompressed, *(file.path for file in files)) if path is not None]
-        write_result(out / "perplexity.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
+        more = {"inputs": inputs, "files": [frame], "scored": known.scored}
+        write_result(out / RECORD, payload, clock=clock, **more, **about)
         if icl:
             clock, frame = Clock(), out / "icl_examples.parquet"
             payload = _in_context(network, tokenizer, evaluation, frame=frame)
             write_result(out / "icl.json", payload, inputs=[model, tokenizer], files=[frame], clock=clock, **about)
+
+
+def _scores(
+    network: torch.nn.Module, validation: Windows, functions: Windows, options: EvaluationOptions
+) -> tuple[PerplexityResult, dict[str, Any] | None]:
+    """Perplexity on the validation windows, and its scalars on function documents, where there are any."""
+    on_functions = _score(network, functions, options).summary() if functions.count else None
+    return _score(network, validation, options), on_functions
+
+
+def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
+    """The same from the record of an equal model. Raises BadInput if its table of windows is damaged."""
+    record, frame = read_json(twin), twin.with_name(WINDOWS)
+    check_listed(frame, record["provenance"]["files"])
+    windows = pd.read_parquet(frame)
+    return summarise(windows["nll"].to_numpy(), windows["tokens"].to_numpy()), record["functions"]
 
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
