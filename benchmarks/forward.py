@@ -17,6 +17,7 @@ from budgeted_lora.data.tokens import Windows
 from budgeted_lora.evaluation.perplexity import perplexity
 from budgeted_lora.models.decoder import load_decoder
 from budgeted_lora.models.device import on_device
+from budgeted_lora.models.load import load_model
 from budgeted_lora.training.cache import final_hidden
 
 PEER = "transformers"
@@ -57,13 +58,14 @@ def measure(context: Context) -> Iterator[Measure]:
         windows = world.windows(length=shape.length)
         say(f"  {name}: {windows.count} windows of {shape.length}")
         with on_device(context.device, threads=context.threads) as place:
-            ours = load_decoder(world.teacher(), dtype=None).to(place)
+            scoring = load_decoder(world.teacher(), dtype=None).to(place)  # as the stages load them
+            caching = load_model(world.teacher(), dtype=None).to(place)
             theirs = AutoModelForCausalLM.from_pretrained(world.teacher(), dtype="auto", attn_implementation="sdpa")
             theirs = theirs.eval().to(place)
             batch = torch.from_numpy(windows.read(np.arange(shape.windows))[0]).to(place)
             size = shape.windows
             scores = {
-                "ours": lambda ours=ours, windows=windows, size=size: (
+                "ours": lambda ours=scoring, windows=windows, size=size: (
                     perplexity(ours, windows, token_limit=None, batch_windows=size).value
                 ),
                 PEER: lambda theirs=theirs, windows=windows, size=size: plain_perplexity(
@@ -71,7 +73,7 @@ def measure(context: Context) -> Iterator[Measure]:
                 ),
             }
             states = {
-                "ours": lambda ours=ours, batch=batch: final_hidden(ours, batch),
+                "ours": lambda ours=caching, batch=batch: final_hidden(ours, batch),
                 PEER: lambda theirs=theirs, batch=batch: plain_hidden(theirs, batch),
             }
             one, other = scores["ours"](), scores[PEER]()
