@@ -19,12 +19,12 @@ from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
 from budgeted_lora.workflow import options
-from budgeted_lora.workflow.code import source_files
+from budgeted_lora.workflow.code import CodeFiles
 from budgeted_lora.workflow.graph import load_graph, token_files
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
-from budgeted_lora.workflow.runs import begin_run, join_run, refuse_a_clock_set_back
+from budgeted_lora.workflow.runs import begin_run, is_at_work, join_run, refuse_a_clock_set_back
 from budgeted_lora.workflow.slurm import job_name
-from budgeted_lora.workflow.stage_command import stage_command
+from budgeted_lora.workflow.stage_command import stage_command, stage_names
 from budgeted_lora.workflow.report import ReportJobs
 
 min_version("9.0")
@@ -35,6 +35,10 @@ try:
     graph = load_graph(f"config/{scale}.yaml", overrides)
     refuse_a_clock_set_back(graph.results)
     join_run("Snakemake of a job")  # only where a batch system started this one
+    report_jobs = ReportJobs(graph)
+    code = CodeFiles(graph.results)
+    modules = [*(f"stages.{stage}" for stage in stage_names()), *report_jobs.makers()]
+    code.write(modules, missing_only=is_at_work(graph.results))  # a run keeps the digests that it was planned with
 except BadInput as error:
     print(f"budgeted-lora: {error}", file=sys.stderr)
     sys.exit(2)
@@ -45,7 +49,6 @@ shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).paren
 
 scale_config = graph.config
 results, reports = graph.results, graph.reports
-report_jobs = ReportJobs(graph)
 
 
 wildcard_constraints:

@@ -12,9 +12,8 @@ import pytest
 import budgeted_lora
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.reporting.contents import FIGURES, TABLES
-from budgeted_lora.workflow import code as sources
 from budgeted_lora.workflow import report
-from budgeted_lora.workflow.code import EXEMPT, EXEMPT_MODULES, source_files
+from budgeted_lora.workflow.code import EXEMPT, EXEMPT_MODULES, Sources, exempt, sources
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.report import ReportJobs
 from budgeted_lora.workflow.stage_command import stage_names
@@ -43,14 +42,8 @@ MAKERS = {  # what the stages of the report import by the names in reporting/con
 
 
 def listed(stage: str) -> set[str]:
-    """Names of the modules whose files a stage lists."""
-    files = source_files(stage, *MAKERS.get(stage, ()))
-    paths = [Path(path).resolve().relative_to(PACKAGE) for path in files if path.endswith(".py")]
-    return {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths}
-
-
-def exempt(module: str) -> bool:
-    return module.split(".")[0] in EXEMPT or module in EXEMPT_MODULES
+    """Names of the modules whose digests a stage lists."""
+    return set(sources().reached(f"stages.{stage}", *MAKERS.get(stage, ())))
 
 
 def says_nothing(module: str) -> bool:
@@ -94,9 +87,7 @@ def test_the_rules_of_both_lists_compare_a_digest() -> None:
 @pytest.mark.parametrize("stage", stage_names())
 def test_a_stage_lists_nothing_that_no_run_could_load(stage: str) -> None:
     assert not [name for name in listed(stage) if exempt(name)]
-    for path in source_files(stage):
-        assert Path(path).is_file()
-        assert Path(path).stat().st_size < 1_000_000, "Snakemake compares larger files by date"
+    assert all(path.is_file() for path in sources().files(f"stages.{stage}"))
 
 
 def test_every_module_is_listed_by_a_stage_or_exempt() -> None:
@@ -111,7 +102,7 @@ def test_every_module_is_listed_by_a_stage_or_exempt() -> None:
     assert {name.split(".")[0] for name in modules} >= EXEMPT - {"__init__"}, "an exempt name that no module has"
 
 
-def test_lazy_imports_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lazy_imports_are_followed(tmp_path: Path) -> None:
     package = tmp_path / "budgeted_lora"
     for name, text in {
         "stages/made_up.py": "def run():\n    from budgeted_lora.part import inner\n    import budgeted_lora.c\n",
@@ -124,13 +115,12 @@ def test_lazy_imports_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
-    monkeypatch.setattr(sources, "ROOT", package)
-    names = {Path(path).relative_to(package).as_posix() for path in source_files("made_up")}
+    names = {path.relative_to(package).as_posix() for path in Sources(package).files("stages.made_up")}
     assert names == {"stages/made_up.py", "part/__init__.py", "part/inner.py", "part/deep.py", "c.py"}
 
 
 def test_the_word_list_is_code_of_the_stages_that_read_it() -> None:
-    readers = {stage for stage in stage_names() if any(path.endswith("words.txt") for path in source_files(stage))}
+    readers = {stage for stage in stage_names() if "assets/words.txt" in sources().digests(f"stages.{stage}")}
     assert readers == {stage for stage in stage_names() if "data.probes" in listed(stage)}
     assert {"train_tokenizer", "tokenize_corpus", "evaluate"} <= readers
 

@@ -5,8 +5,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from fixtures.checkout import checkout
-from fixtures.snakemake_runs import FOLDERS, pending, snakemake
+from fixtures.snakemake_runs import count_all_as_done, edited, pending, snakemake
 
 from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
 from budgeted_lora.planning.start import requested_targets, targets_of
@@ -360,34 +359,10 @@ def test_a_bad_configuration_is_status_2_and_one_line(fresh: Path, words: tuple[
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which every job of the smallest scale counts as done.
-
-    Files are written in no order, and Snakemake notes what a job was made from only where it has something to do: so
-    it is told to do everything.
-    """
+    """A checkout in which every job of the smallest scale counts as done."""
     folder = checkout(tmp_path_factory.mktemp("done"))
-    for name in pending(folder):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.name in FOLDERS:
-            path.mkdir()
-            path /= "content"
-        path.write_text(name)
-    ran = snakemake(folder, "--touch", "--forceall", "--cores", "1", "all", "--config", "scale=smoke")
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    count_all_as_done(folder)
     return folder
-
-
-@contextmanager
-def edited(path: Path, change: Callable[[str], str]) -> Iterator[None]:
-    before = path.read_text(encoding="utf-8")
-    after = change(before)
-    assert after != before
-    path.write_text(after, encoding="utf-8")
-    try:
-        yield
-    finally:
-        path.write_text(before, encoding="utf-8")
 
 
 REPORT = {"make_table", "make_figure", "make_index", "make_contents", "judge_claims", "judge_all_claims"}
@@ -408,14 +383,14 @@ def test_results_made_after_the_clock_went_back_rerun_nothing(done: Path) -> Non
 
 
 def test_an_edit_of_the_loss_retrains_and_nothing_else_upstream(done: Path) -> None:
-    with edited(done / "src/budgeted_lora/method/loss.py", lambda text: text + "\n# a remark\n"):
+    with edited(done / "src/budgeted_lora/method/loss.py", lambda text: text + "\nNEW = 1\n"):
         found = pending(done)
     assert set(found.values()) == {"train_cell", "compress_cell", "evaluate_cell", "score_cell", *REPORT}
     assert sum(name.endswith("train.json") for name in found) == len(graph_of("smoke").cells)
 
 
 def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
-    with edited(done / "src/budgeted_lora/reporting/figures/main.py", lambda text: text + "\n# a remark\n"):
+    with edited(done / "src/budgeted_lora/reporting/figures/main.py", lambda text: text + "\nNEW = 1\n"):
         found = pending(done)
     assert set(found.values()) == {"make_figure", "make_index"}
     assert {Path(name).stem for name, rule in found.items() if rule == "make_figure"} == {"figure2"}
@@ -466,7 +441,7 @@ def test_a_table_whose_source_is_edited_is_made_beside_a_new_row(done: Path) -> 
     row = ("init: [mixed, last]", "init: [mixed, last, middle]")
     with (
         edited(done / "config" / "smoke.yaml", lambda text: text.replace(*row)),
-        edited(done / "src/budgeted_lora/reporting/tables/in_context.py", lambda text: text + "\n# a remark\n"),
+        edited(done / "src/budgeted_lora/reporting/tables/in_context.py", lambda text: text + "\nNEW = 1\n"),
     ):
         assert made_tables(pending(done)) == {"lora_construction", "table9", "figure2_values"}
 
@@ -492,7 +467,7 @@ def test_a_table_of_its_own_is_made_though_the_page_is_made_anew_before_it(done:
 
 
 def test_an_edit_of_a_table_trains_and_scores_nothing(done: Path) -> None:
-    with edited(done / "src/budgeted_lora/reporting/tables/ablations.py", lambda text: text + "\n# a remark\n"):
+    with edited(done / "src/budgeted_lora/reporting/tables/ablations.py", lambda text: text + "\nNEW = 1\n"):
         found = pending(done)
     assert set(found.values()) == {"make_table", "make_index", "make_contents"}
     assert made_tables(found) == set(ABLATIONS) - {"thresholds"}
@@ -555,7 +530,7 @@ def test_every_rule_that_runs_something_names_log_benchmark_and_environment() ->
         assert '"../../environment.yml"' in block, name
         stage = re.search(r"stage_command\(\s*\"(\w+)\"", block)[1]
         assert (" gpu=" in block) == ("device" in stage_arguments(stage)), name
-        assert re.search(rf'code=(lambda wildcards: )?source_files\(\s*"{stage}"', block), name
+        assert re.search(rf'code=(lambda wildcards: )?code\.of\(\s*"{stage}"', block), name
     for name in blocks.keys() - working.keys():
         assert "shell:" not in blocks[name], f"{name} runs something and makes nothing"
     assert "gpu=scale_config.gpus_per_run" in blocks["train_cell"]

@@ -3,7 +3,7 @@
 
 rule judge_claims:
     input:
-        code=source_files("judge_claims"),
+        code=code.of("judge_claims"),
         published="config/published.csv",
         claims="config/claims.yaml",
         files=report_jobs.claim_inputs(MAIN_CELLS),
@@ -30,7 +30,7 @@ rule judge_claims:
 
 use rule judge_claims as judge_all_claims with:
     input:
-        code=source_files("judge_claims"),
+        code=code.of("judge_claims"),
         published="config/published.csv",
         claims="config/claims.yaml",
         files=report_jobs.claim_inputs(report_jobs.configured),

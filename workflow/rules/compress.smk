@@ -3,7 +3,7 @@
 
 rule compress_cell:
     input:
-        code=source_files("compress_cell"),
+        code=code.of("compress_cell"),
         digests=lambda wildcards: [
             f"{results}/cells/{wildcards.cell}/trained.sha256",
             f"{results}/students/{graph.student_of(wildcards.cell)}/model.sha256",

@@ -3,7 +3,7 @@
 
 rule collect_corpus:
     input:
-        code=source_files("collect_corpus"),
+        code=code.of("collect_corpus"),
         files=graph.corpus_files(),
     output:
         out=f"{results}/data/documents.parquet",
@@ -25,7 +25,7 @@ rule collect_corpus:
 
 rule tokenize_corpus:
     input:
-        code=source_files("tokenize_corpus"),
+        code=code.of("tokenize_corpus"),
         digests=[f"{results}/data/documents.parquet.sha256", f"{results}/data/tokenizer.sha256"],
         documents=ancient(f"{results}/data/documents.parquet"),
         collected=ancient(f"{results}/data/corpus.json"),

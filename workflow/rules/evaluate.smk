@@ -3,7 +3,7 @@
 
 rule evaluate_reference:
     input:
-        code=source_files("evaluate"),
+        code=code.of("evaluate"),
         digests=[
             f"{results}/{{kind}}/{{name}}/model.sha256",
             f"{results}/data/validation.json",
@@ -49,7 +49,7 @@ rule evaluate_reference:
 # A compressed student, with the trained one beside it unless that is another one (`models_beside`).
 use rule evaluate_reference as score_cell with:
     input:
-        code=source_files("evaluate"),
+        code=code.of("evaluate"),
         digests=lambda wildcards: [
             f"{results}/cells/{wildcards.cell}/compressed/{wildcards.variant}/model.sha256",
             *[f"{path}.sha256" for path in graph.trained_beside(**wildcards)],
@@ -104,7 +104,7 @@ if scale_config.calibration.teachers:
 
     rule calibrate_teachers:
         input:
-            code=source_files("calibrate_teachers"),
+            code=code.of("calibrate_teachers"),
             published="config/published.csv",
             scores=[f"{results}/teachers/{name}/perplexity.json" for name in graph.teachers],
         output:

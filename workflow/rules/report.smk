@@ -3,7 +3,7 @@
 
 rule list_cells:
     input:
-        code=source_files("list_cells"),
+        code=code.of("list_cells"),
     output:
         out=f"{results}/cells.csv",
         tables=f"{results}/tables.csv",
@@ -25,7 +25,7 @@ rule list_cells:
 # to make a table, even through `ancient`.
 rule list_table:
     input:
-        code=source_files("list_table"),
+        code=code.of("list_table"),
     output:
         out=f"{results}/tables/{{table}}.csv",
     log:
@@ -45,7 +45,7 @@ rule list_table:
 
 rule make_table:
     input:
-        code=lambda wildcards: source_files("make_table", report_jobs.tables[wildcards.table].module),
+        code=lambda wildcards: code.of("make_table", report_jobs.tables[wildcards.table].module),
         lines=lambda wildcards: report_jobs.cells(report_jobs.tables[wildcards.table]),
         published="config/published.csv",
         files=lambda wildcards: report_jobs.inputs(report_jobs.tables[wildcards.table]),
@@ -76,7 +76,7 @@ rule make_table:
 
 rule make_figure:
     input:
-        code=lambda wildcards: source_files("make_figure", report_jobs.figures[wildcards.figure].module),
+        code=lambda wildcards: code.of("make_figure", report_jobs.figures[wildcards.figure].module),
         lines=lambda wildcards: report_jobs.cells(report_jobs.figures[wildcards.figure]),
         files=lambda wildcards: report_jobs.inputs(report_jobs.figures[wildcards.figure]),
     output:
@@ -106,7 +106,7 @@ rule make_figure:
 
 rule make_index:
     input:
-        code=source_files("make_index", *report_jobs.makers()),
+        code=code.of("make_index", *report_jobs.makers()),
         template=report_jobs.templates(),
         published="config/published.csv",
         tables=[f"{reports}/tables/{name}.csv" for name in report_jobs.names("main")],
@@ -134,7 +134,7 @@ rule make_index:
 # A file has one rule, and the page must not wait for ablations: so it is written again once they are there.
 use rule make_index as make_contents with:
     input:
-        code=source_files("make_index", *report_jobs.makers()),
+        code=code.of("make_index", *report_jobs.makers()),
         template=report_jobs.templates(),
         published="config/published.csv",
         page=ancient(f"{reports}/index.html"),

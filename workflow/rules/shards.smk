@@ -11,7 +11,7 @@ if shards.downloaded:
 
     rule fetch_shard:
         input:
-            code=source_files("fetch_shard"),
+            code=code.of("fetch_shard"),
         output:
             out=shards.download_name(),
             record=f"{shards.folder}/{{shard}}/source.json",
@@ -31,7 +31,7 @@ if shards.downloaded:
 
 rule tokenize_shard:
     input:
-        code=source_files("tokenize_shard"),
+        code=code.of("tokenize_shard"),
         digests=[
             f"{results}/data/tokenizer.sha256",
             *([f"{shards.folder}/{{shard}}/source.json"] if shards.downloaded else []),
@@ -59,7 +59,7 @@ rule tokenize_shard:
 
 rule join_shards:
     input:
-        code=source_files("join_shards"),
+        code=code.of("join_shards"),
         records=shards.records(),
         tokens=ancient(shards.tokens()),
     output:

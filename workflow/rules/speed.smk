@@ -4,7 +4,7 @@
 # A structure that depends on the student's weights is read from the record of the student's compression.
 rule measure_speed:
     input:
-        code=source_files("measure_speed"),
+        code=code.of("measure_speed"),
         tokens=f"{results}/data/train.json",
         compressed=lambda wildcards: graph.structure_record(wildcards.structure),
     output:

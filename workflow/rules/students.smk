@@ -3,7 +3,7 @@
 
 rule cut_student:
     input:
-        code=source_files("cut_student"),
+        code=code.of("cut_student"),
         digest=f"{results}/teachers/{scale_config.first_teacher}/model.sha256",
         teacher=ancient(f"{results}/teachers/{scale_config.first_teacher}/model"),
     output:
@@ -24,7 +24,7 @@ rule cut_student:
 
 rule measure_statistics:
     input:
-        code=source_files("measure_statistics"),
+        code=code.of("measure_statistics"),
         digests=[f"{results}/students/{{student}}/model.sha256", f"{results}/data/train.json"],
         student=ancient(f"{results}/students/{{student}}/model"),
         tokens=ancient(f"{results}/data/train.bin"),

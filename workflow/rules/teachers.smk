@@ -4,7 +4,7 @@ if scale_config.teachers == "pretrain":
 
     rule pretrain_teacher:
         input:
-            code=source_files("pretrain_teacher"),
+            code=code.of("pretrain_teacher"),
             digests=[f"{graph.pretraining_data}/train.json", f"{results}/data/tokenizer.sha256"],
             tokens=ancient(f"{graph.pretraining_data}/train.bin"),
             tokenizer=ancient(f"{results}/data/tokenizer"),
@@ -37,7 +37,7 @@ else:
 
     rule fetch_teacher:
         input:
-            code=source_files("fetch_teacher"),
+            code=code.of("fetch_teacher"),
             source=lambda wildcards: graph.teacher_files(wildcards.teacher),
             digest=lambda wildcards: [f"{folder}.sha256" for folder in graph.vocabulary_of(wildcards.teacher)],
             first=lambda wildcards: ancient(graph.vocabulary_of(wildcards.teacher)),
@@ -59,7 +59,7 @@ else:
 
 rule cache_teacher:
     input:
-        code=source_files("cache_teacher"),
+        code=code.of("cache_teacher"),
         digests=lambda wildcards: [
             f"{results}/teachers/{graph.caches()[wildcards.cache].teacher}/model.sha256",
             f"{results}/data/train.json",

@@ -4,7 +4,7 @@ if scale_config.teachers == "pretrain":
 
     rule train_tokenizer:
         input:
-            code=source_files("train_tokenizer"),
+            code=code.of("train_tokenizer"),
             digest=f"{results}/data/documents.parquet.sha256",
             documents=ancient(f"{results}/data/documents.parquet"),
         output:
@@ -25,7 +25,7 @@ else:
 
     rule copy_tokenizer:
         input:
-            code=source_files("copy_tokenizer"),
+            code=code.of("copy_tokenizer"),
             digest=[f"{folder}.sha256" for folder in graph.tokenizer_source()],
             source=ancient(graph.tokenizer_source()),
             shipped=graph.tokenizer_files(),

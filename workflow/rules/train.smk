@@ -3,7 +3,7 @@
 
 rule train_cell:
     input:
-        code=source_files("train_cell"),
+        code=code.of("train_cell"),
         digests=lambda wildcards: [
             f"{results}/students/{graph.student_of(wildcards.cell)}/model.sha256",
             f"{results}/teachers/{graph.recipe_of(wildcards.cell).teacher}/model.sha256",

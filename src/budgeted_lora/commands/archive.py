@@ -3,8 +3,8 @@
 The archive is a tar: `manifest.json` (every file with size, SHA-256 and modification time), `manifest.sha256`,
 `metadata.json` (Snakemake's records by output), then the files. Import unpacks into a hidden folder, verifies every
 byte, then moves the files into place, and writes the records last. So a damaged archive changes nothing, and a killed
-import can be repeated. Modification times are kept to the nanosecond because Snakemake compares them. The sources of a
-fresh clone are newer than the results, but small, so Snakemake compares them by the digests in its records.
+import can be repeated. Modification times are kept to the nanosecond because Snakemake compares them. The digests of
+the code come along; they stay as they are where the clone's code is the same.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def export_archive(archive: Path, *, scale: str, with_cache: bool = False) -> Su
     snakemake.refuse_at_work(scale)
     unfinished = snakemake.kept(snakemake.MARKERS, scale)
     files = [path for path in exported_files(scale, with_cache=with_cache) if not within(path, unfinished)]
-    if not files:
+    if all(path.parent == Path(snakemake.roots(scale)[0], "code") for path in files):  # what a dry run leaves
         raise BadInput(f"results/{scale}: holds nothing to export")
     texts = exported_records(scale, unfinished)
     records = canonical_json(texts).encode()

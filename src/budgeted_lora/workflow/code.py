@@ -1,14 +1,21 @@
-"""Which source files a stage depends on, found by following its imports; the workflow lists them as inputs.
+"""Which code a stage depends on, found by following its imports; the workflow names digests of it as inputs.
 
-Snakemake compares these small files by checksum, so an edit reruns the stages that import the file, directly or
-not, and `touch` or a branch switch and back reruns nothing.
+A module's digest is that of its syntax tree without docstrings. So an edit of code reruns the stages that import the
+module, directly or not, and an edit of a comment, a docstring or the layout reruns nothing. The digests of a stage
+stand in a small file beside the results (`results/<scale>/code/`), which is written again only when one of them
+differs: Snakemake compares the file by content, and by its date where it has no record of a result.
 """
 
 import ast
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from budgeted_lora.files import sha256_file, short_hash
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json, sha256_file, short_hash, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT.name
@@ -24,31 +31,180 @@ DATA = {
     "models.card": ("assets/model_card.md",),
     "reporting.texts": ("reporting/texts.yaml",),
 }
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+MEMORY = "known.json"  # beside the digests of a scale's stages
 
 
-def source_files(stage: str, *more: str) -> tuple[str, ...]:
-    """Paths of the files that a stage imports, and of the data files that these read; relative to the working folder.
+class Source(NamedTuple):
+    """What matters of a module's text: the digest of its code, and the modules of this package that it names."""
+
+    code: str
+    imports: tuple[str, ...]
+
+
+class Sources:
+    """The modules of a package, each read at most once.
 
     Args:
-        more: modules that the stage imports by a name it is given.
+        root: folder of the package.
+        known: what matters of a text, by the text's SHA-256. Parsing takes a second for the whole package, so the
+            workflow keeps it in a file; new texts are added.
     """
-    modules = _modules(f"stages.{stage}", *more)
-    paths = [_path(module) for module in modules] + [ROOT / name for module in modules for name in DATA.get(module, ())]
-    return tuple(str(_from_here(path)) for path in paths)
+
+    def __init__(self, root: Path, known: dict[str, Source] | None = None) -> None:
+        self.root = root
+        self.known = {} if known is None else known
+        self._read: dict[str, Source] = {}
+
+    def __getitem__(self, module: str) -> Source:
+        if module not in self._read:
+            text = self.path(module).read_bytes()
+            key = hashlib.sha256(text).hexdigest()
+            if key not in self.known:
+                tree = ast.parse(text)
+                self.known[key] = Source(hashlib.sha256(canonical(tree).encode()).hexdigest(), named_in(tree))
+            code, names = self.known[key]
+            self._read[module] = Source(code, tuple(name for name in names if self._counts(name)))
+        return self._read[module]
+
+    def _counts(self, name: str) -> bool:
+        """Whether an imported name is a module, and one that can change a result."""
+        return not exempt(name) and self.path(name).is_file()
+
+    def reached(self, *first: str) -> list[str]:
+        """These modules and those that they import, directly or not, without exempt ones; sorted."""
+        modules: set[str] = set()
+        waiting = list(first)
+        while waiting:
+            module = waiting.pop()
+            if module not in modules:
+                modules.add(module)
+                waiting += self[module].imports
+        return sorted(modules)
+
+    def files(self, *first: str) -> list[Path]:
+        """Files of the modules reached from these, and the data files that they read."""
+        modules = self.reached(*first)
+        return [self.path(module) for module in modules] + [self.root / name for name in data_of(modules)]
+
+    def digests(self, *first: str) -> dict[str, str]:
+        """Digest of each module reached from these, and of each data file that they read, by name."""
+        modules = self.reached(*first)
+        code = {module: self[module].code for module in modules}
+        return code | {name: sha256_file(self.root / name) for name in data_of(modules)}
+
+    def path(self, module: str) -> Path:
+        """File of a module, or where it would be."""
+        path = self.root.joinpath(*module.split("."))
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def exempt(module: str) -> bool:
+    """Whether the code of a module cannot change a result."""
+    return module.partition(".")[0] in EXEMPT or module in EXEMPT_MODULES
+
+
+def data_of(modules: Iterable[str]) -> list[str]:
+    """Data files of the package that these modules read, relative to its folder."""
+    return [name for module in modules for name in DATA.get(module, ())]
+
+
+def canonical(node: Any) -> str:
+    """A syntax tree as text, without docstrings and without what is empty.
+
+    `ast.dump` would do, but prints the same code otherwise in another version of Python.
+    """
+    if isinstance(node, ast.AST):
+        parts = [f"{name}={canonical(value)}" for name, value in fields_of(node)]
+        return f"{type(node).__name__}({','.join(parts)})"
+    if isinstance(node, list):
+        return f"[{','.join(map(canonical, node))}]"
+    return repr(node)
+
+
+def fields_of(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Names and values of a node's fields that hold something; of a body, what follows its docstring."""
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            value = value[1:]
+        if value is not None and value != []:
+            yield name, value
+
+
+def named_in(tree: ast.Module) -> tuple[str, ...]:
+    """What a module imports from this package, wherever in the file it stands; of an object, its module as well."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(sorted({name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}))
 
 
 @cache
-def _modules(*first: str) -> tuple[str, ...]:
-    """These modules and those that they import, directly or not."""
-    modules: set[str] = set()
-    waiting = list(first)
-    while waiting:
-        module = waiting.pop()
-        if module in modules or module.split(".")[0] in EXEMPT or module in EXEMPT_MODULES:
-            continue
-        modules.add(module)
-        waiting += imports(module)
-    return tuple(sorted(modules))
+def sources() -> Sources:
+    """The modules of this package as they are on disk."""
+    return Sources(ROOT)
+
+
+def code_digest(stage: str) -> str:
+    """Digest of the code of a stage; a saved state is resumed only by the same code."""
+    return short_hash(sources().digests(f"stages.{stage}"), digits=64)
+
+
+class CodeFiles:
+    """The digests of the code of a scale's stages, as small files that rules name as inputs."""
+
+    def __init__(self, results: Path | str) -> None:
+        self.folder = Path(results) / "code"
+
+    def of(self, stage: str, *more: str) -> list[str]:
+        """Paths of the digests of a stage, and of modules that it imports by a name it is given."""
+        return [str(self._path(module)) for module in (f"stages.{stage}", *more)]
+
+    def _path(self, module: str) -> Path:
+        return self.folder / f"{module}.txt"
+
+    def write(self, modules: Iterable[str], *, missing_only: bool = False) -> None:
+        """Writes the digests of the code reached from each module, where they are not the ones on disk.
+
+        A file that was not there gets the date of its newest source: results that lie here without it, and without
+        Snakemake's records, are then compared with the sources by date.
+
+        Args:
+            missing_only: leave files that are there as they are.
+
+        Raises:
+            BadInput: the folder cannot be written.
+        """
+        own = sha256_file(__file__)  # what is known was found by this very file
+        memory = self._remembered(own)
+        before = len(memory)
+        read = Sources(ROOT, memory)
+        try:
+            for module in modules:
+                path = self._path(module)
+                there = path.is_file()
+                text = "".join(f"{digest} {name}\n" for name, digest in read.digests(module).items())
+                if there and (missing_only or path.read_text(encoding="utf-8") == text):
+                    continue
+                write_text(path, text)
+                if not there:
+                    newest = max(file.stat().st_mtime_ns for file in read.files(module))
+                    os.utime(path, ns=(newest, newest))
+            if len(memory) > before:
+                write_json(self.folder / MEMORY, {"by": own, "known": memory})
+        except OSError as error:
+            raise BadInput(f"{error.filename or self.folder}: {error.strerror}; expected a place to write") from None
+
+    def _remembered(self, own: str) -> dict[str, Source]:
+        try:
+            memory = read_json(self.folder / MEMORY)
+            known = memory["known"] if memory["by"] == own else {}
+            return {key: Source(code, tuple(imports)) for key, (code, imports) in known.items()}
+        except (BadInput, OSError, KeyError, TypeError, ValueError, AttributeError):
+            return {}
 
 
 def shipped_files(folder: str, *names: str) -> list[str]:
@@ -65,26 +221,3 @@ def source_folder(package: str) -> Path:
 def _from_here(path: Path) -> Path:
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def imports(module: str) -> list[str]:
-    """Modules of this package that a module names in its imports, wherever in the file they stand."""
-    tree = ast.parse(_path(module).read_text(encoding="utf-8"))
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    inside = (name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}."))
-    return [name for name in inside if _path(name).is_file()]
-
-
-def _path(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def code_digest(stage: str) -> str:
-    """Digest of the sources of a stage; a saved state is resumed only by the same code."""
-    return short_hash([sha256_file(file) for file in source_files(stage)], digits=64)

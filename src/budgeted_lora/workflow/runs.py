@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import lock, naming
+from budgeted_lora.files import is_locked, lock, naming
 from budgeted_lora.workflow.slurm import cancel_jobs, queued_jobs
 
 RUN, JOBS = "run.lock", "jobs.lock"
@@ -112,6 +112,11 @@ def orphaned() -> bool:
         return _read(handle).get("id") != own or lock(handle, shared=True)
     finally:
         os.close(handle)
+
+
+def is_at_work(results: Path | str) -> bool:
+    """Whether a run holds the lock of a scale, or this process belongs to one."""
+    return VARIABLE in os.environ or is_locked(Path(results) / RUN)
 
 
 def resume_run(results: Path, *, wait: bool) -> list[str]:
