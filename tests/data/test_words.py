@@ -101,12 +101,6 @@ def test_a_byte_level_tokenizer_gets_whole_documents() -> None:
     assert ids(encoder, LEARNT) == [whole(tokenizer, text) for text in LEARNT]
 
 
-def test_a_tokenizer_that_truncates_is_told_not_to() -> None:
-    about = json.loads(SMALL["prepend"].to_str())
-    about["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-    assert ids(WordEncoder(Tokenizer.from_str(json.dumps(about))), LEARNT) == ids(ENCODERS["prepend"], LEARNT)
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(max_size=9), max_size=30), st.integers(1, 20))
 def test_batches_keep_the_order_and_read_no_further_than_their_size(found: list[str], characters: int) -> None:

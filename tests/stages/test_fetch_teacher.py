@@ -443,7 +443,7 @@ def test_a_flipped_bit_in_a_download_is_found(snapshot: Path, tmp_path: Path, na
 @pytest.mark.skipif(not (ASSETS / "teachers").is_dir(), reason="no teachers in this checkout")
 def test_every_shipped_teacher_is_what_its_card_says() -> None:
     config = load_config(ROOT / "config" / "mini.yaml")
-    encoder, _ = open_tokenizer(shipped.shipped_tokenizer())
+    encoder = open_tokenizer(shipped.shipped_tokenizer()).tokenizer
     sizes = [path.stat().st_size for part in ("teachers", "tokenizer") for path in (ASSETS / part).rglob("*.*")]
     assert sum(sizes) <= LIMIT_BYTES
     assert {path.name for path in (ASSETS / "teachers").iterdir()} == set(config.teacher_ladder)

@@ -93,7 +93,7 @@ def test_manifest_says_what_was_written_and_repeats(world: dict[str, Path], tmp_
 def test_manifest_proof_against_the_texts_themselves(world: dict[str, Path], tmp_path: Path) -> None:
     """Decodes both sides back to text and compares, independently of the digests noted while writing."""
     proof = run(world, tmp_path)["proof"]
-    encoder, _ = open_tokenizer(world["tokenizer"])
+    encoder = open_tokenizer(world["tokenizer"]).tokenizer
     sides = {}
     for name in ("train", "validation", "functions"):
         file = TokenFile.open(tmp_path / f"{name}.bin")

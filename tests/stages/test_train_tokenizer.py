@@ -22,7 +22,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_tokenizer_gives_the_text_back(world: dict[str, Path]) -> None:
-    encoder, end = open_tokenizer(world["tokenizer"])
+    opened = open_tokenizer(world["tokenizer"])
+    encoder, end = opened.tokenizer, opened.end_id
     assert encoder.get_vocab_size() == 300
     assert encoder.id_to_token(end) == END
     for text in [*prose(3), "Zweites: äöü 漢字 🙂\n\tend", "Q:a, b\nA:a\n"]:
@@ -42,7 +43,7 @@ def test_broken_tokenizer_folders_are_refused(world: dict[str, Path], tmp_path: 
     with pytest.raises(BadInput, match=r"tokenizer\.json: no such file"):
         open_tokenizer(tmp_path)
     copy_tokenizer(source=world["tokenizer"], out=tmp_path / "copy")
-    assert open_tokenizer(tmp_path / "copy")[1] == open_tokenizer(world["tokenizer"])[1]
+    assert open_tokenizer(tmp_path / "copy").end_id == open_tokenizer(world["tokenizer"]).end_id
     (tmp_path / "copy.sha256").unlink()
     (tmp_path / "copy" / "tokenizer_config.json").write_text('{"eos_token": "</nothing>"}')
     with pytest.raises(BadInput, match="names no eos_token of the vocabulary"):

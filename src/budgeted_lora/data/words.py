@@ -37,8 +37,6 @@ class WordEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.dtype = token_dtype(vocabulary_size(tokenizer))
         about = json.loads(tokenizer.to_str())

@@ -146,12 +146,12 @@ def _in_context(
     network: torch.nn.Module, tokenizer: Path, options: EvaluationOptions, *, frame: Path
 ) -> dict[str, Any]:
     """Answers the probes and writes one row per example to `frame`; returns the scores."""
-    encoder, end_id = open_tokenizer(tokenizer)
+    opened = open_tokenizer(tokenizer)
     probes = probe_set(options)
     examples = in_context.build_examples(probes, seeds=options.demonstration_seeds, space=options.prompt_space)
     limits = {"sequence_length": options.context or options.sequence_length, "batch": options.icl_batch}
     answers, encoded = in_context.answer_examples(
-        network, encoder, examples, end_id=end_id, space=options.prompt_space, **limits
+        network, opened.tokenizer, examples, end_id=opened.end_id, space=options.prompt_space, **limits
     )
     rows = in_context.example_rows(examples, answers, encoded)
     write_with(frame, pd.DataFrame(rows).to_parquet)
@@ -160,6 +160,7 @@ def _in_context(
         "shots": options.shots,
         "longest_prompt_with_answer": encoded.longest,
         "prefix_breaks": encoded.prefix_breaks,
+        "tokenizer": opened.record(),
         "dtype": "float32",
     }
 

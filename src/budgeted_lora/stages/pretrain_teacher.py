@@ -51,13 +51,14 @@ def pretrain_teacher(
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     train = TokenFile.open(tokens)
-    encoder, end = open_tokenizer(tokenizer)
-    if encoder.get_vocab_size() != train.vocab_size:
-        raise BadInput(f"{tokens}: vocabulary of {train.vocab_size}, but the tokenizer has {encoder.get_vocab_size()}")
+    opened = open_tokenizer(tokenizer)
+    if opened.vocab_size != train.vocab_size:
+        raise BadInput(f"{tokens}: vocabulary of {train.vocab_size}, but the tokenizer has {opened.vocab_size}")
     if not spec.tokens:
         raise BadInput(f"teacher_ladder.{name}.tokens must say how long to pretrain")
     sizes = spec.shape | {"head_dim": spec.head_dim, "vocab_size": train.vocab_size}
-    model = new_model(mistral_config(**sizes, context=sequence_length, end_id=end), seed=pretraining.seed)
+    shape = mistral_config(**sizes, context=sequence_length, end_id=opened.end_id)
+    model = new_model(shape, seed=pretraining.seed)
     common = pretraining.model_dump() | ({"learning_rate": spec.learning_rate} if spec.learning_rate else {})
     plan = PretrainPlan(tokens=spec.tokens, sequence_length=sequence_length, packing=rows, **common)
     values = {"name": name, "spec": spec.model_dump(), **pretraining.model_dump(), "threads": threads}

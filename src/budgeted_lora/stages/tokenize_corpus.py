@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from budgeted_lora.data.documents import in_slice, texts_of
 from budgeted_lora.data.functions import function_documents
 from budgeted_lora.data.probes import PROBES
-from budgeted_lora.data.tokenizer import encode_batches, open_tokenizer, vocabulary_size
+from budgeted_lora.data.tokenizer import encode_batches, open_tokenizer
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import check_digest, read_json, sha256_file
+from budgeted_lora.files import check_digest, read_json
 from budgeted_lora.provenance import Clock, write_result
 
 FUNCTION_VALIDATION_TOKENS = 20_000
@@ -77,13 +77,14 @@ def tokenize_corpus(
     """
     clock = Clock()
     check_digest(documents)
-    encoder, end_id = open_tokenizer(tokenizer)
+    opened = open_tokenizer(tokenizer)
+    encoder = opened.tokenizer
     counts = {"prose": 0, "functions": 0}
     rule = {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words, "prompt_space": prompt_space}
     mix = {"token_limit": train_tokens, "share": function_share, "counts": counts}
     streams = token_streams(documents, encoder, mix, **rule)
     digests: dict[str, list[bytes]] = {name: [] for name in streams}
-    about = {"vocab_size": vocabulary_size(encoder), "eos_id": end_id}
+    about = {"vocab_size": opened.vocab_size, "eos_id": opened.end_id}
     records = {
         name: write_tokens(out / f"{name}.bin", noting(stream, digests[name]), **about)
         for name, stream in streams.items()
@@ -96,7 +97,7 @@ def tokenize_corpus(
     digests["overlap"] = [digest for _, digest in texts_of(documents, "overlap")]
     payload = {
         "corpus": {key: value for key, value in read_json(collected).items() if key != "provenance"},
-        "tokenizer": {"vocab_size": vocabulary_size(encoder), "end_id": end_id, "sha256": sha256_file(tokenizer)},
+        "tokenizer": opened.record(),
         "train_tokens_by_kind": counts,
         "function_share": counts["functions"] / max(1, sum(counts.values())),
         "probes": list(PROBES),

@@ -7,7 +7,7 @@ from typing import Any
 from budgeted_lora.data.digests import digest_records
 from budgeted_lora.data.documents import Counts, distinct_documents, in_slice
 from budgeted_lora.data.readers import read_file
-from budgeted_lora.data.tokenizer import open_tokenizer, vocabulary_size
+from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import SIDES, token_writer
 from budgeted_lora.data.words import WordEncoder, batches
 from budgeted_lora.errors import BadInput
@@ -54,8 +54,8 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, reading: dict[str
     clock, counts = Clock(), Counts()
     path = shard_file(source)
     source_about = source_record(path)
-    opened, end_id = open_tokenizer(tokenizer)
-    encoder = WordEncoder(opened)
+    opened = open_tokenizer(tokenizer)
+    encoder = WordEncoder(opened.tokenizer)
 
     def is_held_out(digest: bytes) -> bool:
         return in_slice(digest, slice_per_mille=reading["slice_per_mille"])
@@ -66,7 +66,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, reading: dict[str
         min_characters=reading["min_characters"],
         needed=lambda digest: reading["training"] or is_held_out(digest),
     )
-    about = {"vocab_size": vocabulary_size(opened), "eos_id": end_id}
+    about = {"vocab_size": opened.vocab_size, "eos_id": opened.end_id}
     digests = {False: bytearray(), True: bytearray()}
     with token_writer(out / "train.bin", **about) as train, token_writer(out / "held_out.bin", **about) as held_out:
         writers = {False: train, True: held_out}
@@ -83,7 +83,7 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, reading: dict[str
         "documents": vars(counts),
         "tokens": {"train": train.token_count, "held_out": held_out.token_count},
         "source": source_about,
-        "tokenizer": {"vocab_size": about["vocab_size"], "end_id": end_id, "sha256": sha256_file(tokenizer)},
+        "tokenizer": opened.record(),
         "encoded": "whole documents" if encoder.words is None else "word by word",
         "files": {name: sha256_file(out / name) for name in FILES},
         "peak_memory_bytes": peak_resident_bytes(),
