@@ -11,7 +11,6 @@
 import re
 import sys
 from os.path import dirname
-from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -19,7 +18,7 @@ from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
 from budgeted_lora.workflow import options
-from budgeted_lora.workflow.code import CodeFiles
+from budgeted_lora.workflow.code import CodeFiles, job_prefix, refuse_another_package
 from budgeted_lora.workflow.graph import load_graph, token_files
 from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.workflow.runs import begin_run, is_at_work, join_run, refuse_a_clock_set_back
@@ -30,6 +29,7 @@ from budgeted_lora.workflow.report import ReportJobs
 min_version("9.0")
 
 try:
+    refuse_another_package(workflow.basedir)
     scale = config.get("scale", "mini")
     overrides = {key: value for key, value in config.items() if key != "scale"}
     graph = load_graph(f"config/{scale}.yaml", overrides)
@@ -43,9 +43,7 @@ except BadInput as error:
     print(f"budgeted-lora: {error}", file=sys.stderr)
     sys.exit(2)
 
-# So that jobs find the command when Snakemake was started without activating its environment. A prefix takes the place
-# of Snakemake's own, without which a stage that fails before a pipe would count as done.
-shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')
+shell.prefix(job_prefix())
 
 scale_config = graph.config
 results, reports = graph.results, graph.reports

@@ -67,9 +67,17 @@ def costs(benchmarks: Path) -> str:
     return "\n".join(lines)
 
 
+def of_committed_code(name: str, table: str) -> str:
+    """A table of the report. Raises BadInput if a note below it says that uncommitted code made part of it."""
+    if notes := [line.removeprefix("- ") for line in table.splitlines() if line.startswith("- Uncommitted code")]:
+        raise BadInput(f"{name}: {notes[0]} Commit the code and run those cells again before README shows them")
+    return table
+
+
 def refresh(page: str, *, results: Path, reports: Path) -> str:
     """README.md with the tables of a run: students, teachers and reference rows, and what each stage cost."""
-    tables = {name: (reports / "tables" / f"{name}.md").read_text() for name in ("table1", "table2", "reference")}
+    names = ("table1", "table2", "reference")
+    tables = {name: of_committed_code(name, (reports / "tables" / f"{name}.md").read_text()) for name in names}
     page = replaced(page, "students", columns(tables["table2"], SHOWN))
     page = replaced(page, "teachers", columns(tables["table1"]) + "\n\n" + columns(tables["reference"]))
     return replaced(page, "costs", costs(results / "benchmarks"))

@@ -16,6 +16,7 @@ import budgeted_lora
 from budgeted_lora.files import sha256_file, write_record
 
 SCHEMA_VERSION = 1
+CODE = ("src", "workflow", "Snakefile")
 STAGES, STARTERS = "budgeted_lora.stages.", ("dispatch", "launch")
 LIBRARIES = (
     "torch",
@@ -113,7 +114,10 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout the package lies in; None where there is none."""
+    """Commit of the checkout the package lies in, and whether its code differs; None where there is no checkout.
+
+    Only code counts (`CODE`): values are recorded one by one, so a scale file of one's own is no uncommitted code.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
@@ -125,7 +129,7 @@ def git_state() -> dict[str, Any]:
 
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", *CODE)
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 
 

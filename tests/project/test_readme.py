@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.reporting.texts import texts
 from tools.readme import columns, costs, refresh, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,17 @@ def test_the_readme_has_the_markers_and_keeps_the_rest(tmp_path: Path) -> None:
     assert "| Method | table1 |" in made
     assert made.splitlines()[:10] == page.splitlines()[:10]
     assert refresh(made, results=tmp_path, reports=tmp_path) == made
+
+
+def test_results_of_uncommitted_code_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    note = "\n- Other.\n- " + texts()["notes"]["uncommitted"].format(dirty=2, named="kd-full_1B, kd-lora_1B") + "\n"
+    for name in ("table1", "table2", "reference"):
+        text = f"| Method | {name} |\n|---|---|\n| a | b |\n" + (note if name == "table2" else "")
+        (tmp_path / "tables" / f"{name}.md").write_text(text)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(BadInput, match=r"table2: Uncommitted code made results of 2 .*kd-full_1B"):
+        refresh(page, results=tmp_path, reports=tmp_path)
 
 
 def test_a_page_without_markers_is_refused() -> None:

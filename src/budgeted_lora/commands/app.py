@@ -308,3 +308,7 @@ def main() -> None:
     except OSError as error:
         print(f"budgeted-lora: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":  # as rules call it
+    main()

@@ -90,6 +90,7 @@ class Results:
         standing: what the scale shares with the paper.
         partial: a missing file is noted in `missing` instead of raising BadInput.
         missing: paths below `root` that were looked for in vain.
+        looked_at: whether the code of a result that was read, or of what it was made from, was in no commit; by path.
     """
 
     root: Path
@@ -98,6 +99,7 @@ class Results:
     standing: Standing = field(default_factory=Standing)
     partial: bool = False
     missing: list[str] = field(default_factory=list)
+    looked_at: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -137,7 +139,22 @@ class Results:
 
     def json(self, path: str) -> dict[str, Any] | None:
         """A JSON result by its path below `root`; None when it is missing and the report is partial."""
-        return read_json(self.root / path) if self.exists(path) else None
+        if not self.exists(path):
+            return None
+        for one in made_from(path):
+            if one not in self.looked_at and self.holds(one):
+                self.looked_at[one] = of_uncommitted_code(read_json(self.root / one))
+        return read_json(self.root / path)
+
+    def uncommitted(self, paths: Iterable[str] | None = None) -> list[str]:
+        """Cells and files, of those read, whose code was in no commit.
+
+        Args:
+            paths: only what these results were made from; everything read without them.
+        """
+        wanted = self.looked_at if paths is None else {one for path in paths for one in made_from(path)}
+        found = sorted(path for path in wanted if self.looked_at.get(path))
+        return list(dict.fromkeys(path.split("/")[1] if path.startswith("cells/") else path for path in found))
 
     def holds(self, path: str) -> bool:
         """Whether a file is present, by its path below `root`."""
@@ -261,7 +278,7 @@ class Results:
         for folder in sorted(folders, key=lambda path: (size_in_name(path.name), path.name)):
             scored = {"perplexity": self.json(f"{kind}/{folder.name}/perplexity.json"), "icl": None}
             if (folder / "icl.json").is_file():
-                scored["icl"] = read_json(folder / "icl.json")
+                scored["icl"] = self.json(f"{kind}/{folder.name}/icl.json")
             row = {"name": folder.name} | shape_columns(folder / "model" / "config.json")
             rows.append(row | {name: value_at(scored[COLUMNS[name].file], COLUMNS[name].key) for name in MODEL_COLUMNS})
         return pd.DataFrame(rows)
@@ -305,6 +322,23 @@ def optional_numbers(model: type[BaseModel]) -> list[str]:
     parts = {name: get_args(field.annotation) for name, field in model.model_fields.items()}
     plain = {name: {(get_args(part) or [part])[0] for part in union} for name, union in parts.items()}
     return [name for name, kinds in plain.items() if type(None) in kinds and kinds & {int, float}]
+
+
+def made_from(path: str) -> list[str]:
+    """A JSON result and the records of the stages before it in the folder of its cell or model, below the results."""
+    kind, name, *_ = [*path.split("/"), ""]
+    before = {
+        "cells": [f"cells/{name}/train.json", f"{path.rpartition('/')[0]}/compression.json"],
+        "teachers": [f"teachers/{name}/teacher.json"],
+        "students": [f"students/{name}/student.json"],
+    }
+    return [path, *before.get(kind, [])]
+
+
+def of_uncommitted_code(record: Any) -> bool:
+    """Whether a JSON result says that its code was in no commit."""
+    about = record.get("provenance") if isinstance(record, dict) else None
+    return isinstance(about, dict) and about.get("git_dirty") is True
 
 
 def variant_folder(cell: str, variant: str) -> str:

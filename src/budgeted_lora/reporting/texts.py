@@ -29,6 +29,9 @@ def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
     if results.missing:
         notes.append(texts()["notes"]["partial"])
         values["missing"] = len(results.missing)
+    if dirty := results.uncommitted():
+        notes.append(texts()["notes"]["uncommitted"])
+        values |= {"dirty": len(dirty), "named": ", ".join(dirty[:3]) + (" ..." if len(dirty) > 3 else "")}
     sentences = [note if isinstance(note, str) else note["text"] for note in notes]
     return text["title"].format(**values), [sentence.format(**values) for sentence in sentences]
 

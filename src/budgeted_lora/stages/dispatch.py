@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from budgeted_lora.errors import BadInput
 from budgeted_lora.stages.arguments import bind, convert, read_words
 from budgeted_lora.stages.launch import check_share, train_in_processes
+from budgeted_lora.workflow.code import refuse_other_code
 from budgeted_lora.workflow.runs import join_run
 from budgeted_lora.workflow.slots import gpu_slots
 from budgeted_lora.workflow.stage_command import (
@@ -44,6 +45,7 @@ def run_stage(words: Sequence[str]) -> None:
     gpus = convert(GPUS, PositiveInt, given.get(GPUS, 1))
     check_arguments(stage, given)
     join_run(f"{stage} {given.get('out') or ''}".strip())
+    refuse_other_code(stage)
     device = given.get("device")
     if device not in (None, *DEVICES):
         raise BadInput(f"--device: {device!r}, expected one of {', '.join(DEVICES)}")

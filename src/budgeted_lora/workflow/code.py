@@ -9,6 +9,8 @@ differs: Snakemake compares the file by content, and by its date where it has no
 import ast
 import hashlib
 import os
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file, short_hash, write_json, write_text
+from budgeted_lora.workflow.runs import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT.name
@@ -33,6 +36,7 @@ DATA = {
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 MEMORY = "known.json"  # beside the digests of a scale's stages
+READ_WITH = "BUDGETED_LORA_PACKAGE"  # tells a job the folder of the package that its workflow was read with
 
 
 class Source(NamedTuple):
@@ -166,6 +170,17 @@ class CodeFiles:
     def _path(self, module: str) -> Path:
         return self.folder / f"{module}.txt"
 
+    def changed(self, stage: str) -> list[str]:
+        """What of a stage's code is other than the digests on disk say; empty where there are none."""
+        path = self._path(f"stages.{stage}")
+        if not path.is_file():
+            return []
+        lines = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
+        planned = {name: digest for digest, _, name in lines}
+        own = sha256_file(__file__)
+        today = Sources(ROOT, self._remembered(own)).digests(f"stages.{stage}")
+        return sorted(name for name in planned.keys() | today.keys() if planned.get(name) != today.get(name))
+
     def write(self, modules: Iterable[str], *, missing_only: bool = False) -> None:
         """Writes the digests of the code reached from each module, where they are not the ones on disk.
 
@@ -205,6 +220,52 @@ class CodeFiles:
             return {key: Source(code, tuple(imports)) for key, (code, imports) in known.items()}
         except (BadInput, OSError, KeyError, TypeError, ValueError, AttributeError):
             return {}
+
+
+def job_prefix() -> str:
+    """What Snakemake puts before each shell command: a strict shell, and `budgeted-lora` as this interpreter has it.
+
+    Another `budgeted-lora`, of another checkout or version, may stand earlier on PATH. The prefix takes the place of
+    Snakemake's own, without which a stage that fails before a pipe would count as done.
+    """
+    command = f'exec {shlex.quote(sys.executable)} -P -m budgeted_lora.commands.app "$@"'
+    text = f"set -euo pipefail; export {READ_WITH}={shlex.quote(str(ROOT))}; budgeted-lora() ( {command} ); "
+    return text.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
+
+
+def refuse_another_package(checkout: Path | str) -> None:
+    """Compares the package that Python imports with the one that lies beside the workflow, if one does.
+
+    Raises:
+        BadInput: their code differs.
+    """
+    beside = Path(checkout).resolve() / "src" / PACKAGE
+    if not beside.is_dir() or beside == ROOT:
+        return
+    stages = [f"stages.{path.stem}" for path in sorted((beside / "stages").glob("*.py"))]
+    if Sources(beside).digests(*stages) != sources().digests(*stages):
+        raise BadInput(
+            f"{beside}: the workflow is of this checkout, but {sys.executable} imports {ROOT}, whose code is another; "
+            "expected one (make setup, then . .venv/bin/activate)"
+        )
+
+
+def refuse_other_code(stage: str) -> None:
+    """Compares the code that a job would run with that its workflow was read with; each job does this first.
+
+    Raises:
+        BadInput: it is another package, or it was edited since.
+    """
+    package, folder = os.environ.get(READ_WITH), run_folder()
+    if package and Path(package) != ROOT:
+        raise BadInput(f"stage {stage}: would run {ROOT}, but the workflow was read with {package}; expected the same")
+    edited = CodeFiles(folder).changed(stage) if folder else []
+    if edited:
+        more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
+        raise BadInput(
+            f"stage {stage}: the code of {edited[0]}{more} was edited since this run was planned; expected the "
+            "same code until a run ends (end it, and start it again)"
+        )
 
 
 def shipped_files(folder: str, *names: str) -> list[str]:

@@ -114,6 +114,12 @@ def orphaned() -> bool:
         os.close(handle)
 
 
+def run_folder() -> Path | None:
+    """Folder of the scale whose run started this process; None for a stage that is called by hand."""
+    folder = os.environ.get(VARIABLE, "").partition(" ")[2]
+    return Path(folder) if folder else None
+
+
 def is_at_work(results: Path | str) -> bool:
     """Whether a run holds the lock of a scale, or this process belongs to one."""
     return VARIABLE in os.environ or is_locked(Path(results) / RUN)

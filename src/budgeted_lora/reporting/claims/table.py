@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from budgeted_lora.config.scale import Config
 from budgeted_lora.files import write_text
 from budgeted_lora.reporting.claims.evidence import Evidence
 from budgeted_lora.reporting.claims.file import read_claims
-from budgeted_lora.reporting.claims.verdicts import VERDICTS, judge
+from budgeted_lora.reporting.claims.verdicts import VERDICTS, Row, judge
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table, markdown
@@ -36,7 +36,17 @@ def judge_all(results: Results, *, claims: Path, published: Published, config: C
     """
     evidence = Evidence(results, config, Bootstrap(config.report.bootstrap, config.report.confidence))
     stated = read_claims(claims, published.lines).claims
-    return pd.DataFrame([asdict(row) for claim in stated for row in judge(claim, evidence, published.lines)])
+    rows = [row for claim in stated for row in judge(claim, evidence, published.lines)]
+    return pd.DataFrame([asdict(marked(row, results)) for row in rows])
+
+
+def marked(row: Row, results: Results) -> Row:
+    """A verdict with a remark if any of its results was made from code that is in no commit."""
+    dirty = results.uncommitted(row.files.split())
+    if not dirty:
+        return row
+    remark = f"made from uncommitted code: {', '.join(dirty[:3])}{' ...' if len(dirty) > 3 else ''}"
+    return replace(row, reason="; ".join(filter(None, [row.reason, remark])))
 
 
 def write_claims(frame: pd.DataFrame, out: Path, *, scale: str) -> list[Path]:
