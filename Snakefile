@@ -28,6 +28,7 @@ from budgeted_lora.workflow.report import ReportJobs
 
 min_version("9.0")
 
+PUBLISHED, CLAIMS = "config/published.csv", "config/claims.yaml"
 try:
     refuse_another_package(workflow.basedir)
     scale = config.get("scale", "mini")
@@ -39,6 +40,7 @@ try:
     code = CodeFiles(graph.results)
     modules = [*(f"stages.{stage}" for stage in stage_names()), *report_jobs.makers()]
     code.write(modules, missing_only=is_at_work(graph.results))  # a run keeps the digests that it was planned with
+    graph.outside.learn([*graph.outside_files(), PUBLISHED, CLAIMS, *report_jobs.templates()])
 except BadInput as error:
     print(f"budgeted-lora: {error}", file=sys.stderr)
     sys.exit(2)

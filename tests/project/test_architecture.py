@@ -30,7 +30,7 @@ PLAN = {
     "training": ["errors", "files", "config", "method", "beyond", "data"],
     "evaluation": ["errors", "method", "data", "models"],
     "reporting": ["errors", "files", "config"],
-    "workflow": ["errors", "files", "config", "method", "reporting.contents", "reporting.standing"],
+    "workflow": ["errors", "files", "config", "method", "data.readers", "reporting.contents", "reporting.standing"],
     "stages": [
         *["errors", "files", "provenance", "config", "method", "beyond", "data", "models", "training", "evaluation"],
         *["reporting", "workflow"],

@@ -4,8 +4,8 @@
 rule judge_claims:
     input:
         code=code.of("judge_claims"),
-        published="config/published.csv",
-        claims="config/claims.yaml",
+        published=PUBLISHED,
+        claims=CLAIMS,
         files=report_jobs.claim_inputs(MAIN_CELLS),
     output:
         out=report(
@@ -23,6 +23,7 @@ rule judge_claims:
         "../../environment.yml"
     params:
         options=options.as_json(report_jobs.page_options()),
+        outside=graph.outside.identity([PUBLISHED, CLAIMS]),
         results=lambda wildcards: results,
     shell:
         stage_command("judge_claims", input=["published", "claims"], output=["out"], params=["options", "results"])
@@ -31,8 +32,8 @@ rule judge_claims:
 use rule judge_claims as judge_all_claims with:
     input:
         code=code.of("judge_claims"),
-        published="config/published.csv",
-        claims="config/claims.yaml",
+        published=PUBLISHED,
+        claims=CLAIMS,
         files=report_jobs.claim_inputs(report_jobs.configured),
     output:
         out=report(

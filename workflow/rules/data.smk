@@ -18,6 +18,7 @@ rule collect_corpus:
     threads: 2
     params:
         options=options.as_json(options.collect_corpus(graph)),
+        outside=graph.corpus_identity(),
         processes=lambda wildcards, threads: threads,
     shell:
         stage_command("collect_corpus", output=["out", "record"], params=["options", "processes"])

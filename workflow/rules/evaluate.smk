@@ -36,6 +36,7 @@ rule evaluate_reference:
         gpu=1,
     params:
         options=options.as_json(options.evaluate(graph)),
+        outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
     shell:
@@ -73,6 +74,7 @@ use rule evaluate_reference as score_cell with:
         f"{results}/benchmarks/score_cell/{{cell}}_{{variant}}.tsv"
     params:
         options=lambda wildcards: options.as_json(options.evaluate(graph, cell=wildcards.cell, icl=False)),
+        outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
 
@@ -93,6 +95,7 @@ use rule score_cell as evaluate_cell with:
         variant=DEFAULT_VARIANT,
     params:
         options=lambda wildcards: options.as_json(options.evaluate(graph, cell=wildcards.cell)),
+        outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
 
@@ -105,7 +108,7 @@ if scale_config.calibration.teachers:
     rule calibrate_teachers:
         input:
             code=code.of("calibrate_teachers"),
-            published="config/published.csv",
+            published=PUBLISHED,
             scores=[f"{results}/teachers/{name}/perplexity.json" for name in graph.teachers],
         output:
             out=f"{results}/calibration.json",
@@ -123,6 +126,7 @@ if scale_config.calibration.teachers:
             "../../environment.yml"
         params:
             options=options.as_json(options.calibrate_teachers(graph)),
+            outside=graph.outside.identity([PUBLISHED]),
         shell:
             stage_command(
                 "calibrate_teachers", input=["scores", "published"], output=["out", "report"], params=["options"]

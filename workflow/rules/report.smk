@@ -47,7 +47,7 @@ rule make_table:
     input:
         code=lambda wildcards: code.of("make_table", report_jobs.tables[wildcards.table].module),
         lines=lambda wildcards: report_jobs.cells(report_jobs.tables[wildcards.table]),
-        published="config/published.csv",
+        published=PUBLISHED,
         files=lambda wildcards: report_jobs.inputs(report_jobs.tables[wildcards.table]),
     output:
         report(
@@ -68,6 +68,7 @@ rule make_table:
         "../../environment.yml"
     params:
         options=lambda wildcards: options.as_json(report_jobs.table_options(wildcards.table)),
+        outside=graph.outside.identity([PUBLISHED]),
         results=lambda wildcards: results,
         out=lambda wildcards, output: dirname(dirname(output[0])),
     shell:
@@ -108,7 +109,7 @@ rule make_index:
     input:
         code=code.of("make_index", *report_jobs.makers()),
         template=report_jobs.templates(),
-        published="config/published.csv",
+        published=PUBLISHED,
         tables=[f"{reports}/tables/{name}.csv" for name in report_jobs.names("main")],
         figures=[f"{reports}/figures/{name}.svg" for name in report_jobs.main_figures()],
         claims=f"{reports}/claims.csv",
@@ -125,6 +126,7 @@ rule make_index:
         "../../environment.yml"
     params:
         options=options.as_json(report_jobs.page_options()),
+        outside=graph.outside.identity([PUBLISHED, *report_jobs.templates()]),
         results=lambda wildcards: results,
         out=lambda wildcards: reports,
     shell:
@@ -136,7 +138,7 @@ use rule make_index as make_contents with:
     input:
         code=code.of("make_index", *report_jobs.makers()),
         template=report_jobs.templates(),
-        published="config/published.csv",
+        published=PUBLISHED,
         page=ancient(f"{reports}/index.html"),
         files=lambda wildcards: report_jobs.part_files(wildcards.part),
     output:

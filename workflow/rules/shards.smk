@@ -52,6 +52,7 @@ rule tokenize_shard:
         "../../environment.yml"
     params:
         options=lambda wildcards: options.as_json(options.tokenize_shard(graph, wildcards.shard)),
+        outside=lambda wildcards: graph.outside.identity(shards.local_files(wildcards.shard)),
         out=lambda wildcards, output: dirname(output.record),
     shell:
         stage_command("tokenize_shard", input=["tokenizer"], params=["options", "out"])

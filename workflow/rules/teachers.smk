@@ -53,6 +53,7 @@ else:
             "../../environment.yml"
         params:
             options=lambda wildcards: options.as_json(options.fetch_teacher(graph, wildcards.teacher)),
+            outside=lambda wildcards: graph.outside.identity(graph.teacher_files(wildcards.teacher)),
         shell:
             stage_command("fetch_teacher", input=["first"], output=["out", "record"], params=["options"])
 

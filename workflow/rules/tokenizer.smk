@@ -38,5 +38,7 @@ else:
             f"{results}/benchmarks/copy_tokenizer.tsv"
         conda:
             "../../environment.yml"
+        params:
+            outside=graph.outside.identity(graph.tokenizer_files()),
         shell:
             stage_command("copy_tokenizer", input=["source"], output=["out"])

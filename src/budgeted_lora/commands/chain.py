@@ -65,7 +65,8 @@ def corpus_stage(graph: Graph) -> Stage:
     if graph.config.corpus.shards:
         return shards_stage(graph)
     files = under(f"{graph.results}/data", "corpus.json", "documents.parquet", "documents.parquet.sha256")
-    return Stage("corpus", False, files, {files[0]: options.corpus(graph)})
+    values = options.corpus(graph) | {"package_versions": graph.package_versions()}
+    return Stage("corpus", False, files, {files[0]: values})
 
 
 def shards_stage(graph: Graph) -> Stage:

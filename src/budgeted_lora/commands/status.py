@@ -167,7 +167,9 @@ class Inspector:
                 stamped = parts | {TIMESTAMP: hashlib.sha256(b"").hexdigest()}
                 self._digests[name] = frozenset({folder_digest(parts), folder_digest(stamped)})
             else:
-                self._digests[name] = frozenset({sha256_file(path)} if path.is_file() else ())
+                outside = not path.is_relative_to(self.graph.results)  # may be large; digested once
+                digest = self.graph.outside.digest if outside else sha256_file
+                self._digests[name] = frozenset({digest(path)} if path.is_file() else ())
         return self._digests[name]
 
 

@@ -32,6 +32,17 @@ def read_documents(corpus: Corpus, *, processes: int = 1) -> Iterator[str]:
     return read_hub(corpus)
 
 
+def local_files(corpus: Corpus) -> list[str]:
+    """Files from outside that documents are read from: those of `files`, or of a local folder in the Hub's form."""
+    if corpus.source == "hub":
+        folder = Path(corpus.hub.name)
+        parts = {path: path.relative_to(folder).parts for path in folder.rglob("*")} if folder.is_dir() else {}
+        seen = [path for path, names in parts.items() if not any(name.startswith(".") for name in names)]
+        return sorted(str(path) for path in seen if path.is_file())
+    patterns = corpus.files if corpus.source == "files" else []
+    return sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
+
+
 def read_docstrings(packages: Iterable[str], *, processes: int = 1) -> list[str]:
     """Docstrings of every module, class and function of installed packages, without their test folders.
 
@@ -44,9 +55,16 @@ def read_docstrings(packages: Iterable[str], *, processes: int = 1) -> list[str]
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Version of the distribution that provides each package."""
-    providers = importlib.metadata.packages_distributions()
-    return {name: importlib.metadata.version(providers[name][0]) for name in packages if name in providers}
+    """Version of the distribution of each package's name, or of another one that provides it; installed ones only."""
+    versions, others = {}, []
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            others.append(name)
+    providers = importlib.metadata.packages_distributions() if others else {}  # looks into every distribution
+    found = versions | {name: importlib.metadata.version(providers[name][0]) for name in others if name in providers}
+    return {name: found[name] for name in packages if name in found}
 
 
 def _sources(package: str) -> list[Path]:

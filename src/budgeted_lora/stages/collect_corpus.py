@@ -10,7 +10,7 @@ from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.types import Positive
 from budgeted_lora.data import documents
 from budgeted_lora.data.overlap import shared_fractions
-from budgeted_lora.data.readers import package_versions, read_documents
+from budgeted_lora.data.readers import local_files, package_versions, read_documents
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_path, write_digest
 from budgeted_lora.provenance import Clock, write_result
@@ -47,9 +47,10 @@ def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, proce
             writer.write_table(documents.document_table(marked))
     overlapping = sum(split == "overlap" for *_, split in marked)
     kept_shares = shares[shares <= corpus.overlap_share]
+    versions = package_versions(corpus.packages) if corpus.source == "docstrings" else None
     payload: dict[str, Any] = {
         "source": corpus.source,
-        "package_versions": package_versions(corpus.packages) if corpus.source == "docstrings" else None,
+        "package_versions": versions,
         "hub": corpus.hub.model_dump() if corpus.source == "hub" else None,
         "hash_rule": f"int(md5(utf8(text)), 16) % 1000 < {corpus.slice_per_mille}",
         "documents": {
@@ -64,5 +65,6 @@ def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, proce
             "mean_share_after": float(kept_shares.mean()) if len(kept_shares) else None,
         },
     }
-    write_result(record, payload, scale=scale, cell=None, values=corpus.model_dump(), inputs=[out], clock=clock)
+    values, inputs = corpus.model_dump() | {"package_versions": versions}, [out, *local_files(corpus)]
+    write_result(record, payload, scale=scale, cell=None, values=values, inputs=inputs, clock=clock)
     write_digest(out)

@@ -89,7 +89,9 @@ def evaluate(
         if icl:
             clock, frame = Clock(), out / "icl_examples.parquet"
             payload = _in_context(network, tokenizer, evaluation, frame=frame)
-            write_result(out / "icl.json", payload, inputs=[model, tokenizer], files=[frame], clock=clock, **about)
+            read = sorted(Path(evaluation.probes_folder).glob("*.json")) if evaluation.probes == "folder" else []
+            inputs = [model, tokenizer, *read]
+            write_result(out / "icl.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
 
 
 def _scores(

@@ -37,12 +37,17 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
     return card
 
 
-def copy_checkpoint(source: Path, out: Path) -> None:
-    """Copies configuration, weights, tokenizer and generation settings. Raises BadInput if it has no safetensors."""
+def checkpoint_files(source: Path) -> list[Path]:
+    """Files of a checkpoint that are copied, with generation settings. Raises BadInput if it has no safetensors."""
     weights = checkpoint.weight_files(source)
     others = ["config.json", GENERATION, *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
+    return [*weights, *(source / name for name in others if (source / name).is_file())]
+
+
+def copy_checkpoint(source: Path, out: Path) -> None:
+    """Copies the files of a checkpoint that are used. Raises BadInput if it has no safetensors."""
     with atomic_folder(out) as folder:
-        for path in [*weights, *(source / name for name in others if (source / name).is_file())]:
+        for path in checkpoint_files(source):
             shutil.copyfile(path, folder / path.name)
 
 
@@ -113,5 +118,6 @@ def fetch_teacher(
     values = {"name": name, "source": source, **spec.model_dump()}
     payload = {"stands_for": name, "source": source, **about, "card": card, "hub_digests": digests}
     payload["sha256"] = sha256_file(out)
-    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out], clock=clock)
+    read = checkpoint_files(folder) if source == "folder" else []  # others come with the package or a pinned commit
+    write_result(record, payload, scale=scale, cell=None, values=values, inputs=[out, *read], clock=clock)
     write_digest(out)

@@ -88,4 +88,5 @@ def tokenize_shard(*, source: str, tokenizer: Path, out: Path, reading: dict[str
         "files": {name: sha256_file(out / name) for name in FILES},
         "peak_memory_bytes": peak_resident_bytes(),
     }
-    write_result(out / "shard.json", payload, scale=scale, cell=None, values=reading, inputs=[tokenizer], clock=clock)
+    inputs = [tokenizer] if "revision" in source_about else [tokenizer, path]  # a download may be removed later
+    write_result(out / "shard.json", payload, scale=scale, cell=None, values=reading, inputs=inputs, clock=clock)

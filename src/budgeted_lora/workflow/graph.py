@@ -4,7 +4,6 @@ Rules name `<folder>.sha256` files as inputs where a folder is what they read: a
 compares it by content, and remaking the same bytes reruns nothing downstream.
 """
 
-import glob
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 from budgeted_lora.config.files import origin_note, read_layers
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS, Config, load_config
+from budgeted_lora.data.readers import local_files, package_versions
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.method.structure import Structure
 from budgeted_lora.reporting.contents import BEYOND, ICL_TABLES
 from budgeted_lora.workflow.cells import Cell, cells, student_name, variants_of
 from budgeted_lora.workflow.code import shipped_files
+from budgeted_lora.workflow.outside import Outside
 from budgeted_lora.workflow.recipes import planned
 from budgeted_lora.workflow.shards import ShardJobs
 
@@ -59,6 +60,7 @@ class Graph:
         self.reports = f"reports/{config.scale}"
         self.cells: dict[str, Cell] = {cell.id: cell for cell in cells(config)}
         self.teachers = list(config.teacher_ladder)
+        self.outside = Outside(self.results)
         self.students: dict[str, Recipe | None] = {config.training.init: None}
         self.students |= {student_name(config, cell.recipe): cell.recipe for cell in self.cells.values()}
         self.planned = {
@@ -158,9 +160,27 @@ class Graph:
 
     def corpus_files(self) -> list[str]:
         """Local files that documents are read from."""
+        return local_files(self.config.corpus)
+
+    def package_versions(self) -> dict[str, str] | None:
+        """Versions of the packages whose docstrings are read; None for another corpus."""
         corpus = self.config.corpus
-        patterns = corpus.files if corpus.source == "files" else []
-        return sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
+        return package_versions(corpus.packages) if corpus.source == "docstrings" else None
+
+    def corpus_identity(self) -> str:
+        """What tells the corpus from another one of the same configuration."""
+        versions = self.package_versions()
+        return self.outside.identity(self.corpus_files()) if versions is None else short_hash(versions, digits=16)
+
+    def outside_files(self) -> list[str]:
+        """Every file from outside that some job reads."""
+        if self.config.corpus.shards:
+            jobs = self.shard_jobs()
+            read = [path for name in jobs.names for path in jobs.local_files(name)]
+        else:
+            read = self.corpus_files()
+        teachers = [path for name in self.teachers for path in self.teacher_files(name)]
+        return [*read, *teachers, *self.probe_files(), *self.tokenizer_files()]
 
     def teacher_files(self, teacher: str) -> list[str]:
         """What tells a ready-made teacher from another: the card of a shipped one, the files of a local one."""
