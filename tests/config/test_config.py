@@ -71,7 +71,10 @@ BAD = {
         {"training.tokens": 5},
         "unknown key training.tokens; a key of a section is written `training: {tokens: ...}`$",
     ),
-    "a key near none": ({"student": {"xyz": 5}}, "unknown key student.xyz; the keys of section student are layers$"),
+    "a key near none": (
+        {"student": {"xyz": 5}},
+        "unknown key student.xyz; the keys of section student are layers, importance_windows$",
+    ),
     "a key near none of many": ({"training": {"xyz": 5}}, "README.md lists the keys of section training$"),
     "not a number": ({"training": {"tokens": "many"}}, "training.tokens is 'many', expected a whole number above 0$"),
     "a number as text": (
@@ -161,7 +164,10 @@ BAD_ROWS = {
         {"method": ["kd_full"]},
         "method is [kd_full], which takes one value per row; write one row for each",
     ),
-    "a choice": ({"init": "mixd"}, "init is 'mixd', expected one of first, middle, last, mixed, scratch or a list"),
+    "a choice": (
+        {"init": "mixd"},
+        "init is 'mixd', expected one of first, middle, last, mixed, importance, scratch or a list",
+    ),
     "a teacher as a number": ({"teacher": 1}, "teacher is 1, expected text or a list; put it in quotes"),
     "negative seed": ({"seed": -1}, "seed is -1, expected a whole number at least 0 or a list"),
     "a negative seed of several": (

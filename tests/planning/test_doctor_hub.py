@@ -1,5 +1,6 @@
 """What `doctor` says of the Hub and of a corpus in shards: on the network, off it, in the cache, in local files."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from fixtures.machines import COMMIT, LARGE, PINNED, elsewhere, graph_of, states  # noqa: F401
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from budgeted_lora.config.anatomy import SIZES
 from budgeted_lora.planning.checks import Check, local_inputs
 from budgeted_lora.planning.findings import Finding
 from budgeted_lora.planning.hub import check_hub, repositories
@@ -22,8 +24,10 @@ class Api:
     """What the Hub would answer; a dataset holds the paper's shards but for those without."""
 
     def __init__(
-        self, gated: object = False, error: Exception | None = None, closed: bool = False, without: tuple = ()
-    ) -> None:
+        self, gated: object = False, error: Exception | None = None, closed: bool = False, without: tuple = (),
+        about: dict | None = None,
+    ) -> None:  # fmt: skip
+        self.about = about or {}
         self.gated, self.error, self.closed = gated, error, closed
         self.numbers = [number for number in range(100) if number not in without]
 
@@ -36,6 +40,14 @@ class Api:
         if self.error is not None:
             raise self.error
         return self
+
+    def hf_hub_download(self, name: str, file: str, *, revision: str) -> str:
+        """The config.json of a checkpoint of the paper's ladder."""
+        [spec] = [spec for spec in PINNED["teacher_ladder"].values() if spec["hub"] == name]
+        about = {theirs: spec[ours] for ours, theirs in SIZES.items()}
+        Path(file).write_text(json.dumps(about | {"model_type": "mistral", "vocab_size": 32_000} | self.about))
+        assert revision == COMMIT
+        return file
 
     def auth_check(self, *_: object, **__: object) -> None:
         if self.closed:
@@ -82,6 +94,22 @@ def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = hub_states(monkeypatch, Api(error=OSError("no route\nto host")), **PINNED)
     assert "the Hub cannot be reached (no route to host)" in findings[0].line()
     assert all("\n" not in item.line() for item in findings)
+
+
+@pytest.mark.parametrize(
+    ("about", "why"),
+    [
+        ({"model_type": "phi3"}, "model_type is 'phi3', whose projections are fused (qkv_proj and gate_up_proj)"),
+        ({"hidden_size": 700, "head_dim": 64}, "hidden_size is 700, but teacher_ladder.0.13B says 768"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named_before_its_download(
+    monkeypatch: pytest.MonkeyPatch, about: dict, why: str
+) -> None:
+    findings = hub_states(monkeypatch, Api(about=about), **PINNED)
+    assert states(findings) == ["missing"] * 3 + ["ok"]
+    assert why in findings[0].line()
+    assert findings[0].remedy == "correct teacher_ladder.0.13B, or choose another checkpoint"
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"])

@@ -208,12 +208,29 @@ def test_a_pinned_commit_is_what_is_downloaded(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     record = fetch(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
-    [(repo, options)] = calls
-    assert (repo, options["revision"]) == ("owner/name", COMMIT)
+    assert [(repo, options["revision"]) for repo, options in calls] == [("owner/name", COMMIT)] * 2
+    assert calls[0][1]["allow_patterns"] == ["config.json"]
+    options = calls[1][1]
     assert "*.py" not in options["allow_patterns"]
     assert not any(pattern.endswith(("bin", "*")) for pattern in options["allow_patterns"])
     assert record["provenance"]["values"]["revision"] == COMMIT
     assert load_file(tmp_path / "model" / "model.safetensors")
+
+
+def test_what_cannot_be_used_is_not_downloaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.json comes first and alone."""
+    about = read_json(checkpoint / "config.json")
+    write_json(checkpoint / "config.json", about | {"quantization_config": {"quant_method": "gptq"}})
+
+    def download(_: str, *, allow_patterns: list[str], **__: object) -> str:
+        assert allow_patterns == ["config.json"], "the weights were asked for"
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    message = refusal(tmp_path, source="hub", hub="owner/name", revision=COMMIT)
+    assert message == "owner/name: its weights are quantised (gptq), expected float32, float16 or bfloat16 weights"
 
 
 @pytest.mark.parametrize("revision", [None, "", "main", "v1.0", COMMIT[:12]])

@@ -5,7 +5,11 @@ rule cut_student:
     input:
         code=code.of("cut_student"),
         digest=f"{results}/teachers/{scale_config.first_teacher}/model.sha256",
+        record_of_tokens=lambda wildcards: [
+            f"{results}/data/train.json" for _ in graph.calibration_tokens(wildcards.student)
+        ],
         teacher=ancient(f"{results}/teachers/{scale_config.first_teacher}/model"),
+        tokens=lambda wildcards: ancient(graph.calibration_tokens(wildcards.student)),
     output:
         out=directory(f"{results}/students/{{student}}/model"),
         digest=f"{results}/students/{{student}}/model.sha256",
@@ -16,10 +20,13 @@ rule cut_student:
         f"{results}/benchmarks/cut_student/{{student}}.tsv"
     conda:
         "../../environment.yml"
+    threads: lambda wildcards: (scale_config.threads.training if graph.calibrated(wildcards.student) else 1)
+    resources:
+        gpu=lambda wildcards: int(graph.calibrated(wildcards.student)),
     params:
         options=lambda wildcards: options.as_json(options.cut_student(graph, wildcards.student)),
     shell:
-        stage_command("cut_student", input=["teacher"], output=["out", "record"], params=["options"])
+        stage_command("cut_student", input=["teacher", "tokens"], output=["out", "record"], params=["options"])
 
 
 rule measure_statistics:

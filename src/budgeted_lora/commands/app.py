@@ -76,6 +76,7 @@ def plan(
     hidden: Annotated[int, typer.Option(min=1, help="Hidden size.")] = 768,
     kv: Annotated[int, typer.Option(min=1, help="Width of the key and value projections.")] = 192,
     ffn: Annotated[int, typer.Option(min=1, help="Feed-forward size.")] = 3072,
+    attention: Annotated[int | None, typer.Option(min=1, help="Heads x their size. [the hidden size]")] = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the low-rank paths.")] = 128,
     budget: Annotated[list[float] | None, typer.Option(min=0, max=1, help="Dense fraction F; repeatable.")] = None,
     schedule: Annotated[str, typer.Option(help="none, short or long.")] = "short",
@@ -106,9 +107,10 @@ def plan(
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     refuse_ignored(given, scale=scale is not None)
     if scale is None:
+        shape = ModelShape(layers=layers, hidden=hidden, kv=kv, ffn=ffn, attention=attention or 0)
         structures = structures_of_shape(
-            ModelShape(layers=layers, hidden=hidden, kv=kv, ffn=ffn), budgets=budget or [0.0, 0.4, 0.8], rank=rank,
-            schedule=schedule, r_max=r_max, drop_threshold=drop_threshold, svd_threshold=svd_threshold,
+            shape, budgets=budget or [0.0, 0.4, 0.8], rank=rank, schedule=schedule, r_max=r_max,
+            drop_threshold=drop_threshold, svd_threshold=svd_threshold,
         )  # fmt: skip
         if as_json:
             print_json([item.as_json() for item in structures])

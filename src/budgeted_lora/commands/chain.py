@@ -122,7 +122,7 @@ def teacher_stage(graph: Graph, name: str) -> Stage:
 def student_stage(graph: Graph, cell: str) -> Stage:
     name = graph.student_of(cell)
     files = under(f"{graph.results}/students/{name}", "student.json", "model", "model.sha256")
-    after = (f"teacher {graph.config.first_teacher}",)
+    after = (f"teacher {graph.config.first_teacher}", *(("tokens",) if graph.calibrated(name) else ()))
     return Stage(f"student {name}", False, files, {files[0]: options.student(graph, name)}, after=after)
 
 

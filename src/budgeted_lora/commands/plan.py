@@ -16,7 +16,8 @@ from budgeted_lora.workflow.slots import gpu_slots
 
 SCHEDULES = Budget().schedules
 SHAPE_FLAGS = (
-    "layers", "hidden", "kv", "ffn", "rank", "budget", "schedule", "r_max", "drop_threshold", "svd_threshold"
+    "layers", "hidden", "kv", "ffn", "attention", "rank", "budget", "schedule", "r_max", "drop_threshold",
+    "svd_threshold",
 )  # fmt: skip
 COST_FLAGS = ("device", "gpus", "utilisation", "calibrate")
 SCALE_FLAGS = ("config_folder", "config", "costs", *COST_FLAGS)

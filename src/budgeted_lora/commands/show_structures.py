@@ -5,13 +5,18 @@ from itertools import groupby
 from textwrap import wrap
 
 from budgeted_lora.commands.text import WIDTH, table
-from budgeted_lora.method.cost import KINDS
+from budgeted_lora.method.cost import KINDS, ModelShape
 from budgeted_lora.method.structure import Decision, PlannedModule, Structure
 
 COLUMNS = (
     ("", "", "", "", "", "MACs", "speedup", "speedup", "fewer than", "fewer than", "train"),
     ("F", "schedule", "kept", "svd", "dropped", "per token", "on dense", "on LoRA", "dense+LoRA", "dense", "compute"),
 )
+
+
+def _sizes(shape: ModelShape) -> str:
+    attention = "" if shape.attention == shape.hidden else f", attention {shape.attention}"
+    return f"hidden {shape.hidden}{attention}, kv {shape.kv}, ffn {shape.ffn}"
 
 
 def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None = None) -> str:
@@ -25,8 +30,7 @@ def render_plan(structures: Sequence[Structure], *, notes: Sequence[str] | None 
     first = structures[0]
     shape, ranks = first.shape, sorted({item.rank for item in structures})
     lines = [
-        f"Student of {shape.layers} layers, hidden {shape.hidden}, kv {shape.kv}, ffn {shape.ffn}; "
-        f"LoRA rank {', '.join(map(str, ranks))}.",
+        f"Student of {shape.layers} layers, {_sizes(shape)}; LoRA rank {', '.join(map(str, ranks))}.",
         f"{len(first.modules)} modules, {first.totals.dense_macs:,} dense MACs per token.",
         "Speedups are ratios of MACs, not timings; `fewer` is of parameters; train compute is KD Full = 1.",
         *dict.fromkeys(map(_schedule, structures)),

@@ -106,6 +106,13 @@ class Anatomy:
         biases = sum(sizes[kind][1] for kind in self.biased)
         return biases + self.layer_norms * self.hidden + 2 * self.head_dim * self.head_norms
 
+    @property
+    def parameters(self) -> int:
+        """All weights of the model; tied embeddings count once. Needs a checkpoint's vocabulary."""
+        matrices = sum(d_in * d_out for d_in, d_out in self.sizes().values())
+        embeddings = (1 if self.tied else 2) * self.vocab_size * self.hidden
+        return embeddings + self.layers * (matrices + self.beside()) + self.hidden
+
 
 def read_anatomy(about: Mapping[str, Any], *, where: object) -> Anatomy:
     """What the content of a config.json says.

@@ -29,6 +29,7 @@ class Recipe(Strict):
     init: Init
     student_layers: Positive
     student_ffn: Positive | None = None
+    importance_windows: Positive | None = None
     temperature: float = Field(gt=0)
     kd_weight: Fraction
     rank: Positive | None = None

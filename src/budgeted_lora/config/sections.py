@@ -126,7 +126,12 @@ class TeachersMade(Pretraining):
 
 
 class Student(Strict):
-    layers: Positive = key(6, "Layers of the student, cut from the first teacher of the ladder. [S]")
+    layers: Positive = key(
+        6, "Layers of the student, cut from the first teacher of the ladder; all of them compresses without a cut. [S]"
+    )
+    importance_windows: Positive = key(
+        64, "Training windows on which `init: importance` measures what each layer of the first teacher changes. [ours]"
+    )
 
 
 class LearningRates(Strict):
@@ -153,7 +158,11 @@ class Training(Strict):
         "online", "hidden: compute the teacher's final hidden states once; online: run it with each student. [ours]"
     )
     seed: Seed = key(0, "Seed of the low-rank paths, of dropout and of the window order. [ours]")
-    init: Init = key("mixed", "Which layers of the first teacher a student gets. [S]")
+    init: Init = key(
+        "mixed",
+        "Which layers of the first teacher a student gets: the first, middle or last ones; mixed: the first, the last "
+        "and evenly spaced ones between; importance (ours): those that change hidden states most; scratch: none. [S]",
+    )
     log_every: Positive = key(10, "Steps between rows of history.csv and retention.csv. [ours]")
     checkpoint_every: Positive = key(500, "Steps between two saves of the training state. [ours]")
 

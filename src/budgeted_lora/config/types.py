@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
-Init = Literal["first", "middle", "last", "mixed", "scratch"]
+Init = Literal["first", "middle", "last", "mixed", "importance", "scratch"]
 Packing = Literal["packed", "document"]  # how documents become windows; the key is `rows`
 Precision = Literal["float32", "bfloat16"]
 ControllerKind = Literal["greedy", "uniform"]

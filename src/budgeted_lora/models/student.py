@@ -1,5 +1,7 @@
 """Cuts a student from the first teacher: some layers, with embeddings, final norm and head (method, section 2)."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel
 
@@ -9,15 +11,17 @@ from budgeted_lora.models.load import new_model
 PER_LAYER = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry for each layer
 
 
-def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
+def layer_indices(init: str, *, layers: int, depth: int, scores: Sequence[float] | None = None) -> list[int]:
     """The teacher layers that a student of `depth` layers takes.
 
     Args:
         init: first; last; middle, from (layers - depth) // 2 on; mixed, the first, the last and evenly spaced ones
-            between them, rounded half to even; or scratch, no layer.
+            between them, rounded half to even; importance, those of the highest scores, earlier ones first among
+            equals; or scratch, no layer.
+        scores: of every layer, for importance.
 
     Raises:
-        BadInput: the teacher has fewer layers, or the rule is unknown.
+        BadInput: the teacher has fewer layers, the rule is unknown, or importance has no score for each layer.
     """
     if not 1 <= depth <= layers:
         raise BadInput(f"student.layers is {depth}, expected 1 to {layers}, the layers of the first teacher")
@@ -28,21 +32,34 @@ def layer_indices(init: str, *, layers: int, depth: int) -> list[int]:
         return [round(i * (layers - 1) / (depth - 1)) for i in range(depth)] if depth > 1 else [0]
     if init == "scratch":
         return []
-    raise BadInput(f"init is {init!r}, expected first, middle, last, mixed or scratch")
+    if init == "importance":
+        if len(scores or ()) != layers:
+            raise BadInput(f"init importance has {len(scores or ())} scores, expected one for each of {layers} layers")
+        return sorted(sorted(range(layers), key=lambda layer: (-scores[layer], layer))[:depth])
+    raise BadInput(f"init is {init!r}, expected first, middle, last, mixed, importance or scratch")
 
 
-def cut(teacher: PreTrainedModel, *, init: str, depth: int, ffn: int | None = None, seed: int = 0) -> PreTrainedModel:
+def cut(
+    teacher: PreTrainedModel,
+    *,
+    init: str,
+    depth: int,
+    ffn: int | None = None,
+    seed: int = 0,
+    scores: Sequence[float] | None = None,
+) -> PreTrainedModel:
     """A float32 student of `depth` layers; with init scratch its random weights depend only on the seed.
 
     Args:
         ffn: feed-forward neurons to keep per layer, those with the largest product of weight norms; None keeps all.
+        scores: see `layer_indices`.
 
     Raises:
         BadInput: the teacher has fewer layers or neurons.
     """
     if ffn is not None and not 1 <= ffn <= teacher.config.intermediate_size:
         raise BadInput(f"ffn is {ffn}, expected 1 to {teacher.config.intermediate_size}, that of the first teacher")
-    chosen = layer_indices(init, layers=teacher.config.num_hidden_layers, depth=depth)
+    chosen = layer_indices(init, layers=teacher.config.num_hidden_layers, depth=depth, scores=scores)
     config = type(teacher.config).from_dict(teacher.config.to_dict())
     config.num_hidden_layers = depth
     for name in PER_LAYER:

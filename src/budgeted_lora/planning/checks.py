@@ -11,6 +11,8 @@ from pathlib import Path
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.data.probes import PROBES
+from budgeted_lora.errors import BadInput
+from budgeted_lora.models.checkpoint import check_checkpoint
 from budgeted_lora.planning.costs import ScaleCosts
 from budgeted_lora.planning.devices import GPUS, Slots, cpu
 from budgeted_lora.planning.findings import Finding, gb, gib, missing, ok, short
@@ -157,15 +159,27 @@ def local_inputs(check: Check) -> Iterator[Finding]:
         detail = f"{config.evaluation.probes_folder}: {present} of the {len(PROBES)} files of Function Vectors"
         copy = "copy them there from its dataset_files (abstractive and extractive)"
         yield missing("probes", detail, f"{copy}, or set evaluation.probes: generated")
-    for name in graph.teachers if config.teachers == "folder" else []:
-        if not graph.teacher_files(name):
-            detail = f"teacher {name}: {config.teacher_ladder[name].folder} holds no checkpoint"
-            yield missing("teacher", detail, f"correct teacher_ladder.{name}.folder")
+    yield from local_teachers(graph)
     compiles = config.teachers == "pretrain" and config.pretraining.compile
     if compiles and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         yield missing("compiler", "pretraining.compile needs a C++ compiler", "install one, or set compile: false")
     yield from corpus_files(graph)
     yield from held_out(graph, check.costs)
+
+
+def local_teachers(graph: Graph) -> Iterator[Finding]:
+    """Whether the checkpoints of local folders can be used, by their file headers."""
+    for name in graph.teachers if graph.config.teachers == "folder" else []:
+        spec, remedy = graph.config.teacher_ladder[name], f"correct teacher_ladder.{name}.folder"
+        if not graph.teacher_files(name):
+            yield missing("teacher", f"teacher {name}: {spec.folder} holds no checkpoint", remedy)
+            continue
+        try:
+            about = check_checkpoint(Path(spec.folder), name=name, spec=spec)
+        except BadInput as error:
+            yield missing("teacher", str(error), f"{remedy}, or choose another checkpoint")
+        else:
+            yield ok("teacher", f"{name}: {about['model_type']} of {about['parameters']:,} parameters, {spec.folder}")
 
 
 def corpus_files(graph: Graph) -> Iterator[Finding]:

@@ -153,6 +153,7 @@ class ScaleCosts:
         for name, recipe in graph.students.items():
             if f"{graph.results}/students/{name}/perplexity.json" in scored:
                 jobs.append(self._evaluation(f"untrained {name}", self.student(recipe)))
+        jobs += [self._importance(name) for name in graph.students if graph.calibrated(name)]
         measured = dict.fromkeys(graph.student_of(cell) for cell in graph.cells if graph.needs_statistics(cell))
         jobs += [self._statistics(name) for name in measured]
         return [*jobs, *(self._caching(name) for name in graph.caches())]
@@ -285,6 +286,16 @@ class ScaleCosts:
         size = memory.statistics_bytes(network, tokens=batch, device=self.kind)
         stored = 4 * sum(module.d_in**2 + module.macs for module in projections(network.shape))
         return JobCost("measure", f"measure statistics of {name}", tokens, flops, seconds, size, stored)
+
+    def _importance(self, name: str) -> JobCost:
+        """A forward pass of the first teacher."""
+        network, length = self.teacher(self.config.first_teacher), self.config.sequence_length
+        tokens = self.config.student.importance_windows * length
+        flops = tokens * self._forward(network)
+        seconds = flops / self.device.rate("float32", gradients=False) + START_UP_SECONDS
+        batch = self.config.training.micro_batch_windows * length
+        size = memory.caching_bytes(network, tokens=batch, precision="float32", device=self.kind)
+        return JobCost("measure", f"measure layers for {name}", tokens, flops, seconds, size, 0)
 
     def _caching(self, name: str) -> JobCost:
         cache, length = self.graph.caches()[name], self.config.sequence_length

@@ -7,7 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from budgeted_lora.config.anatomy import read_anatomy, refuse_other_sizes
 from budgeted_lora.config.scale import Config
+from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
 from budgeted_lora.planning.findings import Finding, missing, ok
 from budgeted_lora.planning.machine import folder_bytes
 from budgeted_lora.workflow.shards import ShardJobs
@@ -88,7 +91,28 @@ def _check(source: Repository, results: Path, config: Config, *, ask: bool) -> F
         command = f"hf download {source.name} --revision {source.revision}{kind}"
         remedy = f"unset {variable}, or fetch it on a machine with a network: {command}"
         return missing(name, f"{what}: not in the local cache", remedy)
-    return _answer(source, name=name, what=what) if ask else ok(name, f"{what}: to be downloaded")
+    if not ask:
+        return ok(name, f"{what}: to be downloaded")
+    finding = _answer(source, name=name, what=what)
+    return finding if finding.state != "ok" or source.kind != "model" else _usable(source, config, finding)
+
+
+def _usable(source: Repository, config: Config, finding: Finding) -> Finding:
+    """What config.json, which is small, says of a checkpoint that can be downloaded."""
+    from huggingface_hub import HfApi
+
+    teacher = source.key.removeprefix("teacher_ladder.")
+    try:
+        file = HfApi().hf_hub_download(source.name, "config.json", revision=source.revision)
+        anatomy = read_anatomy(read_json(Path(file)), where=source.name)
+        given = config.teacher_ladder[teacher].given_sizes
+        refuse_other_sizes(anatomy, given, where=source.name, name=teacher)
+    except BadInput as error:
+        return missing(finding.name, str(error), f"correct {source.key}, or choose another checkpoint")
+    except Exception as error:  # errors of the HTTP library
+        reason = " ".join(str(error).split())[:120]
+        return missing(finding.name, f"{source.name}: no config.json to be had ({reason})", f"correct {source.key}")
+    return finding
 
 
 def _check_shards(source: Repository, jobs: ShardJobs, *, name: str, what: str, ask: bool, scale: str) -> Finding:

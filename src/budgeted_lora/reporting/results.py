@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 import pandas as pd
 from pydantic import BaseModel
 
+from budgeted_lora.config.anatomy import SIZES, read_anatomy
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
 from budgeted_lora.errors import BadInput
@@ -60,10 +61,7 @@ COLUMNS = {
     "measured_decode": Source("speed", "decode.speedup"),
 }
 MODEL_COLUMNS = ("ppl", "ppl_se", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance")
-SHAPE_COLUMNS = {
-    "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-}  # fmt: skip
+SHAPE_COLUMNS = tuple(SIZES)
 SPEEDS = ("modules", "prefill", "decode")
 # Columns of a line in which runs of one recipe agree, whatever their seed.
 RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}
@@ -355,14 +353,11 @@ def value_at(record: dict[str, Any] | None, key: str) -> Any:
 
 
 def shape_columns(path: Path) -> dict[str, Any]:
-    """Shape and parameter count of a model, from its config.json (untied embeddings, no biases); empty without one."""
+    """Shape and parameter count of a model, from its config.json; empty without one."""
     if not path.is_file():
         return {}
-    config = read_json(path)
-    shape = {ours: int(config[theirs]) for ours, theirs in SHAPE_COLUMNS.items()}
-    hidden, kv = shape["hidden"], shape["hidden"] // shape["heads"] * shape["kv_heads"]
-    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * shape["ffn"] + 2 * hidden
-    return shape | {"parameters": shape["layers"] * layer + hidden + 2 * int(config["vocab_size"]) * hidden}
+    anatomy = read_anatomy(read_json(path), where=path)
+    return {name: getattr(anatomy, name) for name in SHAPE_COLUMNS} | {"parameters": anatomy.parameters}
 
 
 def size_in_name(name: str) -> float:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from budgeted_lora.config.anatomy import read_anatomy, refuse_other_sizes
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file, write_digest
@@ -12,7 +13,8 @@ from budgeted_lora.models import checkpoint
 from budgeted_lora.models.checkpoint import GENERATION, INDEX, TOKENIZER, WEIGHTS
 from budgeted_lora.provenance import Clock, write_result
 
-DOWNLOADED = ("config.json", GENERATION, WEIGHTS, INDEX, "model-*.safetensors")
+CONFIG = "config.json"
+DOWNLOADED = (CONFIG, GENERATION, WEIGHTS, INDEX, "model-*.safetensors")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -40,7 +42,7 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
 def checkpoint_files(source: Path) -> list[Path]:
     """Files of a checkpoint that are copied, with generation settings. Raises BadInput if it has no safetensors."""
     weights = checkpoint.weight_files(source)
-    others = ["config.json", GENERATION, *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
+    others = [CONFIG, GENERATION, *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     return [*weights, *(source / name for name in others if (source / name).is_file())]
 
 
@@ -51,8 +53,12 @@ def copy_checkpoint(source: Path, out: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def download(spec: Teacher) -> Path:
-    """Downloads a Hub checkpoint at its pinned commit; returns the folder. Raises BadInput if that cannot be."""
+def download(name: str, spec: Teacher) -> Path:
+    """Downloads a Hub checkpoint at its pinned commit, config.json first; returns the folder.
+
+    Raises:
+        BadInput: that cannot be, or config.json says that the checkpoint cannot be used.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -62,7 +68,11 @@ def download(spec: Teacher) -> Path:
             "branch or tag can move"
         )
     try:
+        about = read_json(Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[CONFIG])) / CONFIG)
+        refuse_other_sizes(read_anatomy(about, where=spec.hub), spec.given_sizes, where=spec.hub, name=name)
         return Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=[*DOWNLOADED, *TOKENIZER]))
+    except BadInput:
+        raise
     except GatedRepoError:
         raise BadInput(f"{spec.hub}: gated; ask its owners for access and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
@@ -104,7 +114,7 @@ def fetch_teacher(
         folder = checkpoint.shipped_folder(name)
         card = check_card(folder, spec=spec, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
     elif source == "hub":
-        folder = download(spec)
+        folder = download(name, spec)
         digests = checkpoint.check_downloads(folder) or None
     else:
         folder = Path(str(spec.folder))

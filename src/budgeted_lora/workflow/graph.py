@@ -219,6 +219,15 @@ class Graph:
         cache = self.cache_of(cell)
         return [f"{self.results}/cache/{cache.name}"] if cache else []
 
+    def calibrated(self, student: str) -> bool:
+        """Whether the layers of an untrained student are chosen on windows of the training file."""
+        recipe = self.students[student]
+        return (self.config.training.init if recipe is None else recipe.init) == "importance"
+
+    def calibration_tokens(self, student: str) -> list[str]:
+        """The training file that an untrained student's layers are chosen on; empty for other students."""
+        return [f"{self.results}/data/train.bin"] if self.calibrated(student) else []
+
     def statistics_of(self, cell: str) -> str:
         """Folder of the statistics of the untrained student that a cell starts from."""
         return f"{self.results}/students/{self.student_of(cell)}/statistics"

@@ -49,9 +49,19 @@ def student(graph: Graph, name: str) -> Options:
     """How an untrained student is cut."""
     recipe = graph.students[name]
     if recipe is None:
-        return {"init": graph.config.training.init, "depth": graph.config.student.layers, "ffn": None, "seed": 0}
-    seed = recipe.seed if recipe.init == "scratch" else 0
-    return {"init": recipe.init, "depth": recipe.student_layers, "ffn": recipe.student_ffn, "seed": seed}
+        values = {"init": graph.config.training.init, "depth": graph.config.student.layers, "ffn": None, "seed": 0}
+    else:
+        seed = recipe.seed if recipe.init == "scratch" else 0
+        values = {"init": recipe.init, "depth": recipe.student_layers, "ffn": recipe.student_ffn, "seed": seed}
+    return values | (importance(graph) if values["init"] == "importance" else {})
+
+
+def importance(graph: Graph) -> Options:
+    """What the importance of the first teacher's layers is measured on."""
+    config = graph.config
+    about = {"sequence_length": config.sequence_length, "rows": config.rows}
+    about |= {"windows": config.student.importance_windows, "batch_windows": config.training.micro_batch_windows}
+    return {"importance": about, "threads": config.threads.training}
 
 
 def statistics(graph: Graph) -> Options:
@@ -156,7 +166,9 @@ def pretrain_teacher(graph: Graph, teacher: str) -> Options:
 
 
 def cut_student(graph: Graph, name: str) -> Options:
-    return student(graph, name) | {"scale": graph.config.scale}
+    values = student(graph, name)
+    device = {"device": graph.config.device} if "importance" in values else {}
+    return values | device | {"scale": graph.config.scale}
 
 
 def measure_statistics(graph: Graph) -> Options:

@@ -38,6 +38,8 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
     refuse_idle_keys(given, row.method)
     values = scale_values(config, row.method) | given
     values["steps"] = whole_steps(config, given.get("tokens"))
+    if values["init"] != "importance":
+        values["importance_windows"] = None
     if "macs_of_budget" in given:
         values["student_layers"], values["student_ffn"] = control_shape(config, given["macs_of_budget"])
     if row.method != "kd_full":
@@ -68,6 +70,7 @@ def scale_values(config: Config, method: str) -> dict[str, Any]:
     values = {
         "teacher": config.first_teacher,
         "student_layers": config.student.layers,
+        "importance_windows": config.student.importance_windows,
         "sequence_length": config.sequence_length,
         "rows": config.rows,
         **dict(config.training),
@@ -152,7 +155,7 @@ def differences(config: Config, values: Recipe) -> dict[str, Any]:
 
 def as_row(values: Recipe) -> dict[str, Any]:
     """A recipe under the names of a row, with every key given; a control's shape is under the recipe's own names."""
-    derived = {"steps", "rank_step", "schedule_start", "schedule_end", "statistics_windows"}
+    derived = {"steps", "rank_step", "schedule_start", "schedule_end", "statistics_windows", "importance_windows"}
     row = values.model_dump(mode="json", exclude=derived) | {"tokens": values.tokens}
     if values.method == "kd_full":
         return row
