@@ -29,6 +29,7 @@ PLAN = {
     "models": ["errors", "files", "config", "method"],
     "training": ["errors", "files", "config", "method", "beyond", "data"],
     "evaluation": ["errors", "method", "data", "models"],
+    "serving": ["errors", "files", "config", "models"],
     "reporting": ["errors", "files", "config"],
     "workflow": ["errors", "files", "config", "method", "data.readers", "reporting.contents", "reporting.standing"],
     "stages": [
@@ -38,7 +39,7 @@ PLAN = {
     "planning": ["errors", "files", "config", "method", "data", "models", "training", "reporting.contents", "workflow"],
     "commands": [
         *["errors", "files", "provenance", "config", "method", "training.state", "reporting", "workflow", "stages"],
-        "planning",
+        *["planning", "serving"],
     ],
 }
 LOOSE = {"errors", "files", "provenance"}  # modules beside the packages

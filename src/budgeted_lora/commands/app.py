@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from budgeted_lora import __version__, provenance
 from budgeted_lora.commands import show_costs, show_status
-from budgeted_lora.commands.archive import export_archive, import_archive
+from budgeted_lora.commands.archive import import_archive
+from budgeted_lora.commands.options import ConfigFolder, Overrides, ScaleName, graph_of
 from budgeted_lora.commands.plan import costs_of, refuse_ignored, structures_of_shape
 from budgeted_lora.commands.prune import leftovers, remove
 from budgeted_lora.commands.show_structures import render_plan
 from budgeted_lora.commands.status import Inspector, cell_named
+from budgeted_lora.commands.students import students
 from budgeted_lora.commands.text import size
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
@@ -24,18 +25,11 @@ from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.planning.doctor import examine
 from budgeted_lora.planning.findings import troubles
 from budgeted_lora.stages.dispatch import run_stage
-from budgeted_lora.workflow.graph import Graph, load_graph
 from budgeted_lora.workflow.runs import resume_run
 from budgeted_lora.workflow.targets import limited
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-ScaleName = Annotated[str, typer.Option("--scale", help="Name of a scale file in config/, without its ending.")]
-ConfigFolder = Annotated[Path, typer.Option("--config-folder", help="Folder of the scale files.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--config", metavar="KEY=VALUE", help="Replace a key, as by snakemake --config; repeatable."),
-]
+app.add_typer(students)
 
 
 def print_version(requested: bool) -> None:
@@ -248,22 +242,6 @@ def prune(
     typer.echo(f"{size(remove(graph, unused))} removed")
 
 
-@app.command("export")
-def export_results(
-    archive: Annotated[Path, typer.Argument(help="File to write; ends in .tar.zst or .tar.gz.")],
-    scale: Annotated[str, typer.Option("--scale", help="Name of the scale.")] = "mini",
-    with_cache: Annotated[bool, typer.Option("--with-cache", help="Also the teachers' cached hidden states.")] = False,
-) -> None:
-    """Pack results and reports of a scale, with Snakemake's records of them, into one file for another checkout.
-
-    Training states and, without --with-cache, the teachers' caches are left out.
-    """
-    done = export_archive(archive, scale=scale, with_cache=with_cache)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
-    typer.echo(f"{archive}: {done.files} files, {size(done.bytes)}, of scale {scale}")
-
-
 @app.command("import")
 def import_results(
     archive: Annotated[Path, typer.Argument(help="A file that `budgeted-lora export` wrote.")],
@@ -275,22 +253,6 @@ def import_results(
     """
     done = import_archive(archive, force=force)
     typer.echo(f"results/{done.scale}: {done.files} files, {size(done.bytes)}; `budgeted-lora cells` checks them")
-
-
-def graph_of(scale: str, config_folder: Path, config: list[str] | None) -> Graph:
-    """The jobs of a scale, with keys replaced as by `snakemake --config`."""
-    values = {}
-    for word in config or []:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise BadInput(f"--config {word!r}: expected KEY=VALUE")
-        if key == "scale":
-            raise BadInput(f"--config {word}: this command takes the scale as --scale {text}")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise BadInput(f"--config {word!r}: its value is not YAML") from None
-    return load_graph(config_folder / f"{scale}.yaml", values)
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,1 @@
+"""Students out: folders that load without this package, and what is done with them."""

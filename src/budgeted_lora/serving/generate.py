@@ -1,0 +1,108 @@
+"""Continues a prompt with a teacher, a student or an exported folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.models.device import choose_device
+from budgeted_lora.models.load import load_model, quietly
+
+PLACES = ("model", "compressed/default/model")  # of the model, in the folder of a teacher or student, or of a cell
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the most likely one at temperature 0, else a random one."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def options(self) -> dict[str, object]:
+        """Arguments of transformers' `generate`; settings of the folder's own that concern sampling are replaced."""
+        if self.temperature == 0:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder that holds config.json: the one named, or the model within that of a teacher, student or cell.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for place in (folder, *(folder / name for name in PLACES)):
+        if (place / "config.json").is_file():
+            return place
+    raise BadInput(f"{folder}: no config.json, nor in {' or '.join(PLACES)} below it; expected a model folder")
+
+
+def generate(
+    folder: Path,
+    prompt: str,
+    *,
+    tokens: int,
+    chat: bool = False,
+    sampling: Sampling | None = None,
+    device: str = "auto",
+) -> str:
+    """The text that follows a prompt.
+
+    Args:
+        folder: see `model_folder`; no code in it is run, since our own class reads factors too.
+        tokens: most new tokens; an end token stops earlier.
+        chat: put the prompt through the chat template as a user's message.
+        sampling: greedy when None.
+
+    Raises:
+        BadInput: no model, no tokenizer or one of another model, no chat template where one is asked for, an empty
+            prompt, or one that fills the model's context.
+    """
+    place = model_folder(folder)
+    tokenizer = open_tokenizer(place)
+    ids = prompt_ids(tokenizer, prompt, chat=chat, where=place)
+    model = load_model(place, dtype=None).to(choose_device(device))
+    if max(ids) >= model.config.vocab_size:
+        raise BadInput(
+            f"{place}: its tokenizer gives token {max(ids)}, but the model's vocabulary has {model.config.vocab_size}"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context and len(ids) >= context:
+        raise BadInput(f"{place}: the prompt has {len(ids)} tokens, and the model's context is {context}")
+    most = min(tokens, context - len(ids)) if context else tokens
+    sampling = sampling or Sampling()
+    batch = torch.tensor([ids], device=model.device)
+    with torch.random.fork_rng(), quietly():
+        torch.manual_seed(sampling.seed)
+        made = model.generate(
+            batch, attention_mask=torch.ones_like(batch), max_new_tokens=most, pad_token_id=0, **sampling.options()
+        )
+    return tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+
+
+def open_tokenizer(place: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises BadInput if it has none or a damaged one."""
+    if not (place / "tokenizer.json").is_file():
+        raise BadInput(f"{place}: no tokenizer.json; expected a fast tokenizer beside the weights")
+    try:
+        with quietly():
+            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many types
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{place}: its tokenizer cannot be opened ({type(error).__name__}: {reason})") from None
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool, where: Path) -> list[int]:
+    """Token ids of a prompt. Raises BadInput if there are none, or no chat template where one is asked for."""
+    if chat:
+        if not tokenizer.chat_template:
+            raise BadInput(f"{where}: its tokenizer has no chat template; leave out --chat")
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, add_special_tokens=not chat).input_ids
+    if not ids:
+        raise BadInput("the prompt has no token; expected some text")
+    return ids

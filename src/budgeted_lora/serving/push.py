@@ -1,0 +1,45 @@
+"""Uploads an exported folder to the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from budgeted_lora.errors import BadInput
+
+NEEDED = ("config.json", "tokenizer.json", "README.md")
+UPLOADED = ("*.json", "*.safetensors", "*.py", "*.jinja", "*.model", "*.txt", "README.md")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
+    """Creates the model repository if it is not there, and uploads the folder in one commit; returns its address.
+
+    Args:
+        folder: as `export` writes it; other kinds of files in it stay here.
+        repo: owner/name.
+        private: visibility of a new repository; one that is there keeps its own.
+
+    Raises:
+        BadInput: not an exported folder, a malformed name, no login, no right to write, or no network.
+    """
+    from huggingface_hub import HfApi, constants
+
+    absent = [name for name in NEEDED if not (folder / name).is_file()]
+    if absent or not list(folder.glob("*.safetensors")):
+        raise BadInput(f"{folder}: no {absent[0] if absent else '.safetensors file'}; expected an exported folder")
+    if not NAME.fullmatch(repo):
+        raise BadInput(f"{repo!r}: expected OWNER/NAME of a repository on the Hub")
+    if constants.HF_HUB_OFFLINE:
+        raise BadInput(f"{repo}: HF_HUB_OFFLINE forbids the network; unset it to upload")
+    try:
+        hub = HfApi()
+        hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        done = hub.upload_folder(
+            folder_path=folder, repo_id=repo, repo_type="model", allow_patterns=list(UPLOADED),
+            commit_message="Upload a student exported by budgeted-lora",
+        )  # fmt: skip
+    except Exception as error:  # the Hub's and the HTTP library's errors have many types
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        advice = "; log in with `hf auth login`, or check who may write there" if status in (401, 403) else ""
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{repo}: cannot be uploaded ({type(error).__name__}: {reason}){advice}") from None
+    return str(done.commit_url)

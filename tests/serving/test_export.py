@@ -1,0 +1,181 @@
+"""Exported folders, used in a process where this package cannot be imported, and what is refused."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.exported import IDS, MIXED, student, student_folder, used_outside
+from fixtures.tiny_decoder import tiny
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from budgeted_lora.errors import BadInput
+from budgeted_lora.models.load import load_model
+from budgeted_lora.serving.export import expanded, export_model
+
+EXPORTS = {"factors": {"dtype": "float32"}, "dense": {"dtype": "float32", "dense": True}, "stock": {}}
+TOLERANCE = 1e-4  # of the largest logit, float32: another order of the same sums
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources `mixed` and `plain`, the exports of `EXPORTS`, and `half`, in the default dtype."""
+    root = tmp_path_factory.mktemp("exported")
+    mixed, plain = student_folder(root / "mixed", student(MIXED)), student_folder(root / "plain", tiny(layers=2))
+    for name, options in (EXPORTS | {"half": {}}).items():
+        (root / name).mkdir()
+        export_model(plain if name == "stock" else mixed, root / name, **options)
+    return root
+
+
+@pytest.fixture(scope="module")
+def ours(folders: Path) -> dict[str, PreTrainedModel]:
+    mixed, plain = load_model(folders / "mixed"), load_model(folders / "plain")
+    with torch.no_grad():
+        for weight in plain.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
+    return {"factors": mixed, "dense": mixed, "stock": plain}
+
+
+@pytest.fixture(scope="module")
+def outside(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What a process without this package says of each folder."""
+    scratch = tmp_path_factory.mktemp("outside") / "scratch"
+    facts = used_outside([folders / name for name in EXPORTS], scratch)
+    logits = {name: load_file(scratch / f"{name}.safetensors")["logits"] for name in EXPORTS}
+    return {name: facts[name] | {"logits": logits[name]} for name in EXPORTS}
+
+
+each = pytest.mark.parametrize("name", EXPORTS)
+
+
+@each
+def test_logits_are_ours(name: str, ours: dict, outside: dict) -> None:
+    with torch.no_grad():
+        expected = ours[name](IDS).logits
+    if name == "dense":
+        assert (outside[name]["logits"] - expected).abs().max() < TOLERANCE * expected.abs().max()
+    else:
+        assert torch.equal(outside[name]["logits"], expected)
+
+
+@each
+def test_nothing_of_ours_is_imported_and_every_weight_is_read(name: str, outside: dict) -> None:
+    assert outside[name]["ours"] == []
+    assert not any(outside[name]["loading"].values())
+
+
+def test_classes(outside: dict) -> None:
+    assert outside["factors"]["classes"] == ["BudgetedMistralConfig", "BudgetedMistralForCausalLM"]
+    assert outside["factors"]["base_class"] == "BudgetedMistralModel"
+    for name in ("dense", "stock"):
+        assert outside[name]["classes"] == ["MistralConfig", "MistralForCausalLM"]
+
+
+def test_every_pattern_of_factors_is_a_class_of_its_own(outside: dict) -> None:
+    """A server that looks at one layer of a class then knows all of them."""
+    assert outside["factors"]["kinds"] == [
+        *("MistralAttention_k_q", "MistralMLP_down"),
+        *("MistralAttention", "MistralMLP"),
+        *("MistralAttention_o", "MistralMLP_gate_up"),
+    ]
+
+
+@each
+def test_generation_with_a_cache_is_that_without(name: str, outside: dict) -> None:
+    facts = outside[name]
+    assert facts["generated"] == facts["generated_without_cache"]
+    assert len({tuple(row) for row in facts["generated"]}) == len(IDS)
+
+
+@each
+def test_saved_again_it_is_the_same_folder(name: str, outside: dict, folders: Path) -> None:
+    facts = outside[name]
+    config = json.loads((folders / name / "config.json").read_text())
+    assert facts["again"]
+    assert facts["again_auto_map"] == config.get("auto_map")
+    assert ("modeling_budgeted.py" in facts["again_files"]) == (name == "factors")
+
+
+@each
+def test_base_model_eager_attention_and_dtype(name: str, outside: dict) -> None:
+    facts = outside[name]
+    largest = facts["logits"].abs().max().item()
+    assert facts["base"]
+    assert facts["eager_difference"] < TOLERANCE * largest
+    assert facts["dtype"] == ("torch.bfloat16" if name == "stock" else "torch.float32")
+    assert facts["moved_dtypes"] == ["torch.bfloat16"]
+    assert 0 < facts["moved_difference"] < 0.1 * largest
+
+
+@each
+def test_padding_on_the_left_changes_nothing(name: str, outside: dict) -> None:
+    assert outside[name]["padded"] == outside[name]["alone"]
+
+
+@each
+def test_pipeline_writes_what_generate_writes(name: str, outside: dict) -> None:
+    assert outside[name]["written"].split() == outside[name]["written_expected"].split() != []
+
+
+@each
+def test_perplexity_of_an_independent_script(name: str, ours: dict, outside: dict) -> None:
+    logits = ours[name](IDS[:, :-1]).logits.detach().double().log_softmax(dim=-1)
+    expected = math.exp(-logits.gather(-1, IDS[:, 1:, None]).mean())
+    assert outside[name]["perplexity"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_default_is_bfloat16_with_our_own_class_still_reading_it(folders: Path) -> None:
+    again, source = load_model(folders / "half", dtype=None), load_model(folders / "mixed")
+    assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
+    state = source.state_dict()
+    assert again.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name].to(torch.bfloat16)) for name, value in again.state_dict().items())
+
+
+def test_expansion_is_the_product(folders: Path) -> None:
+    source = load_model(folders / "mixed")
+    weights = expanded(source, family="mistral").state_dict()
+    for name in MIXED:
+        layer = source.get_submodule(name)
+        product = layer.up.weight.double() @ layer.down.weight.double()
+        assert torch.allclose(weights[f"{name}.weight"].double(), product, rtol=1e-6, atol=1e-7)
+
+
+def test_generation_settings_are_kept_as_they_are(tmp_path: Path) -> None:
+    source = student_folder(tmp_path / "source", tiny(layers=1))
+    (source / "generation_config.json").write_text('{"eos_token_id": [0, 3], "temperature": 0.6}')
+    (tmp_path / "out").mkdir()
+    export_model(source, tmp_path / "out")
+    kept = (tmp_path / "out" / "generation_config.json").read_text()
+    assert kept == (source / "generation_config.json").read_text()
+
+
+def test_factors_have_no_sizes_of_a_dense_layer(folders: Path) -> None:
+    """vLLM takes a module with `in_features` for a linear layer it may merge with its neighbours."""
+    code = (folders / "factors" / "modeling_budgeted.py").read_text()
+    assert not re.search(r"self\.(in|out)_features", code)
+    assert "budgeted_lora" not in code
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": "int8"}, "dtype is 'int8'; expected bfloat16, float16, float32"),
+        ({"dense": True}, "no projection has factors"),
+    ],
+)
+def test_refusals(tmp_path: Path, folders: Path, change: dict, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        export_model(folders / "plain", tmp_path, **change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, folders: Path) -> None:
+    source = student_folder(tmp_path / "source", tiny(layers=1))
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(BadInput, match=r"no tokenizer\.json"):
+        export_model(source, tmp_path)
