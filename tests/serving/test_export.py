@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.exported import IDS, MIXED, student, student_folder, used_outside
+from fixtures.families import FAMILIES, write_checkpoint
 from fixtures.tiny_decoder import tiny
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.load import load_model
+from budgeted_lora.models.compressed import untrained
+from budgeted_lora.models.load import load_model, save_model, tied_names
 from budgeted_lora.serving.export import expanded, export_model
 
 EXPORTS = {"factors": {"dtype": "float32"}, "dense": {"dtype": "float32", "dense": True}, "stock": {}}
+HALF = {
+    f"model.layers.{i}.{name}_proj": 3 for i in range(6) for name in ("self_attn.q", "self_attn.o", "mlp.up")[i % 2 :]
+}
 TOLERANCE = 1e-4  # of the largest logit, float32: another order of the same sums
 
 
@@ -28,6 +33,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in (EXPORTS | {"half": {}}).items():
         (root / name).mkdir()
         export_model(plain if name == "stock" else mixed, root / name, **options)
+    generator = torch.Generator().manual_seed(2)
+    for family in FAMILIES:
+        source = write_checkpoint(root / "sources" / family, family)
+        model = untrained(load_model(source), HALF)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(mean=float(weight.ndim == 1), std=0.3, generator=generator)
+        save_model(model, source)
+        (root / family).mkdir()
+        export_model(source, root / family, dtype="float32")
     return root
 
 
@@ -44,9 +59,21 @@ def ours(folders: Path) -> dict[str, PreTrainedModel]:
 def outside(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """What a process without this package says of each folder."""
     scratch = tmp_path_factory.mktemp("outside") / "scratch"
-    facts = used_outside([folders / name for name in EXPORTS], scratch)
-    logits = {name: load_file(scratch / f"{name}.safetensors")["logits"] for name in EXPORTS}
-    return {name: facts[name] | {"logits": logits[name]} for name in EXPORTS}
+    facts = used_outside([folders / name for name in EXPORTS], [folders / name for name in FAMILIES], scratch)
+    return {
+        name: about | {"logits": load_file(scratch / f"{name}.safetensors")["logits"]} for name, about in facts.items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_with_factors_runs_alone(family: str, folders: Path, outside: dict) -> None:
+    facts, model = outside[family], load_model(folders / "sources" / family)
+    with torch.no_grad():
+        assert torch.equal(facts["logits"], model(IDS).logits)
+    assert facts["generated"] == facts["generated_without_cache"]
+    assert not any(facts["loading"].values())
+    assert facts["class"] == type(model).__name__.replace("Compressed", "Budgeted")
+    assert facts["tied"] == bool(tied_names(model))
 
 
 each = pytest.mark.parametrize("name", EXPORTS)

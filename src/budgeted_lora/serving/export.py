@@ -5,7 +5,6 @@ family's own classes, which `AutoModelForCausalLM.from_pretrained(folder, trust_
 dense weights it is of the family's own class again, at the cost of the dense model.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,17 +17,12 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPP
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_json, write_text
-from budgeted_lora.models.compressed import FactorizedLinear
+from budgeted_lora.models.checkpoint import copy_generation, copy_tokenizer
+from budgeted_lora.models.compressed import PREFIX, FactorizedLinear
 from budgeted_lora.models.load import load_model, quietly
 
 CODE = "modeling_budgeted"  # name of the modelling file, without its ending
-PREFIX = "budgeted_"  # before the family's model type, if a student has factors
-GENERATION = "generation_config.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja"),
-)
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,6 @@ def export_model(source: Path, folder: Path, *, dtype: str = "bfloat16", dense: 
     family = model.config.model_type.removeprefix(PREFIX)
     model = (expanded(model, family=family) if dense else model).to(DTYPES[dtype])
     save(model, source, folder)
-    copy_tokenizer(source, folder)
     exported = Exported(family, ranks, dense, sum(weight.numel() for weight in model.parameters()), dtype)
     if exported.remote_code:
         write_code(folder, exported)
@@ -84,12 +77,13 @@ def export_model(source: Path, folder: Path, *, dtype: str = "bfloat16", dense: 
 
 
 def save(model: PreTrainedModel, source: Path, folder: Path) -> None:
-    """Writes configuration, weights and generation settings; those of the source as they are, else from the config."""
+    """Writes configuration, weights, tokenizer and generation settings, which the source may leave to the config."""
     model.generation_config = GenerationConfig.from_model_config(model.config)
     with quietly():
         model.save_pretrained(folder)
-    if (source / GENERATION).is_file():
-        shutil.copyfile(source / GENERATION, folder / GENERATION)
+    copy_generation(source, folder)
+    copy_tokenizer(source, folder)
+    name_tokenizer_class(folder)
 
 
 def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
@@ -134,19 +128,11 @@ def write_code(folder: Path, exported: Exported) -> None:
     write_json(folder / "config.json", values)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the tokenizer and its chat template; names a class for it where the settings name none.
+def name_tokenizer_class(folder: Path) -> None:
+    """Names a class in the tokenizer's settings if there is none.
 
-    Without a class `AutoTokenizer` goes by the model type, which only the modelling file knows.
-
-    Raises:
-        BadInput: no tokenizer.json.
+    Without it `AutoTokenizer` goes by the model type, which transformers does not know for a student with factors.
     """
-    if not (source / "tokenizer.json").is_file():
-        raise BadInput(f"{source}: no tokenizer.json; expected a fast tokenizer beside the weights")
-    for name in TOKENIZER:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
     path = folder / "tokenizer_config.json"
     values = read_json(path, expected="the tokenizer's settings") if path.is_file() else {}
     write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"} | values)
