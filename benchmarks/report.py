@@ -1,6 +1,6 @@
-"""From lines to JSON, a Markdown table and a figure; and the table in README.md.
+"""From lines to JSON, a Markdown table and a figure; and the table in docs/speed.md.
 
-python -m benchmarks.report [NAME]      draws results/NAME.json again, and puts it into README.md
+python -m benchmarks.report [NAME]      draws results/NAME.json again, and puts it into docs/speed.md
 """
 
 import json
@@ -119,8 +119,8 @@ def draw_again(path: Path) -> None:
     draw(result["lines"], path.with_suffix(".svg"))
 
 
-def readme_table(result: dict[str, Any]) -> str:
-    """README's table: lines that have a goal, with all threads, without their notes."""
+def goals_table(result: dict[str, Any]) -> str:
+    """The table of docs/speed.md: lines that have a goal, with all threads, without their notes."""
     most = max((line.threads for line in result["lines"]), default=1)
     lines = [line for line in result["lines"] if line.at_least is not None and line.threads == most]
     kept = [0, 1, 2, 4, 5, 6, 7, 8]
@@ -128,15 +128,15 @@ def readme_table(result: dict[str, Any]) -> str:
     return "\n".join([machine_words(result["machine"]), "", *markdown([HEADS[place] for place in kept], rows)])
 
 
-def refresh_readme(path: Path) -> None:
+def refresh_docs(path: Path) -> None:
     from tools.readme import replaced
 
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(replaced(text, "speed", readme_table(read(path))), encoding="utf-8")
+    docs = ROOT / "docs" / "speed.md"
+    text = docs.read_text(encoding="utf-8")
+    docs.write_text(replaced(text, "speed", goals_table(read(path))), encoding="utf-8")
 
 
 if __name__ == "__main__":
     named = RESULTS / f"{sys.argv[1] if len(sys.argv) > 1 else 'cpu-2c'}.json"
     draw_again(named)
-    refresh_readme(named)
+    refresh_docs(named)

@@ -1,4 +1,4 @@
-"""Maintainers' tool: puts the numbers of a real run of the default scale into README.md, between its markers.
+"""Maintainers' tool: puts the numbers of a real run of the default scale into README.md and docs/results.md.
 
 python tools/readme.py
 """
@@ -35,7 +35,7 @@ def replaced(page: str, name: str, text: str) -> str:
     """
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise BadInput(f"README.md: expected one pair of markers <!-- begin {name} --> and <!-- end {name} -->")
+        raise BadInput(f"expected one pair of markers <!-- begin {name} --> and <!-- end {name} -->")
     return pattern.sub(lambda found: found[1] + text.strip() + "\n" + found[2], page)
 
 
@@ -74,15 +74,25 @@ def of_committed_code(name: str, table: str) -> str:
     return table
 
 
-def refresh(page: str, *, results: Path, reports: Path) -> str:
-    """README.md with the tables of a run: students, teachers and reference rows, and what each stage cost."""
+def refresh(pages: dict[str, str], *, results: Path, reports: Path) -> dict[str, str]:
+    """The pages by name with the tables of a run: students; teachers and reference rows, and what each stage cost."""
     names = ("table1", "table2", "reference")
     tables = {name: of_committed_code(name, (reports / "tables" / f"{name}.md").read_text()) for name in names}
-    page = replaced(page, "students", columns(tables["table2"], SHOWN))
-    page = replaced(page, "teachers", columns(tables["table1"]) + "\n\n" + columns(tables["reference"]))
-    return replaced(page, "costs", costs(results / "benchmarks"))
+    details = replaced(
+        pages["docs/results.md"], "teachers", columns(tables["table1"]) + "\n\n" + columns(tables["reference"])
+    )
+    return {
+        "README.md": replaced(pages["README.md"], "students", columns(tables["table2"], SHOWN)),
+        "docs/results.md": replaced(details, "costs", costs(results / "benchmarks")),
+    }
+
+
+def read_pages(root: Path) -> dict[str, str]:
+    """The pages by their path below the repository."""
+    return {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")}
 
 
 if __name__ == "__main__":
-    readme = Path("README.md")
-    readme.write_text(refresh(readme.read_text(), results=Path("results/mini"), reports=Path("reports/mini")))
+    made = refresh(read_pages(Path()), results=Path("results/mini"), reports=Path("reports/mini"))
+    for name, text in made.items():
+        Path(name).write_text(text, encoding="utf-8")

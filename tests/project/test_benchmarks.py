@@ -94,10 +94,10 @@ def test_a_line_behind_its_peer_is_printed_as_such() -> None:
     assert "**BEHIND ITS PEER**" in report.page(result(line(0.9, peer=True)))
 
 
-def test_the_readme_has_a_place_for_the_table() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_speed_has_a_place_for_the_table() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     assert re.search(r"<!-- begin speed -->\n.*<!-- end speed -->", page, re.DOTALL)
-    shown = report.readme_table(result(line(1.5, goal=Goal(at_least=1.4, aim=1.6)), line(1.1)))
+    shown = report.goals_table(result(line(1.5, goal=Goal(at_least=1.4, aim=1.6)), line(1.1)))
     assert "1.50x" in shown
     assert "1.10x" not in shown
 

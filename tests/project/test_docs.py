@@ -77,9 +77,9 @@ def test_tests_exist(page: str) -> None:
     assert missing == []
 
 
-def test_tree_of_the_readme_is_the_packages() -> None:
+def test_tree_of_the_map_is_the_packages() -> None:
     """Every package stands in the tree, with all files of `method/`, and what the tree names exists."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
     tree = re.search(r"^```\n(Snakefile.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
     named, folders = set(), [ROOT]
     for line in tree.splitlines():

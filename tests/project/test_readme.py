@@ -6,7 +6,7 @@ import pytest
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.texts import texts
-from tools.readme import columns, costs, refresh, replaced
+from tools.readme import columns, costs, read_pages, refresh, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = "s\th:m:s\tmax_rss\n{}\t0:00:10\t{}\n"
@@ -32,10 +32,11 @@ def test_the_readme_has_the_markers_and_keeps_the_rest(tmp_path: Path) -> None:
     for name in ("table1", "table2", "reference"):
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / f"{name}.md").write_text(f"| Method | {name} |\n|---|---|\n| a | b |\n")
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    made = refresh(page, results=tmp_path, reports=tmp_path)
-    assert "| Method | table1 |" in made
-    assert made.splitlines()[:10] == page.splitlines()[:10]
+    pages = read_pages(ROOT)
+    made = refresh(pages, results=tmp_path, reports=tmp_path)
+    assert "| Method | table1 |" in made["docs/results.md"]
+    assert "| Method |\n" in made["README.md"]  # of the columns shown, the made-up table has this one alone
+    assert all(made[name].splitlines()[:5] == page.splitlines()[:5] for name, page in pages.items())
     assert refresh(made, results=tmp_path, reports=tmp_path) == made
 
 
@@ -45,9 +46,8 @@ def test_results_of_uncommitted_code_are_refused(tmp_path: Path) -> None:
     for name in ("table1", "table2", "reference"):
         text = f"| Method | {name} |\n|---|---|\n| a | b |\n" + (note if name == "table2" else "")
         (tmp_path / "tables" / f"{name}.md").write_text(text)
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
     with pytest.raises(BadInput, match=r"table2: Uncommitted code made results of 2 .*kd-full_1B"):
-        refresh(page, results=tmp_path, reports=tmp_path)
+        refresh(read_pages(ROOT), results=tmp_path, reports=tmp_path)
 
 
 def test_a_page_without_markers_is_refused() -> None:
