@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from fixtures.families import FAMILIES, random_model, raw_config
@@ -187,6 +188,65 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_job(
         load_config(path)
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub_scale(folder: Path, **entry: object) -> Path:
+    path = scale_file(folder, about=None)
+    values = yaml.safe_load(path.read_text())
+    values |= {"teachers": "hub", "teacher_ladder": {"A": {"hub": "owner/name", "revision": COMMIT} | entry}}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_sizes_of_a_checkpoint_on_the_hub_come_from_its_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("qwen2")))
+    asked = []
+
+    def download(**about: str) -> str:
+        asked.append(about)
+        return str(tmp_path / "config.json")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **_: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    teacher = load_config(hub_scale(tmp_path)).teacher_ladder["A"]
+    assert teacher.anatomy.biased == ("q", "k", "v")
+    assert asked == [{"repo_id": "owner/name", "filename": "config.json", "revision": COMMIT}]
+
+
+def test_the_hub_is_not_asked_where_sizes_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **_: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: pytest.fail("asked the Hub"))
+    sizes = {"layers": 6, "hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2}
+    assert load_config(hub_scale(tmp_path, **sizes)).teacher_ladder["A"].shape == sizes
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({}, "config.json of owner/name at 0123456789abcdef0123456789abcdef01234567 cannot be read (no route to host)"),
+        (
+            {"revision": None},
+            "teacher_ladder.A.revision must be a commit's 40 hex digits, since its sizes are read there",
+        ),
+    ],
+)
+def test_a_hub_that_cannot_say_sizes_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], expected: str
+) -> None:
+    def fail(**_: str) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **_: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(BadInput) as caught:
+        load_config(hub_scale(tmp_path, **entry))
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

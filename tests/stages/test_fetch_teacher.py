@@ -383,6 +383,14 @@ def test_a_model_without_a_head_is_refused(checkpoint: Path, tmp_path: Path) -> 
     assert "no lm_head.weight; its output layer is not the embedding matrix (tie_word_embeddings); expected" in message
 
 
+def test_weights_stored_as_whole_numbers_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].to(torch.int8)}, checkpoint / "model.safetensors")
+    message = refusal(tmp_path, folder=str(checkpoint))
+    assert message.endswith(f"model.safetensors: {name} is stored as I8, expected one of BF16, F16, F32, F64")
+
+
 def test_a_configuration_that_its_weights_belie_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     about = read_json(checkpoint / "config.json")
     write_json(checkpoint / "config.json", about | {"vocab_size": 60})

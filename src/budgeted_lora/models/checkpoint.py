@@ -23,6 +23,7 @@ TOKENIZER = (
 GENERATION = "generation_config.json"
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LISTED = 3  # names of tensors in one line
+PLAIN = ("BF16", "F16", "F32", "F64")  # types of weights that are not quantised
 LARGEST_HEADER = 100_000_000  # the format's own limit
 Shapes = dict[str, list[int]]
 
@@ -79,7 +80,7 @@ def header(file: Path) -> Shapes:
     """Shapes from the header of a safetensors file.
 
     Raises:
-        BadInput: not a safetensors file, or its size differs from that of the header.
+        BadInput: not a safetensors file, its size differs from that of the header, or its weights are quantised.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -91,10 +92,14 @@ def header(file: Path) -> Shapes:
             entries.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
             shapes = {name: list(entry["shape"]) for name, entry in entries.items()}
+            other = {name: str(entry["dtype"]) for name, entry in entries.items() if entry["dtype"] not in PLAIN}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file") from None
     if size != 8 + length + end:
         raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")
+    for name in other:
+        if name.endswith((".weight", ".bias")):
+            raise BadInput(f"{file}: {name} is stored as {other[name]}, expected one of {', '.join(PLAIN)}")
     return shapes
 
 

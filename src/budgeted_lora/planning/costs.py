@@ -6,6 +6,7 @@ the time on one, divided by their number and an assumed efficiency; device memor
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,13 +115,13 @@ def vocabulary(graph: Graph) -> tuple[int, str]:
     if config.teachers in ("shipped", "pretrain"):
         return config.tokenizer.vocab_size, "tokenizer.vocab_size"
     first = config.first_teacher
-    local = config.teacher_ladder[first].folder if config.teachers == "folder" else None
-    for folder in (Path(graph.results) / "teachers" / first / "model", Path(local) if local else None):
-        if folder is not None and (folder / "config.json").is_file():
-            try:
-                return int(read_json(folder / "config.json")["vocab_size"]), str(folder / "config.json")
-            except (BadInput, KeyError, TypeError, ValueError):
-                continue  # the stage that reads it reports what is wrong
+    said = config.teacher_ladder[first].anatomy.vocab_size
+    if said is not None:
+        return said, f"config.json of {first}"
+    fetched = Path(graph.results) / "teachers" / first / "model" / "config.json"
+    if fetched.is_file():
+        with suppress(BadInput, KeyError, TypeError, ValueError):  # the stage that reads it reports what is wrong
+            return int(read_json(fetched)["vocab_size"]), str(fetched)
     return ASSUMED_VOCABULARY, "assumed, no checkpoint is here yet"
 
 
