@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
+from budgeted_lora.data.token_bytes import TokenBytes
 from budgeted_lora.data.tokens import TokenFile, Windows, write_tokens
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import perplexity as module
-from budgeted_lora.evaluation.perplexity import perplexity, summarise
+from budgeted_lora.evaluation.perplexity import bits_per_byte, perplexity, scored_bytes, summarise
 
 VOCABULARY, LENGTH = 61, 16
 
@@ -85,6 +86,32 @@ def test_document_rows_score_no_padding(model, token_file):
     assert result.value == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(result.window_nll, sums, rtol=1e-5)
     assert result.window_count.tolist() == [len(document) - 1 for document in scored]
+
+
+SIZES = TokenBytes(np.arange(VOCABULARY) % 7, added=1, end_id=0)  # token 0 ends documents and has no bytes
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+@pytest.mark.parametrize("tokens", [None, 70])
+def test_bits_per_byte_match_a_float64_reference(model, token_file, packing, tokens):
+    """Token by token over every window, each scored token with its own bytes, in plain Python."""
+    flat, offsets = token_file.tokens.tolist(), token_file.offsets.tolist()
+    pieces = [(start, start + LENGTH) for start in range(0, len(flat) - LENGTH + 1, LENGTH)]
+    if packing == "document":
+        pieces = [(start, min(end, start + LENGTH)) for start, end in itertools.pairwise(offsets)]
+    if tokens:
+        pieces = [piece for piece in pieces if sum(b - a for a, b in pieces if b <= piece[1]) <= tokens]
+    pieces = [piece for piece in pieces if piece[1] - piece[0] > 1]
+    starts = {start for start, end in itertools.pairwise(offsets) if end - start > 1}
+    size = sum(flat[i] % 7 - (i in starts) for a, b in pieces for i in range(a + 1, b))
+    _, sums = reference(model, [flat[a:b] for a, b in pieces])
+
+    amounts = {"token_limit": tokens, "batch_windows": 3}
+    counted = scored_bytes(Windows(token_file, LENGTH, packing), SIZES, **amounts)
+    assert counted == size
+    nats = float(run(model, token_file, packing=packing, tokens=tokens).window_nll.sum())
+    assert bits_per_byte(nats, size=counted) == pytest.approx(sum(sums) / math.log(2) / size, rel=1e-5)
+    assert bits_per_byte(nats, size=0) is None
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])

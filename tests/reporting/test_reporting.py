@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fixtures.made_table import made_table
-from fixtures.synthetic_results import TEACHERS, write_results
+from fixtures.synthetic_results import BYTES_PER_TOKEN, TEACHERS, write_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -160,6 +160,7 @@ def test_table2_has_the_contract_columns_and_the_published_counts(report: Path) 
         "param_reduction_pct", "param_reduction_pct_published",
         "measured_module_speedup", "measured_prefill_speedup", "measured_decode_speedup", "measured_train_time",
         "ppl_0.13B_sd", "ppl_0.13B_seeds", "ppl_0.5B_sd", "ppl_0.5B_seeds", "ppl_1B_sd", "ppl_1B_seeds",
+        "bits_per_byte_0.13B", "bits_per_byte_0.5B", "bits_per_byte_1B",
     ]  # fmt: skip
     assert list(zip(table["method"], table["budget"], strict=True)) == [
         ("kd_full", ""), ("kd_lora", ""), ("budgeted_lora", "0.4"), ("budgeted_lora", "0.0")
@@ -264,6 +265,11 @@ def test_reference_rows(report: Path) -> None:
     table = pd.read_csv(report / "tables" / "reference.csv")
     # A scored scratch student lies there too, but no cell of a main table starts from it.
     assert list(table["row"]) == ["0.13B itself", "untrained student, mixed"]
+    for path in ("reference", "table1"):
+        scored = pd.read_csv(report / "tables" / f"{path}.csv")
+        expected = np.log2(scored["ppl"]) / BYTES_PER_TOKEN
+        np.testing.assert_allclose(scored["bits_per_byte"], expected, rtol=1e-6)
+        assert "Bits per byte" in (report / "tables" / f"{path}.md").read_text()
 
 
 def test_published_csv_is_the_reference() -> None:

@@ -70,6 +70,9 @@ def test_the_stage_writes_scores_windows_and_examples(folder, tmp_path):
     assert scores["tokens"] == windows["tokens"].sum()
     assert scores["standard_error"] > 0
     assert scores["functions"]["value"] > 1
+    assert scores["bits_per_byte"] == pytest.approx(windows["nll"].sum() / np.log(2) / scores["bytes"])
+    assert scores["tokens"] < scores["bytes"] < 8 * scores["tokens"]
+    assert scores["uncompressed"]["bytes"] == scores["bytes"]
     assert scores["uncompressed"]["value"] == pytest.approx(scores["value"], rel=1e-6)  # B is zero
     assert scores["conditions"]["slice_sha256"] == "abc"
     assert scores["conditions"]["dtype"] == "float32"

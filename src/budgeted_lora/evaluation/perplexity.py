@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from budgeted_lora.data.token_bytes import TokenBytes
 from budgeted_lora.data.tokens import Windows
 from budgeted_lora.errors import BadInput
 
@@ -54,6 +55,25 @@ def summarise(window_nll: np.ndarray, window_count: np.ndarray) -> PerplexityRes
     variance = windows / (windows - 1) * float((residuals**2).sum()) / total**2 if windows > 1 else 0.0
     value = math.exp(mean)
     return PerplexityResult(value, value * math.sqrt(variance), mean, total, nll, count)
+
+
+def scored_bytes(windows: Windows, of: TokenBytes, *, token_limit: int | None, batch_windows: int) -> int:
+    """UTF-8 bytes of the text that the tokens scored by `perplexity` with the same arguments stand for.
+
+    They are counted token by token, so a window that begins or ends inside a document counts what it scores of it. The
+    first token of a window is not scored and not counted. The end token between documents stands for no text: it adds
+    its nats to the likelihood and no byte.
+    """
+    total = 0
+    for ids, mask in _batches(windows, token_limit=token_limit, batch_windows=batch_windows):
+        numbers, scored = ids.numpy(), mask[:, 1:].numpy()
+        total += int(of.of(numbers[:, 1:], numbers[:, :-1])[scored].sum())
+    return total
+
+
+def bits_per_byte(nats: float, *, size: int) -> float | None:
+    """The negative log-likelihood of all scored tokens in bits, by the bytes they stand for; None without bytes."""
+    return nats / (math.log(2) * size) if size else None
 
 
 @torch.inference_mode()

@@ -46,6 +46,7 @@ TOTALS = (
 COLUMNS = {
     "ppl": Source("perplexity", "value"),
     "ppl_se": Source("perplexity", "standard_error"),
+    "bits_per_byte": Source("perplexity", "bits_per_byte"),
     "ppl_functions": Source("perplexity", "functions.value"),
     "ppl_uncompressed": Source("perplexity", "uncompressed.value"),
     "slice": Source("perplexity", "conditions.validation_sha256"),
@@ -60,7 +61,9 @@ COLUMNS = {
     "measured_prefill": Source("speed", "prefill.speedup"),
     "measured_decode": Source("speed", "decode.speedup"),
 }
-MODEL_COLUMNS = ("ppl", "ppl_se", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance")
+MODEL_COLUMNS = (
+    "ppl", "ppl_se", "bits_per_byte", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance",
+)  # fmt: skip
 SHAPE_COLUMNS = tuple(SIZES)
 SPEEDS = ("modules", "prefill", "decode")
 # Columns of a line in which runs of one recipe agree, whatever their seed.

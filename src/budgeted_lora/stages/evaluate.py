@@ -8,11 +8,12 @@ import torch
 
 from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.config.types import Positive
+from budgeted_lora.data.token_bytes import token_bytes
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import icl as in_context
-from budgeted_lora.evaluation.perplexity import PerplexityResult, perplexity, summarise
+from budgeted_lora.evaluation.perplexity import PerplexityResult, bits_per_byte, perplexity, scored_bytes, summarise
 from budgeted_lora.files import check_listed, read_json, write_with
 from budgeted_lora.models.decoder import load_decoder
 from budgeted_lora.models.device import on_device
@@ -83,7 +84,8 @@ def evaluate(
         columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
         write_with(frame, pd.DataFrame(columns).to_parquet)
         payload = {**result.summary(), "functions": on_functions, "uncompressed": before, "conditions": conditions}
-        inputs = [path for path in (model, uncompressed, *(file.path for file in files)) if path is not None]
+        payload = _per_byte(payload, validation, functions, tokenizer, evaluation)
+        inputs = [path for path in (model, uncompressed, tokenizer, *(file.path for file in files)) if path is not None]
         more = {"inputs": inputs, "files": [frame], "scored": known.scored}
         write_result(out / RECORD, payload, clock=clock, **more, **about)
         if icl:
@@ -112,6 +114,28 @@ def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
     return perplexity(network, windows, token_limit=options.validation_tokens, batch_windows=options.batch_windows)
+
+
+def _per_byte(
+    payload: dict[str, Any], validation: Windows, functions: Windows, tokenizer: Path, options: EvaluationOptions
+) -> dict[str, Any]:
+    """The same with `bits_per_byte` beside each perplexity, and the number of `bytes`.
+
+    Bytes are the UTF-8 bytes of the scored tokens alone (`scored_bytes`); null for a tokenizer whose tokens do not keep
+    the text (`token_bytes`).
+    """
+    sizes = token_bytes(open_tokenizer(tokenizer))
+    limits = {"token_limit": options.validation_tokens, "batch_windows": options.batch_windows}
+
+    def beside(scores: dict[str, Any] | None, windows: Windows) -> dict[str, Any] | None:
+        if scores is None:
+            return None
+        size = scored_bytes(windows, sizes, **limits) if sizes else 0
+        nats = scores["mean_nll"] * scores["tokens"]
+        return scores | {"bits_per_byte": bits_per_byte(nats, size=size), "bytes": size or None}
+
+    parts = {"functions": functions, "uncompressed": validation}
+    return beside(payload, validation) | {name: beside(payload[name], windows) for name, windows in parts.items()}
 
 
 def _exact_parity(compression: Path | None) -> dict[str, Any] | None:

@@ -52,6 +52,7 @@ def table2(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
             row[f"ppl_{teacher}"] = float(mine.mean(skipna=False)) if len(mine) else nan
             row[f"ppl_{teacher}_se"] = float(mean[1].std(ddof=1)) if mean else nan
             row |= {f"ppl_{teacher}_sd": float(mine.std()), f"ppl_{teacher}_seeds": len(mine)}
+            row[f"bits_per_byte_{teacher}"] = float(group.loc[group["teacher"] == teacher, "bits_per_byte"].mean())
         rows.append(row | costs(group, published, method, budget))
     return tabulate(results, rows=rows, columns=table2_columns(teachers), resamples=bootstrap.resamples)
 
@@ -73,7 +74,7 @@ def table2_columns(teachers: list[str]) -> list[Column]:
     columns += COSTS
     for teacher in teachers:
         columns += csv_only(f"ppl_{teacher}_sd", f"ppl_{teacher}_seeds")
-    return columns
+    return columns + csv_only(*(f"bits_per_byte_{teacher}" for teacher in teachers))
 
 
 def costs(group: pd.DataFrame, published: Published, method: str, budget: float) -> dict[str, float]:
@@ -151,6 +152,7 @@ def model_columns(ppl: str) -> list[Column]:
     return [
         Column("ppl", ppl, 2, error="ppl_se"),
         Column("ppl_se"),
+        Column("bits_per_byte", "Bits per byte", 3),
         Column("ppl_functions", "PPL, function documents", 2),
         Column("icl", "ICL %", 1, factor=100.0, error="icl_se"),
         Column("icl_se"),
