@@ -70,13 +70,6 @@ onstart:
     begin_run(results, slurm=job_name(workflow))
 
 
-rule all:
-    default_target: True
-    input:
-        f"{reports}/index.html",
-        f"{reports}/contents/all.json",
-
-
 if scale_config.corpus.shards:
 
     include: "workflow/rules/shards.smk"
@@ -95,6 +88,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/speed.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/targets.smk"
 
 
 refuse_unknown_targets(graph, {rule.name for rule in workflow.rules})

@@ -1,7 +1,6 @@
 """The jobs of a corpus in shards, run by Snakemake: one a shard, and what a damaged one leaves to do."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import yaml
 import zstandard
 from fixtures.checkout import checkout
 from fixtures.shard_files import TEXTS, hub_folder, zst_files
-from fixtures.snakemake_runs import snakemake
+from fixtures.snakemake_runs import planned_jobs, snakemake
 
 from budgeted_lora.data.tokens import TokenFile
 
@@ -36,9 +35,7 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(folder: Path) -> Counter[str]:
     """Jobs that a dry run lists, by rule."""
-    done = snakemake(folder, MANIFEST, "--dry-run", "--cores", "2", "--config", "scale=pile")
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Counter(re.findall(r"^(?:local)?rule (\w+):", done.stdout, flags=re.MULTILINE))
+    return Counter(job.rule for job in planned_jobs(folder, MANIFEST, "--cores", "2", "--config", "scale=pile"))
 
 
 def test_a_damaged_shard_costs_that_shard(pile: Path) -> None:
@@ -74,8 +71,7 @@ def test_the_hubs_layout_in_a_folder_needs_no_download(pile: Path) -> None:
     scale["corpus"]["shards"] |= {"pattern": pattern}
     (pile / "config" / "mirror.yaml").write_text(yaml.safe_dump(scale))
     target = MANIFEST.replace("pile", "mirror")
-    done = snakemake(pile, target, "--dry-run", "--printshellcmds", "--cores", "2", "--config", "scale=mirror")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert Counter(re.findall(r"^(?:local)?rule (\w+):", done.stdout, flags=re.MULTILINE))["tokenize_shard"] == 3
-    assert "fetch_shard" not in done.stdout
-    assert '"source":"mirror/data/train-00002-of-00003-*.parquet"' in done.stdout
+    jobs = planned_jobs(pile, target, "--cores", "2", "--config", "scale=mirror")
+    sources = {job.options["source"] for job in jobs if job.rule == "tokenize_shard"}
+    assert sources == {f"mirror/data/train-0000{number}-of-00003-*.parquet" for number in range(3)}
+    assert "fetch_shard" not in {job.rule for job in jobs}

@@ -6,17 +6,15 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from fixtures.checkout import checkout
-from fixtures.snakemake_runs import count_all_as_done, edited, pending, snakemake
+from fixtures.snakemake_runs import Job, count_all_as_done, edited, pending, planned_jobs, snakemake
 
-from budgeted_lora.config.scale import MAIN_CELLS, Config, load_config
+from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS, Config, load_config
 from budgeted_lora.planning.start import requested_targets, targets_of
 from budgeted_lora.reporting.contents import CONTROLS
 from budgeted_lora.stages.arguments import bind, read_words
@@ -38,21 +36,6 @@ TARGETS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Job:
-    """One job of a dry run."""
-
-    rule: str
-    fields: dict[str, str]
-    command: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments that the stage gets."""
-        words = shlex.split(self.command.partition(" 2>&1 |")[0])
-        return read_words(words[2:])[1] if words[2:] else {}
-
-
 Plan = Callable[..., list[Job]]
 
 
@@ -67,16 +50,7 @@ def plan(fresh: Path) -> Plan:
 
     @cache
     def go(*words: str) -> list[Job]:
-        done = snakemake(fresh, "--dry-run", "--printshellcmds", "--cores", str(CORES), *words)
-        assert done.returncode == 0, done.stderr[-2000:]
-        jobs = []
-        for block in re.split(r"^\[[A-Z][a-z]{2} [^\]]+\]\n", done.stdout, flags=re.MULTILINE)[1:]:
-            rule = re.match(r"(?:local)?rule (\w+):", block)
-            assert rule, block[:200]
-            fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
-            command = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
-            jobs.append(Job(rule[1], fields, command[1] if command else ""))
-        return jobs
+        return planned_jobs(fresh, "--cores", str(CORES), *words)
 
     return go
 
@@ -195,6 +169,17 @@ def test_every_job_has_log_and_benchmark_and_those_with_a_device_a_gpu(plan: Pla
         if "threads" in job.options:
             planned = int(job.fields.get("threads", "1"))  # Snakemake caps it at --cores; the option is never capped
             assert planned == min(job.options["threads"], CORES), job.rule
+
+
+def test_messages_name_what_a_job_is_about(plan: Plan) -> None:
+    """Snakemake prints a job's message in place of its wildcards and files."""
+    jobs = plan("all", "--config", "scale=smoke")
+    for job in jobs:
+        values = [pair.partition("=")[2] for pair in job.fields.get("wildcards", "").split(", ") if pair]
+        named = [value for value in values if value in job.message or value == DEFAULT_VARIANT]
+        assert named == values, job
+    working = [job for job in jobs if job.command]
+    assert len({job.message for job in working}) == len(working), "two jobs say the same"
 
 
 def test_gpus_per_run_reaches_the_trainings_and_nothing_else(plan: Plan) -> None:
@@ -531,6 +516,8 @@ def test_every_rule_that_runs_something_names_log_benchmark_and_environment() ->
         stage = re.search(r"stage_command\(\s*\"(\w+)\"", block)[1]
         assert (" gpu=" in block) == ("device" in stage_arguments(stage)), name
         assert re.search(rf'code=(lambda wildcards: )?code\.of\(\s*"{stage}"', block), name
+    for name, block in blocks.items():
+        assert re.search(r"^\s+message:", block, flags=re.MULTILINE), f"{name} has no message:"
     for name in blocks.keys() - working.keys():
         assert "shell:" not in blocks[name], f"{name} runs something and makes nothing"
     assert "gpu=scale_config.gpus_per_run" in blocks["train_cell"]

@@ -25,6 +25,8 @@ rule judge_claims:
         options=options.as_json(report_jobs.page_options()),
         outside=graph.outside.identity([PUBLISHED, CLAIMS]),
         results=lambda wildcards: results,
+    message:
+        "Judging the claims by the main tables"
     shell:
         stage_command("judge_claims", input=["published", "claims"], output=["out"], params=["options", "results"])
 
@@ -47,8 +49,12 @@ use rule judge_claims as judge_all_claims with:
         f"{results}/logs/judge_all_claims.log",
     benchmark:
         f"{results}/benchmarks/judge_all_claims.tsv"
+    message:
+        "Judging the claims by all tables"
 
 
 rule claims:
     input:
         f"{reports}/claims.csv",
+    message:
+        f"Verdicts on the claims: {reports}/claims.md"

@@ -30,6 +30,8 @@ rule compress_cell:
     params:
         options=lambda wildcards: options.as_json(options.compress_cell(graph, wildcards.cell, wildcards.variant)),
         out=lambda wildcards, output: dirname(output.record),
+    message:
+        "Compressing {wildcards.cell} ({wildcards.variant})"
     shell:
         stage_command(
             "compress_cell",

@@ -20,6 +20,8 @@ rule collect_corpus:
         options=options.as_json(options.collect_corpus(graph)),
         outside=graph.corpus_identity(),
         processes=lambda wildcards, threads: threads,
+    message:
+        "Reading and splitting the documents"
     shell:
         stage_command("collect_corpus", output=["out", "record"], params=["options", "processes"])
 
@@ -43,6 +45,8 @@ rule tokenize_corpus:
     params:
         options=options.as_json(options.tokenize_corpus(graph)),
         out=lambda wildcards, output: dirname(output.manifest),
+    message:
+        "Writing token files"
     shell:
         stage_command("tokenize_corpus", input=["documents", "collected", "tokenizer"], params=["options", "out"])
 
@@ -60,3 +64,5 @@ if graph.pretraining_data != f"{results}/data":
         params:
             options=options.as_json(options.tokenize_corpus(graph, for_teachers=True)),
             out=lambda wildcards, output: dirname(output.manifest),
+        message:
+            "Writing token files for the teachers"

@@ -39,6 +39,8 @@ rule evaluate_reference:
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
+    message:
+        "Scoring {wildcards.kind}/{wildcards.name}"
     shell:
         stage_command(
             "evaluate",
@@ -77,6 +79,8 @@ use rule evaluate_reference as score_cell with:
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
+    message:
+        "Scoring {wildcards.cell} ({wildcards.variant}): perplexity"
 
 
 # Cells of the main tables are scored in context too, in the default variant.
@@ -98,6 +102,8 @@ use rule score_cell as evaluate_cell with:
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
+    message:
+        "Scoring {wildcards.cell}: perplexity and in-context learning"
 
 
 ruleorder: evaluate_cell > score_cell
@@ -127,6 +133,8 @@ if scale_config.calibration.teachers:
         params:
             options=options.as_json(options.calibrate_teachers(graph)),
             outside=graph.outside.identity([PUBLISHED]),
+        message:
+            "Comparing the teachers with Table 1"
         shell:
             stage_command(
                 "calibrate_teachers", input=["scores", "published"], output=["out", "report"], params=["options"]
@@ -135,3 +143,5 @@ if scale_config.calibration.teachers:
     rule calibration:
         input:
             f"{results}/calibration.json",
+        message:
+            "Teachers compared with Table 1"

@@ -16,6 +16,8 @@ rule list_cells:
     params:
         digest=report_jobs.list_digest(),
         options=options.as_json(report_jobs.list_options()),
+    message:
+        "Listing the cells"
     shell:
         stage_command("list_cells", output=["out", "tables"], params=["options"])
 
@@ -39,6 +41,8 @@ rule list_table:
     params:
         digest=lambda wildcards: report_jobs.digest(wildcards.table),
         config=options.Uncompared(report_jobs.list_options()["config"]),
+    message:
+        "Listing the cells of {wildcards.table}"
     shell:
         stage_command("list_table", wildcards=["table"], output=["out"], params=["config"])
 
@@ -71,6 +75,8 @@ rule make_table:
         outside=graph.outside.identity([PUBLISHED]),
         results=lambda wildcards: results,
         out=lambda wildcards, output: dirname(dirname(output[0])),
+    message:
+        "Making table {wildcards.table}"
     shell:
         stage_command("make_table", input=["lines", "published"], params=["options", "results", "out"])
 
@@ -101,6 +107,8 @@ rule make_figure:
         options=lambda wildcards: options.as_json(report_jobs.figure_options(wildcards.figure)),
         results=lambda wildcards: results,
         out=lambda wildcards, output: dirname(dirname(output[0])),
+    message:
+        "Drawing figure {wildcards.figure}"
     shell:
         stage_command("make_figure", input=["lines"], params=["options", "results", "out"])
 
@@ -129,6 +137,8 @@ rule make_index:
         outside=graph.outside.identity([PUBLISHED, *report_jobs.templates()]),
         results=lambda wildcards: results,
         out=lambda wildcards: reports,
+    message:
+        f"Making the page {reports}/index.html"
     shell:
         stage_command("make_index", input=["published"], output=["contents"], params=["options", "results", "out"])
 
@@ -149,46 +159,5 @@ use rule make_index as make_contents with:
         f"{results}/benchmarks/make_contents/{{part}}.tsv"
     wildcard_constraints:
         part="|".join(report_jobs.parts()),
-
-
-# Targets a person types. `main` is what the paper's main section shows, with the controls it lacks.
-
-
-rule main:
-    input:
-        f"{reports}/index.html",
-
-
-rule report:
-    input:
-        f"{reports}/index.html",
-
-
-rule ablations:
-    input:
-        [f"{reports}/tables/{name}.csv" for name in report_jobs.names("ablations")],
-
-
-rule pareto:
-    input:
-        [f"{reports}/figures/{name}.svg" for name in PARETO],
-
-
-rule figure2:
-    input:
-        f"{reports}/figures/figure2.svg",
-
-
-for _table in report_jobs.tables:
-
-    rule:
-        name:
-            _table
-        input:
-            f"{reports}/tables/{_table}.csv",
-            # The page itself as well: Snakemake overlooks what a target lacks whose only way to a job that runs is `ancient`.
-            branch(
-                _table in report_jobs.parts(),
-                then=[f"{reports}/index.html", f"{reports}/contents/{_table}.json"],
-                otherwise=[],
-            ),
+    message:
+        "Adding {wildcards.part} to the page"

@@ -25,6 +25,8 @@ if shards.downloaded:
         params:
             options=lambda wildcards: options.as_json(options.fetch_shard(graph, wildcards.shard)),
             downloads=f"{shards.folder}/.downloads/{{shard}}",
+        message:
+            "Downloading shard {wildcards.shard}"
         shell:
             stage_command("fetch_shard", output=["out", "record"], params=["options", "downloads"])
 
@@ -54,6 +56,8 @@ rule tokenize_shard:
         options=lambda wildcards: options.as_json(options.tokenize_shard(graph, wildcards.shard)),
         outside=lambda wildcards: graph.outside.identity(shards.local_files(wildcards.shard)),
         out=lambda wildcards, output: dirname(output.record),
+    message:
+        "Tokenizing shard {wildcards.shard}"
     shell:
         stage_command("tokenize_shard", input=["tokenizer"], params=["options", "out"])
 
@@ -76,5 +80,7 @@ rule join_shards:
         options=options.as_json(options.join_shards(graph)),
         folder=lambda wildcards, input: dirname(dirname(input.records[0])),
         out=lambda wildcards, output: dirname(output.manifest),
+    message:
+        "Joining the shards to token files"
     shell:
         stage_command("join_shards", params=["options", "folder", "out"])

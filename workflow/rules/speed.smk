@@ -20,5 +20,7 @@ rule measure_speed:
         gpu=1,
     params:
         options=lambda wildcards: options.as_json(options.measure_speed(graph, wildcards.structure)),
+    message:
+        "Timing structure {wildcards.structure}"
     shell:
         stage_command("measure_speed", input=["tokens", "compressed"], output=["out"], params=["options"])

@@ -25,6 +25,8 @@ rule cut_student:
         gpu=lambda wildcards: int(graph.calibrated(wildcards.student)),
     params:
         options=lambda wildcards: options.as_json(options.cut_student(graph, wildcards.student)),
+    message:
+        "Cutting student {wildcards.student}"
     shell:
         stage_command("cut_student", input=["teacher", "tokens"], output=["out", "record"], params=["options"])
 
@@ -50,5 +52,7 @@ rule measure_statistics:
         gpu=1,
     params:
         options=options.as_json(options.measure_statistics(graph)),
+    message:
+        "Measuring statistics of student {wildcards.student}"
     shell:
         stage_command("measure_statistics", input=["student", "tokens"], output=["out", "record"], params=["options"])

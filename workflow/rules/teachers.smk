@@ -25,6 +25,8 @@ if scale_config.teachers == "pretrain":
         params:
             options=lambda wildcards: options.as_json(options.pretrain_teacher(graph, wildcards.teacher)),
             state=f"{results}/state",
+        message:
+            "Pretraining teacher {wildcards.teacher}"
         shell:
             stage_command(
                 "pretrain_teacher",
@@ -54,6 +56,8 @@ else:
         params:
             options=lambda wildcards: options.as_json(options.fetch_teacher(graph, wildcards.teacher)),
             outside=lambda wildcards: graph.outside.identity(graph.teacher_files(wildcards.teacher)),
+        message:
+            "Bringing in teacher {wildcards.teacher}"
         shell:
             stage_command("fetch_teacher", input=["first"], output=["out", "record"], params=["options"])
 
@@ -83,5 +87,7 @@ rule cache_teacher:
         options=lambda wildcards: options.as_json(options.cache_teacher(graph, wildcards.cache)),
         out=lambda wildcards, output: dirname(output.record),
         state=f"{results}/state",
+    message:
+        "Computing hidden states {wildcards.cache}"
     shell:
         stage_command("cache_teacher", input=["teacher", "tokens"], params=["options", "out", "state"])

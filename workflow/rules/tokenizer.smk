@@ -18,6 +18,8 @@ if scale_config.teachers == "pretrain":
             "../../environment.yml"
         params:
             options=options.as_json(options.train_tokenizer(graph)),
+        message:
+            "Training the tokenizer"
         shell:
             stage_command("train_tokenizer", input=["documents"], output=["out"], params=["options"])
 
@@ -40,5 +42,7 @@ else:
             "../../environment.yml"
         params:
             outside=graph.outside.identity(graph.tokenizer_files()),
+        message:
+            "Copying the tokenizer"
         shell:
             stage_command("copy_tokenizer", input=["source"], output=["out"])

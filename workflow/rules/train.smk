@@ -36,6 +36,8 @@ rule train_cell:
         cache=lambda wildcards: graph.cache_folder(wildcards.cell),
         out=lambda wildcards, output: dirname(output.record),
         state=f"{results}/state",
+    message:
+        "Training {wildcards.cell}"
     shell:
         stage_command(
             "train_cell",
