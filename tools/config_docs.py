@@ -43,6 +43,10 @@ line, e.g. `snakemake --config teachers=pretrain`.
 | `single-gpu.yaml` | `paper` with a tenth of the tokens, on one GPU of 24 GB in about two days |
 | `gpu-hour.yaml` | the paper's width on the docstring corpus, half an hour on one GPU; shows speed, not quality |
 | `published.csv` | the paper's own numbers, shown beside ours; not a scale |
+| `schema.json` | the keys as JSON Schema, made by `python tools/config_schema.py --write` |
+
+An editor with a YAML language server completes and checks keys if the first line of a scale is
+`# yaml-language-server: $schema=schema.json`, as in the files here.
 
 A scale is either complete, or it names another one with `extends: <scale>` and says only its name and what differs.
 The files are then merged key by key; `tables` and `teacher_ladder` are replaced as a whole, and `null` resets a key to
