@@ -34,7 +34,7 @@ def test_every_scale_names_the_schema_and_follows_it(path: Path) -> None:
         ({"training": {"tokens": 0}}, ("training",)),
         ({"teachers": "hubs"}, ("teachers",)),
         ({"corpus": {"shards": {"train": -1}}}, ("corpus",)),
-        ({"teacher_ladder": {"A": {"layers": 2}}}, ("teacher_ladder",)),
+        ({"teacher_ladder": {"A": {"layers": 0}}}, ("teacher_ladder",)),
         ({"tables": {"table2": [{"budget": 0.4}]}}, ("tables",)),
         ({"tables": {"table2": [{"method": "kd_lora", "rnak": 2}]}}, ("tables",)),
     ],
