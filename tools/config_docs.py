@@ -40,6 +40,7 @@ line, e.g. `snakemake --config teachers=pretrain`.
 | `smoke.yaml` | every rule in seconds; its numbers mean nothing |
 | `paper.yaml` | the paper's own sizes, checkpoints and corpus; two GPUs |
 | `overnight.yaml` | `mini` with four times the tokens and three seeds, in a night or two of two cores |
+| `tuning.yaml` | how the learning rates of `mini` were chosen, off the validation set |
 | `single-gpu.yaml` | `paper` with a tenth of the tokens, on one GPU of 24 GB in about two days |
 | `gpu-hour.yaml` | the paper's width on the docstring corpus, half an hour on one GPU; shows speed, not quality |
 | `published.csv` | the paper's own numbers, shown beside ours; not a scale |

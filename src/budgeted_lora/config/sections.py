@@ -231,6 +231,11 @@ class Compression(Strict):
 
 class Evaluation(Strict):
     batch_windows: Positive = key(16, "Windows per forward pass of the perplexity. [ours]")
+    skip_windows: int = key(
+        0,
+        "Windows of held-out prose before those that are scored; settings are tried on windows of their own. [ours]",
+        ge=0,
+    )
     shots: Positive = key(10, "Demonstrations in a prompt. [S]")
     demonstration_seeds: list[Seed] = key([0, 1, 2], "Seeds of the demonstrations. [U]", min_length=1)
     queries: Positive = key(210, "Queries per probe at most; fewer if the held-out part is smaller. [ours]")
@@ -244,6 +249,14 @@ class Evaluation(Strict):
         "generated", "generated: our probes; folder: the original files. [ours]"
     )
     probes_folder: str | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
+
+    @model_serializer(mode="wrap")
+    def _without_nothing_skipped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `skip_windows` where it is 0, so that results from before there was the key stay what they are."""
+        values = handler(self)
+        if values.get("skip_windows") == 0:
+            del values["skip_windows"]
+        return values
 
 
 class EvaluationOptions(Evaluation):

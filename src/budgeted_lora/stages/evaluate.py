@@ -79,7 +79,7 @@ def evaluate(
             from budgeted_lora.models.trained import load_trained  # with transformers, which takes seconds
 
             trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
-            before = _score(trained, validation, evaluation).summary()
+            before = _score(trained, validation, evaluation, skip_windows=evaluation.skip_windows).summary()
         frame = out / WINDOWS
         columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
         write_with(frame, pd.DataFrame(columns).to_parquet)
@@ -101,7 +101,7 @@ def _scores(
 ) -> tuple[PerplexityResult, dict[str, Any] | None]:
     """Perplexity on the validation windows, and its scalars on function documents, where there are any."""
     on_functions = _score(network, functions, options).summary() if functions.count else None
-    return _score(network, validation, options), on_functions
+    return _score(network, validation, options, skip_windows=options.skip_windows), on_functions
 
 
 def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
@@ -112,8 +112,11 @@ def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
     return summarise(windows["nll"].to_numpy(), windows["tokens"].to_numpy()), record["functions"]
 
 
-def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
-    return perplexity(network, windows, token_limit=options.validation_tokens, batch_windows=options.batch_windows)
+def _score(
+    network: torch.nn.Module, windows: Windows, options: EvaluationOptions, *, skip_windows: int = 0
+) -> PerplexityResult:
+    limits = {"token_limit": options.validation_tokens, "batch_windows": options.batch_windows}
+    return perplexity(network, windows, **limits, skip_windows=skip_windows)
 
 
 def _per_byte(
