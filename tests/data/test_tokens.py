@@ -58,6 +58,21 @@ def test_document_windows_are_one_document_each(tmp_path: Path, documents: list[
         assert (row[~valid] == EOS).all()
 
 
+@COMMON
+@given(documents=documents_of, length=st.integers(1, 8), skipped=st.integers(0, 20))
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_skipped_windows_are_left_out_at_the_start(
+    tmp_path: Path, packing: str, documents: list[list[int]], length: int, skipped: int
+) -> None:
+    file = write(tmp_path, documents)
+    whole, rest = Windows(file, length, packing), Windows(file, length, packing, skipped=skipped)
+    assert rest.count == max(0, whole.count - skipped)
+    ids, mask = whole.read(np.arange(whole.count))
+    rest_ids, rest_mask = rest.read(np.arange(rest.count))
+    assert rest_ids.tolist() == ids[skipped:].tolist()
+    assert rest_mask.tolist() == mask[skipped:].tolist()
+
+
 def test_windows_come_in_the_order_asked_for(tmp_path: Path) -> None:
     file = write(tmp_path, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
     ids, _ = Windows(file, 4, "packed").read(np.array([2, 0, 2]))

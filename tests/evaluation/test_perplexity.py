@@ -61,9 +61,9 @@ def reference(model: MistralForCausalLM, windows: list[list[int]]) -> tuple[floa
     return math.exp(sum(sums) / count), sums
 
 
-def run(model, token_file, *, packing="packed", tokens=None, batch_windows=4, skip=0):
+def run(model, token_file, *, packing="packed", tokens=None, batch_windows=4):
     windows = Windows(token_file, LENGTH, packing)
-    return perplexity(model, windows, token_limit=tokens, batch_windows=batch_windows, skip_windows=skip)
+    return perplexity(model, windows, token_limit=tokens, batch_windows=batch_windows)
 
 
 def test_packed_windows_match_a_float64_reference(model, token_file):
@@ -129,17 +129,6 @@ def test_token_limit_takes_whole_windows_from_the_start(model, token_file):
     everything, part = run(model, token_file), run(model, token_file, tokens=3 * LENGTH + 5)
     np.testing.assert_allclose(part.window_nll, everything.window_nll[:3], rtol=1e-6)
     assert len(run(model, token_file, tokens=1).window_nll) == 1
-
-
-@pytest.mark.parametrize("packing", ["packed", "document"])
-def test_skipped_windows_are_not_scored_and_the_others_stay_what_they_are(model, token_file, packing):
-    everything = run(model, token_file, packing=packing)
-    after = run(model, token_file, packing=packing, skip=2, tokens=2 * LENGTH)
-    count = len(after.window_nll)
-    assert count >= 1
-    np.testing.assert_allclose(after.window_nll, everything.window_nll[2 : 2 + count], rtol=1e-5)
-    with pytest.raises(BadInput, match=r"after the first 10000 \(evaluation.skip_windows\)"):
-        run(model, token_file, packing=packing, skip=10_000)
 
 
 def test_head_in_pieces_gives_the_same(model, token_file, monkeypatch):

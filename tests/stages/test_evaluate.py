@@ -102,6 +102,22 @@ def test_the_same_run_gives_the_same_scores_and_leaves_other_files(folder, tmp_p
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_skipped_windows_are_not_scored(folder, tmp_path):
+    """The same windows as of a whole run, behind the skipped ones; the key is recorded only where it is used."""
+    (tmp_path / "all").mkdir()
+    (tmp_path / "rest").mkdir()
+    run(folder, tmp_path / "all", icl=False)
+    run(folder, tmp_path / "rest", icl=False, values=VALUES | {"skip_windows": 3})
+    scores = [json.loads((tmp_path / name / "perplexity.json").read_text()) for name in ("all", "rest")]
+    assert ["skip_windows" in one["provenance"]["values"] for one in scores] == [False, True]
+    whole, rest = (pd.read_parquet(tmp_path / name / "perplexity_windows.parquet") for name in ("all", "rest"))
+    shared = min(len(whole) - 3, len(rest))
+    assert shared > 0
+    np.testing.assert_allclose(rest["nll"][:shared], whole["nll"][3 : 3 + shared], rtol=1e-5)
+    with pytest.raises(BadInput, match="after the first 1000000; expected at least one"):
+        run(folder, tmp_path / "rest", icl=False, values=VALUES | {"skip_windows": 1_000_000})
+
+
 def test_perplexity_alone_and_no_function_documents(folder, tmp_path):
     run(folder, tmp_path, tokens=folder / "empty", icl=False)
     scores = json.loads((tmp_path / "perplexity.json").read_text())

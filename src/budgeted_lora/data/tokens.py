@@ -85,22 +85,27 @@ class Windows:
         sequence_length: tokens per window.
         packing: "packed" joins the documents and cuts them into whole windows; "document" gives each document its own
             window, cut or padded on the right.
+        skipped: windows at the file's start that are left out; window 0 is the one after them.
     """
 
     file: TokenFile
     sequence_length: int
     packing: str
+    skipped: int = 0
 
     @property
     def count(self) -> int:
-        if self.packing == "document":
-            return len(self.file.offsets) - 1
-        return len(self.file.tokens) // self.sequence_length
+        documents = self.packing == "document"
+        whole = len(self.file.offsets) - 1 if documents else len(self.file.tokens) // self.sequence_length
+        return max(0, whole - self.skipped)
 
     def refuse_empty(self) -> None:
         """Raises BadInput if the file holds no window."""
         if not self.count:
-            raise BadInput(f"{self.file.path}: holds no window of {self.sequence_length} tokens; expected at least one")
+            after = f" after the first {self.skipped}" if self.skipped else ""
+            raise BadInput(
+                f"{self.file.path}: holds no window of {self.sequence_length} tokens{after}; expected at least one"
+            )
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Windows by number.
@@ -110,7 +115,7 @@ class Windows:
         """
         ids = np.full((len(indices), self.sequence_length), self.file.eos_id, dtype=np.int64)
         mask = np.zeros(ids.shape, dtype=bool)
-        for row, index in enumerate(indices):
+        for row, index in enumerate(np.asarray(indices) + self.skipped):
             if self.packing == "document":
                 start, end = int(self.file.offsets[index]), int(self.file.offsets[index + 1])
                 end = min(end, start + self.sequence_length)

@@ -78,9 +78,9 @@ def bits_per_byte(nats: float, *, size: int) -> float | None:
 
 @torch.inference_mode()
 def perplexity(
-    model: torch.nn.Module, windows: Windows, *, token_limit: int | None, batch_windows: int, skip_windows: int = 0
+    model: torch.nn.Module, windows: Windows, *, token_limit: int | None, batch_windows: int
 ) -> PerplexityResult:
-    """Scores windows of a token file from its start, or after the first `skip_windows`.
+    """Scores windows from the start of a token file.
 
     Every token except the first of its window is predicted from the tokens before it in the window. Which windows are
     scored does not depend on `batch_windows`. Padding stands on the right, where causal attention keeps it from the
@@ -96,7 +96,7 @@ def perplexity(
     model.eval()
     device = next(model.parameters()).device
     sums, counts = [], []
-    for ids, mask in _batches(windows, first=skip_windows, token_limit=token_limit, batch_windows=batch_windows):
+    for ids, mask in _batches(windows, token_limit=token_limit, batch_windows=batch_windows):
         largest, vocabulary = int(ids.max()), model.config.vocab_size
         if largest >= vocabulary:
             raise BadInput(
@@ -108,10 +108,7 @@ def perplexity(
     window_count = np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
     scored = window_count > 0
     if not scored.any():
-        after = f" after the first {skip_windows} (evaluation.skip_windows)" if skip_windows else ""
-        raise BadInput(
-            f"{windows.file.path}: no window of {windows.sequence_length} tokens with a token to score{after}"
-        )
+        raise BadInput(f"{windows.file.path}: no window of {windows.sequence_length} tokens with a token to score")
     if not np.isfinite(window_nll).all():
         first = int(np.argmin(np.isfinite(window_nll)))
         raise BadInput(f"the likelihood of window {first} is not finite; check the model's weights")
@@ -119,11 +116,11 @@ def perplexity(
 
 
 def _batches(
-    windows: Windows, *, first: int, token_limit: int | None, batch_windows: int
+    windows: Windows, *, token_limit: int | None, batch_windows: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids int64 [B, L], mask bool [B, L]) from window `first` until they hold `token_limit` tokens; at least one."""
+    """(ids int64 [B, L], mask bool [B, L]) until the windows hold `token_limit` tokens; at least one window."""
     seen = 0
-    for start in range(first, windows.count, batch_windows):
+    for start in range(0, windows.count, batch_windows):
         indices = np.arange(start, min(start + batch_windows, windows.count))
         ids, mask = (torch.as_tensor(array) for array in windows.read(indices))
         seen_after = seen + mask.sum(dim=1).cumsum(0)  # after each window of the batch

@@ -62,7 +62,11 @@ def evaluate(
     if (student is None) != (uncompressed is None):
         raise BadInput("evaluate: student and uncompressed are needed together; only one was given")
     files = [TokenFile.open(Path(tokens) / name) for name in ("validation.bin", "functions.bin")]
-    validation, functions = (Windows(file, evaluation.sequence_length, evaluation.rows) for file in files)
+    validation, functions = (
+        Windows(file, evaluation.sequence_length, evaluation.rows, skipped=skipped)
+        for file, skipped in zip(files, (evaluation.skip_windows, 0), strict=True)
+    )
+    validation.refuse_empty()
     about = {"scale": scale, "cell": cell, "values": evaluation.model_dump(mode="json")}
     with on_device(device, threads=threads) as chosen:
         network = load_decoder(model).to(chosen)
@@ -79,7 +83,7 @@ def evaluate(
             from budgeted_lora.models.trained import load_trained  # with transformers, which takes seconds
 
             trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
-            before = _score(trained, validation, evaluation, skip_windows=evaluation.skip_windows).summary()
+            before = _score(trained, validation, evaluation).summary()
         frame = out / WINDOWS
         columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
         write_with(frame, pd.DataFrame(columns).to_parquet)
@@ -101,7 +105,7 @@ def _scores(
 ) -> tuple[PerplexityResult, dict[str, Any] | None]:
     """Perplexity on the validation windows, and its scalars on function documents, where there are any."""
     on_functions = _score(network, functions, options).summary() if functions.count else None
-    return _score(network, validation, options, skip_windows=options.skip_windows), on_functions
+    return _score(network, validation, options), on_functions
 
 
 def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
@@ -112,11 +116,8 @@ def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
     return summarise(windows["nll"].to_numpy(), windows["tokens"].to_numpy()), record["functions"]
 
 
-def _score(
-    network: torch.nn.Module, windows: Windows, options: EvaluationOptions, *, skip_windows: int = 0
-) -> PerplexityResult:
-    limits = {"token_limit": options.validation_tokens, "batch_windows": options.batch_windows}
-    return perplexity(network, windows, **limits, skip_windows=skip_windows)
+def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:
+    return perplexity(network, windows, token_limit=options.validation_tokens, batch_windows=options.batch_windows)
 
 
 def _per_byte(
@@ -165,6 +166,7 @@ def _conditions(
         "sequence_length": options.sequence_length,
         "rows": options.rows,
         "batch_windows": options.batch_windows,
+        **({"skip_windows": options.skip_windows} if options.skip_windows else {}),
         "dtype": "float32",
         "device": device.type,
         "threads": threads,
