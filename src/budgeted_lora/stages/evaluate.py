@@ -62,11 +62,7 @@ def evaluate(
     if (student is None) != (uncompressed is None):
         raise BadInput("evaluate: student and uncompressed are needed together; only one was given")
     files = [TokenFile.open(Path(tokens) / name) for name in ("validation.bin", "functions.bin")]
-    validation, functions = (
-        Windows(file, evaluation.sequence_length, evaluation.rows, skipped=skipped)
-        for file, skipped in zip(files, (evaluation.skip_windows, 0), strict=True)
-    )
-    validation.refuse_empty()
+    validation, functions = _windows(*files, evaluation)
     about = {"scale": scale, "cell": cell, "values": evaluation.model_dump(mode="json")}
     with on_device(device, threads=threads) as chosen:
         network = load_decoder(model).to(chosen)
@@ -98,6 +94,14 @@ def evaluate(
             read = sorted(Path(evaluation.probes_folder).glob("*.json")) if evaluation.probes == "folder" else []
             inputs = [model, tokenizer, *read]
             write_result(out / "icl.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
+
+
+def _windows(validation: TokenFile, functions: TokenFile, options: EvaluationOptions) -> tuple[Windows, Windows]:
+    """What is scored of both files; BadInput if nothing of held-out prose is left."""
+    how = {"sequence_length": options.sequence_length, "packing": options.rows}
+    prose = Windows(validation, **how, skipped=options.skip_windows)
+    prose.refuse_empty()
+    return prose, Windows(functions, **how)
 
 
 def _scores(
