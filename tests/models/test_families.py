@@ -11,6 +11,7 @@ from fixtures.training_world import make_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from budgeted_lora.beyond.statistics import measure
 from budgeted_lora.config.sections import Compression, Teacher
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.files import read_json, write_digest
@@ -27,6 +28,7 @@ from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.fetch_teacher import fetch_teacher
 from budgeted_lora.stages.train_cell import train_cell
 from budgeted_lora.training.cache import read_head
+from budgeted_lora.training.install import install_method
 
 TIED = {"gemma", "gemma3_text", "llama", "qwen2", "qwen3", "smollm3"}
 BIASED = {"llama-biased": 7, "qwen2": 3}  # projections with a bias in each layer
@@ -131,6 +133,20 @@ def test_every_method_trains_on_it(tmp_path: Path, family: str, method: str) -> 
     assert small.config.eos_token_id == load_model(got).config.eos_token_id
     assert (tmp_path / "small/model/chat_template.jinja").read_text() == CHAT
     assert read_json(tmp_path / "small/model/generation_config.json") == read_json(source / "generation_config.json")
+
+
+@every_family
+def test_our_own_starts_and_orders_hold_for_it(family: str) -> None:
+    """Low-rank paths that start at the best approximation leave the student's function as it was, biases and all."""
+    student = cut(random_model(family), init="first", depth=2)
+    before, whole = logits(student), torch.ones_like(IDS, dtype=torch.bool)
+    linears = {name: linear for name, _, _, linear in named_projections(student)}
+    statistics = measure(student, linears, [(IDS, whole)])
+    own = {"low_rank_init": "activation_svd", "order": "gradient", "statistics_windows": 2}
+    modules, low_rank = install_method(student, make_recipe("budgeted_lora", budget=0.4, **own), statistics)
+    assert sorted(low_rank.order) == list(range(14))
+    assert any(module.lora_b.any() for module in modules.values())
+    assert torch.allclose(logits(student.eval()), before, atol=2e-4)
 
 
 def test_a_tied_checkpoint_that_stores_its_head_too(tmp_path: Path) -> None:
