@@ -69,6 +69,7 @@ class Anatomy:
         vocab_size: rows of the embedding matrix; None where no checkpoint says it.
         tied: whether the output layer is the embedding matrix.
         biased: projections with a bias, of q, k, v, o, gate, up and down.
+        positions: tokens that it was made to read at once; None where no checkpoint says it.
     """
 
     layers: int
@@ -82,6 +83,7 @@ class Anatomy:
     biased: tuple[str, ...] = ()
     head_norms: bool = False
     layer_norms: int = 2
+    positions: int | None = None
 
     @property
     def attention(self) -> int:
@@ -147,6 +149,7 @@ def read_anatomy(about: Mapping[str, Any], *, where: object) -> Anatomy:
         biased=tuple(kind for kind in ATTENTION + MLP if kind in chosen),
         head_norms=family.head_norms,
         layer_norms=family.layer_norms,
+        positions=known if isinstance(known := about.get("max_position_embeddings"), int) else None,
     )
 
 
@@ -164,6 +167,23 @@ def refuse_other_sizes(anatomy: Anatomy, given: Mapping[str, int], *, where: obj
         actual = getattr(anatomy, ours)
         if actual != value:
             raise BadInput(f"{where}: {SIZES.get(ours, ours)} is {actual}, but teacher_ladder.{name} says {value}")
+
+
+def refuse_short_context(anatomy: Anatomy, context: int | None, *, where: object) -> None:
+    """Compares the positions that a checkpoint knows with what it will read at once.
+
+    Args:
+        context: tokens of a training window, or of the longest prompt; None where that is not known.
+
+    Raises:
+        BadInput: it knows fewer; beyond them its predictions are worth nothing.
+    """
+    known = anatomy.positions
+    if context is not None and known is not None and known < context:
+        raise BadInput(
+            f"{where}: max_position_embeddings is {known}, but {context} tokens are read at once; expected "
+            f"sequence_length and evaluation.context of at most {known}, or a checkpoint with a longer context"
+        )
 
 
 def _positive(about: Mapping[str, Any], key: str, *, where: object) -> int:

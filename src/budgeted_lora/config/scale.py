@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from budgeted_lora.config import sections
+from budgeted_lora.config.anatomy import refuse_short_context
 from budgeted_lora.config.brought import brought_anatomies, with_sizes
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.files import merged_layers, origin_note, read_layers
@@ -79,6 +80,11 @@ class Config(Strict):
         """Name of the smallest teacher, from which students are cut."""
         return next(iter(self.teacher_ladder))
 
+    @property
+    def context(self) -> int:
+        """Most tokens that a model reads at once: a window, or a prompt with its answer."""
+        return max(self.sequence_length, self.evaluation.context or 0)
+
 
 def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Config:
     """The validated configuration of a scale file. Raises BadInput with file, key, value and what was expected."""
@@ -95,6 +101,7 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
         texts = [text + origin_note(layers, keys) for keys, text in problems(error, Config, values).items()]
         raise BadInput(f"{path}: {'; '.join(texts)}") from None
     for name, anatomy in anatomies.items():
+        refuse_short_context(anatomy, config.context, where=f"{path}: the checkpoint of teacher_ladder.{name}")
         config.teacher_ladder[name].described_by(anatomy)
     return config
 

@@ -7,11 +7,11 @@ import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from budgeted_lora.config.anatomy import MLP, Anatomy, read_anatomy, refuse_other_sizes
+from budgeted_lora.config.anatomy import MLP, Anatomy, read_anatomy, refuse_other_sizes, refuse_short_context
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file
@@ -26,6 +26,16 @@ LISTED = 3  # names of tensors in one line
 PLAIN = ("BF16", "F16", "F32", "F64")  # types of weights that are not quantised
 LARGEST_HEADER = 100_000_000  # the format's own limit
 Shapes = dict[str, list[int]]
+
+
+class Stored(NamedTuple):
+    """A tensor in a safetensors file: its bytes are file[start:stop]."""
+
+    file: Path
+    dtype: str
+    shape: list[int]
+    start: int
+    stop: int
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -61,8 +71,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return table
 
 
-def tensor_shapes(folder: Path) -> Shapes:
-    """Shape of every tensor of a checkpoint; checks that each file is complete and holds the tensors of the index.
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint; checks that each file is complete and holds the tensors of the index.
 
     Raises:
         BadInput: a file is truncated or damaged, or lacks a tensor of the index; or from `weight_files`.
@@ -73,11 +83,11 @@ def tensor_shapes(folder: Path) -> Shapes:
         for tensor, shard in _weight_map(folder).items():
             if tensor not in headers[shard]:
                 raise BadInput(f"{folder / shard}: {INDEX} puts {tensor} here, but the shard does not hold it")
-    return {name: shape for shapes in headers.values() for name, shape in shapes.items()}
+    return {name: tensor for tensors in headers.values() for name, tensor in tensors.items()}
 
 
-def header(file: Path) -> Shapes:
-    """Shapes from the header of a safetensors file.
+def header(file: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, from its header.
 
     Raises:
         BadInput: not a safetensors file, its size differs from that of the header, or its weights are quantised.
@@ -91,34 +101,44 @@ def header(file: Path) -> Shapes:
             entries: dict[str, Any] = json.loads(stream.read(length))
             entries.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-            shapes = {name: list(entry["shape"]) for name, entry in entries.items()}
-            other = {name: str(entry["dtype"]) for name, entry in entries.items() if entry["dtype"] not in PLAIN}
+            tensors = {name: _stored(file, entry, first=8 + length) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file") from None
     if size != 8 + length + end:
         raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")
-    for name in other:
-        if name.endswith((".weight", ".bias")):
-            raise BadInput(f"{file}: {name} is stored as {other[name]}, expected one of {', '.join(PLAIN)}")
-    return shapes
+    for name, tensor in tensors.items():
+        if tensor.dtype not in PLAIN and name.endswith((".weight", ".bias")):
+            raise BadInput(f"{file}: {name} is stored as {tensor.dtype}, expected one of {', '.join(PLAIN)}")
+    return tensors
 
 
-def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any]:
-    """Compares family, sizes, weights and tokenizer of a checkpoint with the configured teacher.
+def _stored(file: Path, entry: dict[str, Any], *, first: int) -> Stored:
+    start, stop = (first + int(place) for place in entry["data_offsets"])
+    return Stored(file, str(entry["dtype"]), list(entry["shape"]), start, stop)
+
+
+def check_checkpoint(
+    folder: Path, *, name: str, spec: Teacher, context: int | None = None, contents: bool = False
+) -> dict[str, Any]:
+    """Compares family, sizes, weights and tokenizer of a checkpoint with the configured teacher and with each other.
 
     Args:
         name: of the teacher in `teacher_ladder`.
+        context: tokens that it will read at once, where that is known.
+        contents: also read every weight, see `contents.check_contents`.
 
     Returns:
         model_type, vocab_size and parameters, the number of weights.
 
     Raises:
-        BadInput: names the first difference; or from `read_anatomy` or `tensor_shapes`.
+        BadInput: names the first difference; or from `read_anatomy`, `stored_tensors` or `check_contents`.
     """
     about = read_json(folder / "config.json", expected="the configuration of a checkpoint")
     anatomy = read_anatomy(about, where=folder)
     refuse_other_sizes(anatomy, spec.given_sizes, where=folder, name=name)
-    shapes, expected = tensor_shapes(folder), expected_shapes(anatomy)
+    refuse_short_context(anatomy, context, where=folder)
+    stored, expected = stored_tensors(folder), expected_shapes(anatomy)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
     absent = [tensor for tensor in expected if tensor not in shapes]
     if absent:
         more = f" and {len(absent) - LISTED} more tensors" if len(absent) > LISTED else ""
@@ -134,6 +154,10 @@ def check_checkpoint(folder: Path, *, name: str, spec: Teacher) -> dict[str, Any
             f"{folder}: vocabulary of {anatomy.vocab_size}, but its tokenizer has {tokens}; "
             "teacher, student and tokens must share one"
         )
+    if contents:
+        from budgeted_lora.models.contents import check_contents
+
+        check_contents(stored, tied=(HEAD, EMBEDDINGS) if anatomy.tied else None)
     copied = {HEAD} if anatomy.tied else set()  # some files repeat the embeddings
     parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor not in copied)
     return {"model_type": about["model_type"], "vocab_size": anatomy.vocab_size, "parameters": parameters}

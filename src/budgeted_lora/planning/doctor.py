@@ -14,6 +14,7 @@ from budgeted_lora.planning.checks import Check, devices, host, local_inputs, pa
 from budgeted_lora.planning.findings import Finding, missing, ok, short, troubles
 from budgeted_lora.planning.hub import cache_folder, check_hub
 from budgeted_lora.planning.machine import Machine, this_machine
+from budgeted_lora.planning.teachers import local_weights, shipped_teachers
 from budgeted_lora.workflow.graph import Graph
 
 DISTRIBUTION = "budgeted-lora"
@@ -27,6 +28,7 @@ def examine(graph: Graph, *, slurm: bool = False, lock: Path = Path("requirement
         *software(lock),
         *(slurm_tools() if slurm else []),
         *examine_quickly(graph, remote=slurm, ask_hub=True),
+        *local_weights(graph),
         *writable([Path(graph.results), Path(graph.reports), Path(".snakemake")]),
     ]
 
@@ -40,6 +42,7 @@ def examine_quickly(graph: Graph, *, remote: bool, ask_hub: bool = False) -> lis
         *storage(check),
         *check_hub(graph.config, Path(graph.results), ask=ask_hub),
         *local_inputs(check),
+        *shipped_teachers(graph),
     ]
 
 

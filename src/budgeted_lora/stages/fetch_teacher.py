@@ -7,6 +7,7 @@ from typing import Any
 
 from budgeted_lora.config.anatomy import read_anatomy, refuse_other_sizes
 from budgeted_lora.config.sections import Teacher
+from budgeted_lora.config.types import Positive
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file, write_digest
 from budgeted_lora.models import checkpoint
@@ -100,11 +101,13 @@ def fetch_teacher(
     record: Path,
     scale: str,
     first: Path | None = None,
+    context: Positive | None = None,
 ) -> None:
     """Checks a shipped, local or downloaded checkpoint against the configuration and copies it to `out`.
 
     Args:
         first: folder of the first teacher, whose vocabulary this one must share; None for the first teacher.
+        context: tokens that it will read at once; not compared when None.
 
     Raises:
         BadInput: see `check_card`, `copy_checkpoint`, `download` and the checks of `models.checkpoint`.
@@ -120,7 +123,7 @@ def fetch_teacher(
         folder = Path(str(spec.folder))
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such checkpoint folder")
-    about = checkpoint.check_checkpoint(folder, name=name, spec=spec)
+    about = checkpoint.check_checkpoint(folder, name=name, spec=spec, context=context, contents=True)
     if first is not None:
         check_digest(first)
         checkpoint.check_same_vocabulary(folder, first)

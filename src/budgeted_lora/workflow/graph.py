@@ -189,7 +189,8 @@ class Graph:
         folder = self.config.teacher_ladder[teacher].folder
         if self.config.teachers != "folder" or not folder:
             return []
-        return sorted(str(path) for ending in ("*.json", "*.safetensors") for path in Path(folder).glob(ending))
+        kinds = ("*.json", "*.safetensors", "*.model", "*.jinja")
+        return sorted(str(path) for kind in kinds for path in Path(folder).glob(kind))
 
     def probe_files(self) -> list[str]:
         """The original probe files, where they are evaluated."""

@@ -155,6 +155,7 @@ def join_shards(graph: Graph) -> Options:
 
 def fetch_teacher(graph: Graph, teacher: str) -> Options:
     options = {"name": teacher, "source": graph.config.teachers, "spec": teacher_spec(graph, teacher)}
+    options["context"] = graph.config.context
     return options | _of_corpus(graph, "slice_per_mille", "hold_out_words") | {"scale": graph.config.scale}
 
 
