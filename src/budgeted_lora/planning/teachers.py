@@ -3,21 +3,24 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from budgeted_lora.config.anatomy import read_anatomy, refuse_short_context
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
 from budgeted_lora.planning.findings import Finding, missing, ok
 from budgeted_lora.workflow.graph import Graph
 
 
 def shipped_teachers(graph: Graph) -> Iterator[Finding]:
-    """What is wrong with the teachers of the package for this scale; nothing if they suit it. Reads no weight."""
-    from budgeted_lora.models.checkpoint import check_checkpoint, shipped_folder
+    """Which teachers of the package have a shorter context than this scale reads; nothing if all suit it."""
+    from budgeted_lora.models.checkpoint import shipped_folder
 
     for name in graph.teachers if graph.config.teachers == "shipped" else []:
-        spec = graph.config.teacher_ladder[name]
         try:
-            check_checkpoint(shipped_folder(name), name=name, spec=spec, context=graph.config.context)
+            file = shipped_folder(name) / "config.json"
+            anatomy = read_anatomy(read_json(file, expected="the configuration of a checkpoint"), where=file)
+            refuse_short_context(anatomy, graph.config.context, where=f"shipped teacher {name}")
         except BadInput as error:
-            yield missing("teacher", str(error), "use teachers: pretrain, or keep the scale's own values")
+            yield missing("teacher", str(error), "use teachers: pretrain, or shorten them")
 
 
 def local_weights(graph: Graph) -> Iterator[Finding]:
