@@ -20,7 +20,7 @@ from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
 from budgeted_lora.workflow import options
 from budgeted_lora.workflow.code import CodeFiles, job_prefix, refuse_another_package
 from budgeted_lora.workflow.graph import load_graph, token_files
-from budgeted_lora.planning.start import refuse_unknown_targets, refuse_what_cannot_fit
+from budgeted_lora.planning.start import refuse_missing_corpus, refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.workflow.runs import begin_run, is_at_work, join_run, refuse_a_clock_set_back
 from budgeted_lora.workflow.slurm import job_name
 from budgeted_lora.workflow.stage_command import stage_command, stage_names
@@ -52,12 +52,12 @@ results, reports = graph.results, graph.reports
 
 
 wildcard_constraints:
-    cell="|".join(graph.cells) or "none",
-    teacher="|".join(graph.teachers),
-    student="|".join(graph.students),
+    cell="|".join(map(re.escape, graph.cells)) or "none",
+    teacher="|".join(map(re.escape, graph.teachers)),
+    student="|".join(map(re.escape, graph.students)),
     variant="|".join(map(re.escape, graph.variants)),
-    cache="|".join(graph.caches()) or "none",
-    structure="|".join(graph.timed()) or "none",
+    cache="|".join(map(re.escape, graph.caches())) or "none",
+    structure="|".join(map(re.escape, graph.timed())) or "none",
 
 
 report: "workflow/report/workflow.rst"
@@ -92,3 +92,4 @@ include: "workflow/rules/targets.smk"
 
 
 refuse_unknown_targets(graph, {rule.name for rule in workflow.rules})
+refuse_missing_corpus(graph)

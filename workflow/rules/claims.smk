@@ -22,7 +22,7 @@ rule judge_claims:
     conda:
         "../../environment.yml"
     params:
-        options=options.as_json(report_jobs.page_options()),
+        options=options.as_json(graph, report_jobs.page_options()),
         outside=graph.outside.identity([PUBLISHED, CLAIMS]),
         results=lambda wildcards: results,
     message:

@@ -28,7 +28,9 @@ rule compress_cell:
         "../../environment.yml"
     threads: scale_config.threads.evaluation
     params:
-        options=lambda wildcards: options.as_json(options.compress_cell(graph, wildcards.cell, wildcards.variant)),
+        options=lambda wildcards: options.as_json(
+            graph, options.compress_cell(graph, wildcards.cell, wildcards.variant)
+        ),
         out=lambda wildcards, output: dirname(output.record),
     message:
         "Compressing {wildcards.cell} ({wildcards.variant})"

@@ -17,7 +17,7 @@ rule collect_corpus:
         "../../environment.yml"
     threads: 2
     params:
-        options=options.as_json(options.collect_corpus(graph)),
+        options=options.as_json(graph, options.collect_corpus(graph)),
         outside=graph.corpus_identity(),
         processes=lambda wildcards, threads: threads,
     message:
@@ -43,7 +43,7 @@ rule tokenize_corpus:
     conda:
         "../../environment.yml"
     params:
-        options=options.as_json(options.tokenize_corpus(graph)),
+        options=options.as_json(graph, options.tokenize_corpus(graph)),
         out=lambda wildcards, output: dirname(output.manifest),
     message:
         "Writing token files"
@@ -62,7 +62,7 @@ if graph.pretraining_data != f"{results}/data":
         benchmark:
             f"{results}/benchmarks/tokenize_for_teachers.tsv"
         params:
-            options=options.as_json(options.tokenize_corpus(graph, for_teachers=True)),
+            options=options.as_json(graph, options.tokenize_corpus(graph, for_teachers=True)),
             out=lambda wildcards, output: dirname(output.manifest),
         message:
             "Writing token files for the teachers"

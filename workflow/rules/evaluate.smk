@@ -35,7 +35,7 @@ rule evaluate_reference:
     resources:
         gpu=1,
     params:
-        options=options.as_json(options.evaluate(graph)),
+        options=options.as_json(graph, options.evaluate(graph)),
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
@@ -75,7 +75,7 @@ use rule evaluate_reference as score_cell with:
     benchmark:
         f"{results}/benchmarks/score_cell/{{cell}}_{{variant}}.tsv"
     params:
-        options=lambda wildcards: options.as_json(options.evaluate(graph, cell=wildcards.cell, icl=False)),
+        options=lambda wildcards: options.as_json(graph, options.evaluate(graph, cell=wildcards.cell, icl=False)),
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
@@ -98,7 +98,7 @@ use rule score_cell as evaluate_cell with:
         cell="|".join(graph.listed(ICL_TABLES)) or "none",
         variant=DEFAULT_VARIANT,
     params:
-        options=lambda wildcards: options.as_json(options.evaluate(graph, cell=wildcards.cell)),
+        options=lambda wildcards: options.as_json(graph, options.evaluate(graph, cell=wildcards.cell)),
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),
@@ -131,7 +131,7 @@ if scale_config.calibration.teachers:
         conda:
             "../../environment.yml"
         params:
-            options=options.as_json(options.calibrate_teachers(graph)),
+            options=options.as_json(graph, options.calibrate_teachers(graph)),
             outside=graph.outside.identity([PUBLISHED]),
         message:
             "Comparing the teachers with Table 1"

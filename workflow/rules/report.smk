@@ -15,7 +15,7 @@ rule list_cells:
         "../../environment.yml"
     params:
         digest=report_jobs.list_digest(),
-        options=options.as_json(report_jobs.list_options()),
+        options=options.as_json(graph, report_jobs.list_options()),
     message:
         "Listing the cells"
     shell:
@@ -40,7 +40,7 @@ rule list_table:
         "../../environment.yml"
     params:
         digest=lambda wildcards: report_jobs.digest(wildcards.table),
-        config=options.Uncompared(report_jobs.list_options()["config"]),
+        config=options.Uncompared(graph, report_jobs.list_options()["config"]),
     message:
         "Listing the cells of {wildcards.table}"
     shell:
@@ -71,7 +71,7 @@ rule make_table:
     conda:
         "../../environment.yml"
     params:
-        options=lambda wildcards: options.as_json(report_jobs.table_options(wildcards.table)),
+        options=lambda wildcards: options.as_json(graph, report_jobs.table_options(wildcards.table)),
         outside=graph.outside.identity([PUBLISHED]),
         results=lambda wildcards: results,
         out=lambda wildcards, output: dirname(dirname(output[0])),
@@ -104,7 +104,7 @@ rule make_figure:
     conda:
         "../../environment.yml"
     params:
-        options=lambda wildcards: options.as_json(report_jobs.figure_options(wildcards.figure)),
+        options=lambda wildcards: options.as_json(graph, report_jobs.figure_options(wildcards.figure)),
         results=lambda wildcards: results,
         out=lambda wildcards, output: dirname(dirname(output[0])),
     message:
@@ -133,7 +133,7 @@ rule make_index:
     conda:
         "../../environment.yml"
     params:
-        options=options.as_json(report_jobs.page_options()),
+        options=options.as_json(graph, report_jobs.page_options()),
         outside=graph.outside.identity([PUBLISHED, *report_jobs.templates()]),
         results=lambda wildcards: results,
         out=lambda wildcards: reports,

@@ -23,7 +23,7 @@ if shards.downloaded:
         conda:
             "../../environment.yml"
         params:
-            options=lambda wildcards: options.as_json(options.fetch_shard(graph, wildcards.shard)),
+            options=lambda wildcards: options.as_json(graph, options.fetch_shard(graph, wildcards.shard)),
             downloads=f"{shards.folder}/.downloads/{{shard}}",
         message:
             "Downloading shard {wildcards.shard}"
@@ -53,7 +53,7 @@ rule tokenize_shard:
     conda:
         "../../environment.yml"
     params:
-        options=lambda wildcards: options.as_json(options.tokenize_shard(graph, wildcards.shard)),
+        options=lambda wildcards: options.as_json(graph, options.tokenize_shard(graph, wildcards.shard)),
         outside=lambda wildcards: graph.outside.identity(shards.local_files(wildcards.shard)),
         out=lambda wildcards, output: dirname(output.record),
     message:
@@ -77,7 +77,7 @@ rule join_shards:
     conda:
         "../../environment.yml"
     params:
-        options=options.as_json(options.join_shards(graph)),
+        options=options.as_json(graph, options.join_shards(graph)),
         folder=lambda wildcards, input: dirname(dirname(input.records[0])),
         out=lambda wildcards, output: dirname(output.manifest),
     message:

@@ -19,7 +19,7 @@ rule measure_speed:
     resources:
         gpu=1,
     params:
-        options=lambda wildcards: options.as_json(options.measure_speed(graph, wildcards.structure)),
+        options=lambda wildcards: options.as_json(graph, options.measure_speed(graph, wildcards.structure)),
     message:
         "Timing structure {wildcards.structure}"
     shell:

@@ -24,7 +24,7 @@ rule cut_student:
     resources:
         gpu=lambda wildcards: int(graph.calibrated(wildcards.student)),
     params:
-        options=lambda wildcards: options.as_json(options.cut_student(graph, wildcards.student)),
+        options=lambda wildcards: options.as_json(graph, options.cut_student(graph, wildcards.student)),
     message:
         "Cutting student {wildcards.student}"
     shell:
@@ -51,7 +51,7 @@ rule measure_statistics:
     resources:
         gpu=1,
     params:
-        options=options.as_json(options.measure_statistics(graph)),
+        options=options.as_json(graph, options.measure_statistics(graph)),
     message:
         "Measuring statistics of student {wildcards.student}"
     shell:

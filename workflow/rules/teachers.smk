@@ -23,7 +23,7 @@ if scale_config.teachers == "pretrain":
         resources:
             gpu=1,
         params:
-            options=lambda wildcards: options.as_json(options.pretrain_teacher(graph, wildcards.teacher)),
+            options=lambda wildcards: options.as_json(graph, options.pretrain_teacher(graph, wildcards.teacher)),
             state=f"{results}/state",
         message:
             "Pretraining teacher {wildcards.teacher}"
@@ -54,7 +54,7 @@ else:
         conda:
             "../../environment.yml"
         params:
-            options=lambda wildcards: options.as_json(options.fetch_teacher(graph, wildcards.teacher)),
+            options=lambda wildcards: options.as_json(graph, options.fetch_teacher(graph, wildcards.teacher)),
             outside=lambda wildcards: graph.outside.identity(graph.teacher_files(wildcards.teacher)),
         message:
             "Bringing in teacher {wildcards.teacher}"
@@ -84,7 +84,7 @@ rule cache_teacher:
     resources:
         gpu=1,
     params:
-        options=lambda wildcards: options.as_json(options.cache_teacher(graph, wildcards.cache)),
+        options=lambda wildcards: options.as_json(graph, options.cache_teacher(graph, wildcards.cache)),
         out=lambda wildcards, output: dirname(output.record),
         state=f"{results}/state",
     message:

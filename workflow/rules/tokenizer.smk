@@ -17,7 +17,7 @@ if scale_config.teachers == "pretrain":
         conda:
             "../../environment.yml"
         params:
-            options=options.as_json(options.train_tokenizer(graph)),
+            options=options.as_json(graph, options.train_tokenizer(graph)),
         message:
             "Training the tokenizer"
         shell:

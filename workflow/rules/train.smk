@@ -32,7 +32,7 @@ rule train_cell:
     resources:
         gpu=scale_config.gpus_per_run,
     params:
-        options=lambda wildcards: options.as_json(options.train_cell(graph, wildcards.cell)),
+        options=lambda wildcards: options.as_json(graph, options.train_cell(graph, wildcards.cell)),
         cache=lambda wildcards: graph.cache_folder(wildcards.cell),
         out=lambda wildcards, output: dirname(output.record),
         state=f"{results}/state",

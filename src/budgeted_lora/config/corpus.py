@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from budgeted_lora.config.types import BelowOne, Fraction, Positive, Strict, key
+from budgeted_lora.config.types import BelowOne, Fraction, LocalPath, Positive, Strict, key
 
 
 class HubDataset(Strict):
-    name: str = key("EleutherAI/the_pile_deduplicated", "Dataset on the Hub. [D]")
+    name: LocalPath = key("EleutherAI/the_pile_deduplicated", "Dataset on the Hub. [D]")
     revision: str | None = key(None, "Pinned commit of the dataset; required when `corpus.source` is hub. [ours]")
     split: str = key("train", "Split to stream. [ours]")
 
@@ -48,7 +48,10 @@ class Corpus(Strict):
         "Where documents come from: docstrings of installed packages, local files or a Hub dataset. [ours]",
     )
     packages: list[str] = key([], "Import names of packages to read docstrings of (source docstrings). [ours]")
-    files: list[str] = key([], "Globs of .txt, .jsonl, .jsonl.zst and .parquet files (source files). [ours]")
+    files: list[LocalPath] = key(
+        [],
+        "Names or globs of .txt, .jsonl, .jsonl.zst and .parquet files, or of folders of them (source files). [ours]",
+    )
     text_field: str = key("text", "Field or column that holds the text. [ours]")
     hub: HubDataset = key(HubDataset(), "The Hub dataset (source hub).")
     documents: Positive | None = key(

@@ -108,6 +108,23 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
 
 # --- contradictions between sections: the first one as a sentence, or None
 
+# Names that a shell, a glob, a pattern and a file system all read as they are.
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_names(config: Config) -> str | None:
+    """Names that become parts of file names and of commands."""
+    names = [("scale", config.scale), *(("teacher_ladder", name) for name in config.teacher_ladder)]
+    names += [("budget.schedules", name) for name in config.budget.schedules]
+    for place, name in names:
+        if not PLAIN.fullmatch(name):
+            return (
+                f"{place}: the name {name!r} is expected to begin with a letter or digit, and to consist of at most 64 "
+                "of A-Z, a-z, 0-9, dot, _ and -"
+            )
+    return None
+
+
 # Targets that are not tables.
 TARGETS = frozenset({"all", "main", "report", "ablations", "claims", "calibration"})
 
@@ -176,4 +193,4 @@ def check_sources(config: Config) -> str | None:
     return None
 
 
-CHECKS: tuple[Callable[[Config], str | None], ...] = (check_training, check_tables, check_sources)
+CHECKS: tuple[Callable[[Config], str | None], ...] = (check_names, check_training, check_tables, check_sources)

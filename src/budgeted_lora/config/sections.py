@@ -13,6 +13,7 @@ from budgeted_lora.config.types import (
     Fraction,
     GateHardening,
     Init,
+    LocalPath,
     LowRankInit,
     Packing,
     Positive,
@@ -49,7 +50,7 @@ class Teacher(Strict):
     head_dim: Positive | None = key(None, "Width of a head; hidden / heads when empty. [ours]")
     hub: str | None = key(None, "Checkpoint on the Hub (teachers: hub). [S]")
     revision: str | None = key(None, "Pinned commit of the checkpoint. [ours]")
-    folder: str | None = key(None, "Checkpoint folder (teachers: folder). [ours]")
+    folder: LocalPath | None = key(None, "Checkpoint folder (teachers: folder). [ours]")
     tokens: Positive | None = key(None, "Pretraining tokens (teachers: pretrain). [ours]")
     learning_rate: Above0 | None = key(None, "Replaces `pretraining.learning_rate` for this teacher. [ours]")
 
@@ -248,7 +249,7 @@ class Evaluation(Strict):
     probes: Literal["generated", "folder"] = key(
         "generated", "generated: our probes; folder: the original files. [ours]"
     )
-    probes_folder: str | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
+    probes_folder: LocalPath | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
 
     @model_serializer(mode="wrap")
     def _without_nothing_skipped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

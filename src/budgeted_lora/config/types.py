@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "importance", "scratch"]
@@ -25,6 +25,15 @@ Above0 = Annotated[float, Field(gt=0.0)]
 Between0And1 = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+
+
+def _written_out(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError(f"{path!r} begins with ~, which only a shell reads; write the folder out")
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_written_out)]
 
 
 class Strict(BaseModel):

@@ -16,6 +16,7 @@ from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.errors import BadInput
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+ENDINGS = (".jsonl.zst", ".jsonl", ".parquet", ".txt")  # of files that can be read
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 
 
@@ -40,7 +41,28 @@ def local_files(corpus: Corpus) -> list[str]:
         seen = [path for path, names in parts.items() if not any(name.startswith(".") for name in names)]
         return sorted(str(path) for path in seen if path.is_file())
     patterns = corpus.files if corpus.source == "files" else []
-    return sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
+    return sorted({path for pattern in patterns for path in matching_files(pattern)})
+
+
+def matching_files(pattern: str) -> list[str]:
+    """Files that a name or glob of `corpus.files` stands for, sorted.
+
+    A name that exists is no glob, whatever characters it has. A folder stands for its files of a known ending: Spark
+    and others write one in place of a file, with marks (`_SUCCESS`) and checksums (`.part-0.crc`) beside the parts.
+    """
+    paths = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
+    files: list[str] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += [str(file) for file in path.rglob("*") if file.is_file() and _is_part(file.relative_to(path))]
+        elif str(path) == pattern or path.name.endswith(ENDINGS) or not path.name.startswith("_"):
+            files.append(str(path))
+    return sorted(set(files))
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file of a folder, by its path there, is one of documents."""
+    return path.name.endswith(ENDINGS) and not any(name.startswith((".", "_")) for name in path.parts)
 
 
 def read_docstrings(packages: Iterable[str], *, processes: int = 1) -> list[str]:
@@ -92,7 +114,7 @@ def read_files(patterns: Iterable[str], *, text_field: str) -> Iterator[str]:
         BadInput: a pattern matches nothing, or from `read_file`.
     """
     for pattern in patterns:
-        paths = sorted(glob.glob(pattern, recursive=True))
+        paths = matching_files(pattern)
         if not paths:
             raise BadInput(f"corpus.files: {pattern!r} matches no file")
         for path in paths:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.data.probes import PROBES
+from budgeted_lora.data.readers import matching_files
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.checkpoint import check_checkpoint
 from budgeted_lora.planning.costs import ScaleCosts
@@ -154,17 +155,23 @@ def writable(folders: list[Path]) -> Iterator[Finding]:
 def local_inputs(check: Check) -> Iterator[Finding]:
     """Files that the configuration names, a compiler if the scale compiles, and the corpus."""
     config, graph = check.config, check.graph
-    present = len(graph.probe_files()) if config.evaluation.probes == "folder" else len(PROBES)
-    if present < len(PROBES):
-        detail = f"{config.evaluation.probes_folder}: {present} of the {len(PROBES)} files of Function Vectors"
-        copy = "copy them there from its dataset_files (abstractive and extractive)"
-        yield missing("probes", detail, f"{copy}, or set evaluation.probes: generated")
+    yield from probe_files(graph)
     yield from local_teachers(graph)
     compiles = config.teachers == "pretrain" and config.pretraining.compile
     if compiles and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         yield missing("compiler", "pretraining.compile needs a C++ compiler", "install one, or set compile: false")
     yield from corpus_files(graph)
     yield from held_out(graph, check.costs)
+
+
+def probe_files(graph: Graph) -> Iterator[Finding]:
+    """What is missing of the original probe files, where they are evaluated."""
+    evaluation = graph.config.evaluation
+    present = len(graph.probe_files()) if evaluation.probes == "folder" else len(PROBES)
+    if present < len(PROBES):
+        detail = f"{evaluation.probes_folder}: {present} of the {len(PROBES)} files of Function Vectors"
+        copy = "copy them there from its dataset_files (abstractive and extractive)"
+        yield missing("probes", detail, f"{copy}, or set evaluation.probes: generated")
 
 
 def local_teachers(graph: Graph) -> Iterator[Finding]:
@@ -185,9 +192,10 @@ def local_teachers(graph: Graph) -> Iterator[Finding]:
 def corpus_files(graph: Graph) -> Iterator[Finding]:
     """What is missing of the corpus; nothing if it is complete."""
     corpus = graph.config.corpus
-    if corpus.source == "files" and not graph.corpus_files():
+    unmatched = [] if corpus.source != "files" else [name for name in corpus.files if not matching_files(name)]
+    if unmatched and (len(unmatched) == len(corpus.files) or not corpus.shards):
         wanted = f" for {corpus.shards.read} shards" if corpus.shards else ""
-        yield missing("corpus", f"no file matches {', '.join(corpus.files)}{wanted}", "correct corpus.files")
+        yield missing("corpus", f"no file matches {_some(unmatched, whole=True)}{wanted}", "correct corpus.files")
     elif corpus.shards:
         yield from _local_shards(graph)
     for name in corpus.packages if corpus.source == "docstrings" else []:
@@ -220,9 +228,9 @@ def _local_shards(graph: Graph) -> Iterator[Finding]:
         yield short("corpus", detail, "expected one per shard: correct corpus.shards.pattern")
 
 
-def _some(files: list[str]) -> str:
-    """The names of files, at most `LISTED`."""
-    names = [Path(path).name for path in files]
+def _some(files: list[str], *, whole: bool = False) -> str:
+    """The names of files, at most `LISTED`; with their folders if `whole`."""
+    names = files if whole else [Path(path).name for path in files]
     return ", ".join(names if len(names) <= LISTED else [*names[: LISTED - 1], f"{len(names) - LISTED + 1} more"])
 
 

@@ -1,12 +1,15 @@
-"""Checks before the first job of a run: the requested targets exist, and the machine is large enough."""
+"""Checks before the first job of a run: targets and files from outside exist, and the machine is large enough."""
 
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from budgeted_lora.planning.checks import corpus_files
 from budgeted_lora.planning.doctor import refusal
+from budgeted_lora.planning.findings import troubles
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.report import ReportJobs
+from budgeted_lora.workflow.runs import is_at_work
 from budgeted_lora.workflow.targets import limited
 
 
@@ -51,6 +54,24 @@ def requested_targets() -> list[str]:
     words, after = words[:end], words[end + 1 :]
     options, _ = get_argument_parser().parse_known_args(words)
     return [] if options.target_jobs else [*options.targets, *after]
+
+
+def refuse_missing_corpus(graph: Graph) -> None:
+    """Exit with status 2 and a one-line message if files or packages of the corpus are missing.
+
+    Also in a dry run: Snakemake knows only the files that are there. Where the corpus has been read already, the line
+    is a warning, since jobs that do not need it can run.
+    """
+    if is_at_work(graph.results):
+        return
+    troubled = troubles(list(corpus_files(graph)))
+    if not troubled:
+        return
+    was_read = (Path(graph.results) / "data/manifest.json").is_file()
+    line = f"{'warning: ' if was_read else ''}{troubled[0].line()}"
+    print(f"budgeted-lora: {line}", file=sys.stderr, flush=True)
+    if not was_read:
+        sys.exit(2)
 
 
 def refuse_what_cannot_fit(graph: Graph, *, targets: Iterable[str] = (), remote: bool) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from budgeted_lora.config.messages import describe
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
 from budgeted_lora.workflow.stage_command import GPUS, OPTIONS, flag
 
 
@@ -51,7 +52,7 @@ def convert(name: str, annotation: Any, value: Any) -> Any:
     try:
         is_object = model or any(issubclass(kind, Mapping) or dataclasses.is_dataclass(kind) for kind in kinds)
         if isinstance(value, str) and is_object:
-            value = json.loads(value)
+            value = read_json(value[1:]) if value.startswith("@") else json.loads(value)
         if any(issubclass(kind, Sequence) and kind is not str for kind in kinds) and not isinstance(value, list):
             value = [] if value is None else [value]
         if value is None and type(None) not in kinds:

@@ -173,14 +173,20 @@ class Graph:
         return self.outside.identity(self.corpus_files()) if versions is None else short_hash(versions, digits=16)
 
     def outside_files(self) -> list[str]:
-        """Every file from outside that some job reads."""
+        """Every file from outside that some job reads. Raises BadInput if Snakemake would read its name otherwise."""
         if self.config.corpus.shards:
             jobs = self.shard_jobs()
             read = [path for name in jobs.names for path in jobs.local_files(name)]
         else:
             read = self.corpus_files()
         teachers = [path for name in self.teachers for path in self.teacher_files(name)]
-        return [*read, *teachers, *self.probe_files(), *self.tokenizer_files()]
+        files = [*read, *teachers, *self.probe_files(), *self.tokenizer_files()]
+        for path in files:
+            if set("{}") & set(path) or not path.isprintable():
+                raise BadInput(
+                    f"{path!r}: Snakemake reads braces as wildcards; rename it, without braces and line breaks"
+                )
+        return files
 
     def teacher_files(self, teacher: str) -> list[str]:
         """What tells a ready-made teacher from another: the card of a shipped one, the files of a local one."""

@@ -4,12 +4,14 @@ The first functions return the values that a stage records, which `cells` and `w
 second part have the names of stages and return all the options of one job.
 """
 
+from pathlib import Path
 from typing import Any
 
-from budgeted_lora.files import canonical_json
+from budgeted_lora.files import canonical_json, short_hash, write_text
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import default_recipe, planned, student_shape
 
+LONGEST = 20_000  # characters; Linux takes 131,072 bytes for a job's command, and quotes in quotes are five each
 REMOVAL_WINDOWS = 16  # of the statistics' windows: every projection costs three passes over them
 Options = dict[str, Any]
 
@@ -108,19 +110,28 @@ def timed_student(graph: Graph, structure: str) -> Options:
 # --- all the options of a job, by stage
 
 
-def as_json(options: Options) -> str:
-    """Options as one line of JSON, which a rule quotes once for the shell."""
-    return canonical_json(options)
+def as_json(graph: Graph, options: Options) -> str:
+    """Options as one line of JSON, which a rule quotes once for the shell; `@` and the name of a file for long ones.
+
+    The file is named after its content, so that equal options are equal parameters for Snakemake.
+    """
+    text = canonical_json(options)
+    if len(text) <= LONGEST:
+        return text
+    path = Path(graph.results) / ".options" / f"{short_hash(options, digits=16)}.json"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return f"@{path}"
 
 
 class Uncompared:
     """Options of a rule that Snakemake does not compare with those of the last run, since it cannot represent them."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, graph: Graph, options: Options) -> None:
+        self.graph, self.options = graph, options
 
     def __str__(self) -> str:
-        return as_json(self.options)
+        return as_json(self.graph, self.options)
 
 
 def _on_device(graph: Graph, *, threads: int) -> Options:

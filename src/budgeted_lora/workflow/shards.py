@@ -4,13 +4,13 @@ Shards are numbered from 0 in the order of their names, whatever is on disk; the
 """
 
 import glob
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from budgeted_lora.config.scale import Config
+from budgeted_lora.data.readers import ENDINGS, local_files
 from budgeted_lora.errors import BadInput
-
-ENDINGS = (".jsonl.zst", ".jsonl", ".parquet", ".txt")
 
 
 class ShardJobs:
@@ -45,12 +45,17 @@ class ShardJobs:
     def source(self, shard: str) -> str:
         """The shard's file, or a pattern that one file matches, for a local folder in the Hub's form."""
         if self.corpus.source == "files":
-            files = sorted({path for pattern in self.corpus.files for path in glob.glob(pattern, recursive=True)})
-            missing = f"corpus.files has {len(files)} files, none for shard {shard}"
-            return files[int(shard)] if int(shard) < len(files) else missing
+            missing = f"corpus.files has {len(self._files)} files, none for shard {shard}"
+            return self._files[int(shard)] if int(shard) < len(self._files) else missing
         if self.downloaded:
             return self.download_name().format(shard=shard)
-        return str(Path(self.corpus.hub.name) / self.pattern(shard))
+        folder, pattern = self.corpus.hub.name, self.pattern(shard)
+        return str(Path(folder if (Path(folder) / pattern).is_file() else glob.escape(folder)) / pattern)
+
+    @cached_property
+    def _files(self) -> list[str]:
+        """Every local file of the corpus."""
+        return local_files(self.corpus)
 
     def local_files(self, shard: str) -> list[str]:
         """The shard's file if it is local and present; else empty."""
