@@ -213,10 +213,12 @@ def read_json(path: Path | str, *, expected: str = "JSON written by an earlier s
 
 def _read_json(path: Path | str, expected: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; expected {expected}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise BadInput(f"{path}: not JSON (nested too deeply); expected {expected}") from None
+    except ValueError as error:  # also numbers of thousands of digits
         raise BadInput(f"{path}: not JSON ({error}); expected {expected}") from None
 
 

@@ -62,8 +62,8 @@ def _entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
         raise BadInput(f"{file}: not JSON, expected the configuration of a checkpoint")

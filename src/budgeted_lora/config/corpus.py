@@ -10,7 +10,13 @@ from budgeted_lora.config.types import BelowOne, Fraction, LocalPath, Positive, 
 class HubDataset(Strict):
     name: LocalPath = key("EleutherAI/the_pile_deduplicated", "Dataset on the Hub. [D]")
     revision: str | None = key(None, "Pinned commit of the dataset; required when `corpus.source` is hub. [ours]")
+    config: str | None = key(None, "Configuration of a dataset that has several, e.g. a language. [ours]")
     split: str = key("train", "Split to stream. [ours]")
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_config(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Ids of cells hash this: a key that is younger than they are is left out where it says nothing.
+        return {name: value for name, value in handler(self).items() if name != "config" or value is not None}
 
 
 class Shards(Strict):

@@ -83,7 +83,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInput(f"{path}, line {line}: not YAML ({error.problem})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise BadInput(f"{path}: not YAML that can be read (nested too deeply)") from None
+    except (yaml.YAMLError, ValueError) as error:  # also dates that are none, and numbers of thousands of digits
         raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path}: expected a mapping of keys, found {type(values).__name__}")

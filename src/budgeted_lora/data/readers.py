@@ -1,6 +1,7 @@
 """Reads documents from the configured source: docstrings of installed packages, local files or a Hub dataset."""
 
 import ast
+import codecs
 import glob
 import importlib.metadata
 import importlib.util
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import md5
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,8 @@ from budgeted_lora.errors import BadInput
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 ENDINGS = (".jsonl.zst", ".jsonl", ".parquet", ".txt")  # of files that can be read
+LONGEST_WINDOW = 2**31  # bytes that a Zstandard frame may refer back: the most that `zstd --long=31` writes
+LISTED = 20  # names of fields in one message
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 
 
@@ -129,7 +133,7 @@ def read_file(path: Path, *, text_field: str) -> Iterator[str]:
     """
     try:
         if path.name.endswith(".txt"):
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text(encoding="utf-8-sig")
         elif path.name.endswith((".jsonl", ".jsonl.zst")):
             yield from _read_lines(path, text_field)
         elif path.name.endswith(".parquet"):
@@ -146,6 +150,8 @@ def _read_lines(path: Path, text_field: str) -> Iterator[str]:
     with path.open("rb") as stream:
         lines = _split_lines(_decompressed(stream, path)) if path.name.endswith(".zst") else stream
         for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 place = f"{path}, line {number}"
                 yield _text(_parsed(line, place), place, text_field)
@@ -157,7 +163,7 @@ def _decompressed(stream: BinaryIO, path: Path) -> Iterator[bytes]:
     frame = None
     while block := stream.read(1 << 16):
         while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW).decompressobj()
             try:
                 yield frame.decompress(block)
             except zstandard.ZstdError as error:
@@ -177,24 +183,32 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _parsed(line: bytes, place: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as error:
         raise BadInput(f"{place}: not UTF-8 text ({error.reason} at byte {error.start} of the line)") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{place}: not JSON ({error.msg}); is the file truncated?") from None
     except RecursionError:
         raise BadInput(f"{place}: not JSON (nested too deeply)") from None
+    except ValueError:
+        raise BadInput(f"{place}: not JSON that can be read (a number of thousands of digits)") from None
 
 
 def _text(record: Any, place: str, text_field: str) -> str:
     if not isinstance(record, dict) or text_field not in record:
-        content = f"has {', '.join(record)}" if isinstance(record, dict) else f"is {record!r:.40}, not a record"
+        content = f"has {_names(record)}" if isinstance(record, dict) else f"is {record!r:.40}, not a record"
         raise BadInput(f"{place}: no field {text_field!r} (corpus.text_field); it {content}")
     value = record[text_field]
     if not isinstance(value, str):
         what = "is empty" if value is None else f"holds {type(value).__name__}"
         raise BadInput(f"{place}: field {text_field!r} (corpus.text_field) {what}, expected text")
     return value
+
+
+def _names(names: Iterable[str]) -> str:
+    """Names of fields on one line, the first few."""
+    first = [name if name.isprintable() else repr(name) for name in islice(names, LISTED + 1)]
+    return ", ".join(first if len(first) <= LISTED else [*first[:LISTED], "..."])
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
@@ -207,7 +221,7 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if text_field not in columns:
-                raise BadInput(f"{path}: no column {text_field!r} (corpus.text_field); it has {', '.join(columns)}")
+                raise BadInput(f"{path}: no column {text_field!r} (corpus.text_field); it has {_names(columns)}")
             for batch in file.iter_batches(BATCH_ROWS, columns=[text_field]):
                 for record in batch.to_pylist():
                     done += 1
@@ -233,9 +247,13 @@ def read_hub(corpus: Corpus) -> Iterator[str]:
     if hub.revision is None and not Path(hub.name).exists():
         raise BadInput(f"corpus.hub.revision must pin a commit of {hub.name}")
     try:
-        rows: Any = datasets.load_dataset(hub.name, revision=hub.revision, split=hub.split, streaming=True)
+        rows: Any = datasets.load_dataset(hub.name, hub.config, revision=hub.revision, split=hub.split, streaming=True)
         for number, row in enumerate(rows, start=1):
             yield _text(row, f"{hub.name}, row {number}", corpus.text_field)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # the library raises exceptions of many kinds, and those of the formats it reads
         reason = " ".join(str(error).split())[:300]
-        raise BadInput(f"corpus.hub: cannot read {hub.name} at {hub.revision}: {reason}") from None
+        remedy = "; name one in corpus.hub.config" if hub.config is None and "onfig name is missing" in reason else ""
+        reason = reason.partition(" Example of usage")[0]
+        raise BadInput(f"corpus.hub: cannot read {hub.name} at {hub.revision}: {reason}{remedy}") from None

@@ -102,7 +102,7 @@ def header(file: Path) -> dict[str, Stored]:
             entries.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
             tensors = {name: _stored(file, entry, first=8 + length) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file") from None
     if size != 8 + length + end:
         raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")
