@@ -36,6 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     jobs, folder = ReportJobs(Graph(CONFIG)), tmp_path_factory.mktemp("declared")
     builder = Builder(folder / jobs.graph.results)
     builder.models()
+    builder.contamination()
     values = {"zero": 2.0, "svd": 0.5, "activation_svd": 0.1}
     builder.json("students/mixed/statistics.json", {"removals": [{"name": name} | values for name in MODULES]})
     for cell in jobs.graph.cells:

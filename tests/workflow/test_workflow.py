@@ -383,7 +383,9 @@ def test_an_edit_of_a_figure_draws_and_trains_nothing(done: Path) -> None:
 
 def test_evaluation_options_evaluate_anew(done: Path) -> None:
     with edited(done / "config" / "smoke.yaml", lambda text: text.replace("queries: 4", "queries: 5")):
-        assert set(pending(done).values()) == {"evaluate_reference", "evaluate_cell", "score_cell", *REPORT}
+        assert set(pending(done).values()) == {
+            "search_prompts", "evaluate_reference", "evaluate_cell", "score_cell", *REPORT,
+        }  # fmt: skip
 
 
 def test_one_edited_value_is_one_new_cell(done: Path) -> None:
@@ -428,7 +430,7 @@ def test_a_table_whose_source_is_edited_is_made_beside_a_new_row(done: Path) -> 
         edited(done / "config" / "smoke.yaml", lambda text: text.replace(*row)),
         edited(done / "src/budgeted_lora/reporting/tables/in_context.py", lambda text: text + "\nNEW = 1\n"),
     ):
-        assert made_tables(pending(done)) == {"lora_construction", "table9", "figure2_values"}
+        assert made_tables(pending(done)) == {"lora_construction", "table9", "figure2_values", "contamination"}
 
 
 def test_an_edit_of_how_lines_are_written_lists_them_again(done: Path) -> None:

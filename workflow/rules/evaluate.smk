@@ -109,6 +109,31 @@ use rule score_cell as evaluate_cell with:
 ruleorder: evaluate_cell > score_cell
 
 
+# In the token file itself: so it is one search for all corpora, and an evaluation setting makes no token file again.
+rule search_prompts:
+    input:
+        code=code.of("search_prompts"),
+        digests=[f"{results}/data/train.json", f"{results}/data/tokenizer.sha256"],
+        probes=graph.probe_files(),
+        tokens=ancient(f"{results}/data/train.bin"),
+        tokenizer=ancient(f"{results}/data/tokenizer"),
+    output:
+        out=f"{results}/data/contamination.json",
+    log:
+        f"{results}/logs/search_prompts.log",
+    benchmark:
+        f"{results}/benchmarks/search_prompts.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        options=options.as_json(graph, options.search_prompts(graph)),
+        outside=graph.outside.identity(graph.probe_files()),
+    message:
+        "Searching prompts and answers in the training text"
+    shell:
+        stage_command("search_prompts", input=["tokens", "tokenizer"], output=["out"], params=["options"])
+
+
 if scale_config.calibration.teachers:
 
     rule calibrate_teachers:

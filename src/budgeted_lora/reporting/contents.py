@@ -13,8 +13,9 @@ from budgeted_lora.config.scale import MAIN_CELLS
 from budgeted_lora.errors import BadInput
 
 Reads = Literal[
-    "perplexity", "icl", "train", "compression", "speed", "curves", "references", "calibration", "statistics"
-]
+    "perplexity", "icl", "train", "compression", "speed", "curves", "references", "calibration", "statistics",
+    "contamination",
+]  # fmt: skip
 Target = Literal["main", "ablations", "own"]
 
 CONTROLS = "controls"  # configured table of what a reader would do instead; the Pareto plots show it too
@@ -88,6 +89,7 @@ TABLES = by_name(
     Shown("figure2_values", "tables.in_context.figure2_values", ("figure2",), ("icl",), otherwise="table2"),
     Shown("speed", "tables.structure.speed", MAIN_CELLS, ("compression", "speed")),
     Shown("reference", "tables.main.reference", MAIN_CELLS, ("references", "calibration")),
+    Shown("contamination", "tables.in_context.contamination", ("table2",), ("contamination",)),
     Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
     Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
     ablation("table3"),

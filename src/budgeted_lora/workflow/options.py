@@ -212,6 +212,11 @@ def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Opti
     return options | _on_device(graph, threads=graph.config.threads.evaluation)
 
 
+def search_prompts(graph: Graph) -> Options:
+    options = {"evaluation": evaluation(graph), "ngram": graph.config.corpus.overlap_ngram}
+    return options | {"scale": graph.config.scale}
+
+
 def calibrate_teachers(graph: Graph) -> Options:
     return {"calibration": graph.config.calibration.model_dump(mode="json"), "scale": graph.config.scale}
 

@@ -72,6 +72,7 @@ class ReportJobs:
         files = {
             "references": graph.references,
             "calibration": graph.calibration,
+            "contamination": lambda: [f"{graph.results}/data/contamination.json"],
             "perplexity": lambda: graph.compressed(tables, "perplexity.json", "perplexity_windows.parquet"),
             "compression": lambda: graph.compressed(tables, "compression.json"),
             "icl": lambda: graph.of_cells(graph.listed(ICL_TABLES & set(tables)), "@icl.json"),

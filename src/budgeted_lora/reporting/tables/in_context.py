@@ -1,5 +1,7 @@
 """In-context-learning tables: Table 9 and the values of Figure 2."""
 
+from math import nan
+
 import numpy as np
 import pandas as pd
 
@@ -103,3 +105,20 @@ COMPOSITE_COLUMNS = (
     Column("published_pct", "Published %", 1),
     *csv_only("sd_pct", "seeds"),
 )
+
+
+def contamination(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """How much of the prompts and answers of each probe occurs word for word in the training text."""
+    record = results.json("data/contamination.json") or {"ngram": nan, "training_tokens": nan, "probes": {}}
+    rows = [{"probe": name} | found for name, found in record["probes"].items()]
+    if rows:
+        rows.append({"probe": "all"} | record["total"])
+    columns = [
+        Column("probe", "Probe"),
+        Column("examples", "Examples", 0),
+        Column("long_enough", "Searched", 0),
+        Column("prompts", "Prompt shares an n-gram", 0),
+        Column("answers", "Answer within a shared n-gram", 0),
+        Column("largest_share", "Largest share %", 1, factor=100.0),
+    ]
+    return tabulate(results, rows=rows, columns=columns, n=record["ngram"], tokens=record["training_tokens"])
