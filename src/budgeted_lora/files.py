@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and the digests that tell them apart."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,7 @@ from typing import Any
 from budgeted_lora.errors import BadInput
 
 SNAKEMAKE_MARK = ".snakemake_timestamp"
+WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 CONTENT = "content_sha256"  # the key under which a JSON record holds the digest of its other entries
 
 
@@ -129,13 +131,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
             with suppress(OSError):  # on a file system that has become read-only the first error is the one to report
                 temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Permissions that new files lack here; `tempfile` gives its own only to their owner."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @contextmanager
@@ -145,7 +152,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        temporary.chmod(0o755)
+        temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -240,13 +247,31 @@ def lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool:
 
     Returns:
         Whether the lock is held now; False only without `wait`, if another process holds it.
+
+    Raises:
+        BadInput: the file system has no locks, as some network file systems are mounted.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        raise BadInput(
+            f"{_name_of(handle)}: cannot be locked ({error.strerror}); expected a file system with flock, which keeps "
+            "two runs apart: mount it with locks, or put the folder on another one"
+        ) from None
     return True
+
+
+def _name_of(handle: int) -> str:
+    """The file of a descriptor, as far as the system tells."""
+    try:
+        return os.readlink(f"/proc/self/fd/{handle}")
+    except OSError:
+        return "a lock file"
 
 
 @contextmanager

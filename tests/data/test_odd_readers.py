@@ -165,3 +165,14 @@ def test_a_split_that_is_missing_is_one_line(tmp_path: Path, offline: None) -> N
     pq.write_table(pa.table({"text": ["a"]}), folder / "train-00000.parquet")
     with pytest.raises(BadInput, match="validation"):
         hub(folder, split="validation")
+
+
+@pytest.mark.parametrize("name", ["broken.part", "", ".relative", "os..path"])
+def test_a_package_that_does_not_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text("raise RuntimeError('two\\nlines')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BadInput) as caught:
+        list(read_documents(Corpus(source="docstrings", packages=[name])))
+    assert f"corpus.packages: {name!r}" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -180,3 +180,10 @@ def test_refusals(model, token_file, tmp_path):
     broken.lm_head.weight.data[3] = float("nan")
     with pytest.raises(BadInput, match="not finite"):
         run(broken, token_file)
+
+
+@pytest.mark.parametrize("loss", [710.0, 1e30, math.inf, math.nan])
+def test_a_loss_whose_perplexity_is_no_number_is_one_line(loss: float) -> None:
+    with pytest.raises(BadInput, match=r"nats per token, whose perplexity is no number"):
+        summarise(np.array([loss * 10, 10.0]), np.array([10, 10]) if loss > 1e3 or loss != loss else np.array([10, 0]))
+    assert summarise(np.array([6000.0]), np.array([10])).value == math.exp(600)

@@ -25,7 +25,7 @@ from budgeted_lora.commands import snakemake_records as snakemake
 from budgeted_lora.commands.archive_format import Entry, Hashing, Manifest
 from budgeted_lora.commands.text import size
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import atomic_path, canonical_json, sha256_file
+from budgeted_lora.files import atomic_path, canonical_json, locked, sha256_file
 from budgeted_lora.provenance import git_state
 
 TIMESTAMP = ".snakemake_timestamp"  # in a folder that is an output: its date is the folder's to Snakemake
@@ -204,7 +204,8 @@ def staging(root: Path, scale: str) -> Iterator[Path]:
     root.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=root, prefix=f".import-{scale}-"))
     try:
-        yield folder
+        with locked(folder):  # so that a run that begins does not take it for that of a killed import
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if made and not any(root.iterdir()):

@@ -12,6 +12,7 @@ from budgeted_lora.commands.chain import chain, data_and_teachers
 from budgeted_lora.commands.snakemake_records import refuse_at_work
 from budgeted_lora.files import is_locked
 from budgeted_lora.workflow.graph import Graph
+from budgeted_lora.workflow.runs import interrupted_imports, is_at_work, temporary
 
 KINDS = {"teachers": "teacher", "students": "student", "cells": "cell", "speed": "timing", "cache": "cache"}
 PRINTS = ("logs", "benchmarks")  # output and timings of jobs: <kind>/<rule>/<cell>..., and cell_<cell> of its speed
@@ -56,8 +57,11 @@ def leftovers(graph: Graph, *, cache: bool = False, state: bool = False) -> list
     listed += unused_data(results / "data", used)
     if state:
         listed += states(graph)
-    imports = [sorted(Path(root).glob(f".import-{graph.config.scale}-*")) for root in ("reports", "results")]
-    return listed + [Leftover(path, "interrupted import") for paths in imports for path in paths]
+    if not is_at_work(graph.results):
+        whole = {item.path for item in listed}
+        unfinished = [path for path in temporary(results) if not whole & set(path.parents)]
+        listed += [Leftover(path, "unfinished file of a killed job") for path in unfinished]
+    return listed + [Leftover(path, "interrupted import") for path in interrupted_imports(results)]
 
 
 def prints_of(results: Path, cell: str) -> tuple[Path, ...]:

@@ -182,8 +182,14 @@ def limits_text(metadata: tuple[Any, ...]) -> str:
     if limits.keys() == {"ge", "le"}:
         return f" from {limits['ge']:g} to {limits['le']:g}"
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    texts = [f"{words[name]} {limits[name]:g}" for name in words if name in limits]
+    texts = [f"{words[name]} {_limit(limits[name])}" for name in words if name in limits]
     return f" {' and '.join(texts)}" if texts else ""
+
+
+def _limit(value: float) -> str:
+    """A limit of a number; large powers of two as such."""
+    power = int(value).bit_length() - 1
+    return f"2^{power}" if power > 30 and value == 2**power else f"{value:g}"
 
 
 def is_section(annotation: Any) -> bool:

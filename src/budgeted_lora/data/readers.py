@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import md5
+from importlib.machinery import ModuleSpec
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,8 +94,23 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
     return {name: found[name] for name in packages if name in found}
 
 
+def find_package(name: str) -> ModuleSpec | None:
+    """Where an installed package or module is; None if there is none.
+
+    Raises:
+        BadInput: the name is none, or a package that it lies in fails when it is imported.
+    """
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # whatever the code of the package above raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(f"corpus.packages: {name!r} cannot be looked up ({reason}); correct or remove it") from None
+
+
 def _sources(package: str) -> list[Path]:
-    spec = importlib.util.find_spec(package)
+    spec = find_package(package)
     if spec is None or not spec.submodule_search_locations:
         raise BadInput(f"corpus.packages: {package!r} is not an installed package; install it or remove it")
     root, tests = Path(spec.submodule_search_locations[0]), {"tests", "test", "testing"}

@@ -41,6 +41,9 @@ class PerplexityResult:
         return {"value": self.value, "standard_error": self.standard_error, "mean_nll": self.mean_nll} | scored
 
 
+LARGEST_NLL = 700.0  # nats per token; the exponential of more is no float64
+
+
 def summarise(window_nll: np.ndarray, window_count: np.ndarray) -> PerplexityResult:
     """Perplexity and its standard error from sums per window.
 
@@ -50,6 +53,8 @@ def summarise(window_nll: np.ndarray, window_count: np.ndarray) -> PerplexityRes
     nll, count = np.asarray(window_nll, dtype=np.float64), np.asarray(window_count, dtype=np.int64)
     total = int(count.sum())
     mean = float(nll.sum() / total)
+    if not mean < LARGEST_NLL:
+        raise BadInput(f"the model's loss is {mean:g} nats per token, whose perplexity is no number; it has diverged")
     windows = len(nll)
     residuals = nll - mean * count
     variance = windows / (windows - 1) * float((residuals**2).sum()) / total**2 if windows > 1 else 0.0

@@ -1,7 +1,6 @@
 """Checks of a machine against a scale: devices, memory, disk, local inputs, corpus. Each yields its findings."""
 
 import importlib.metadata
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.data.probes import PROBES
-from budgeted_lora.data.readers import matching_files
+from budgeted_lora.data.readers import find_package, matching_files
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.checkpoint import check_checkpoint
 from budgeted_lora.planning.costs import ScaleCosts
@@ -199,7 +198,12 @@ def corpus_files(graph: Graph) -> Iterator[Finding]:
     elif corpus.shards:
         yield from _local_shards(graph)
     for name in corpus.packages if corpus.source == "docstrings" else []:
-        if importlib.util.find_spec(name) is None:
+        try:
+            spec = find_package(name)
+        except BadInput as error:
+            yield missing("corpus", str(error), "")
+            continue
+        if spec is None or not spec.submodule_search_locations:
             yield missing("corpus", f"package {name!r} is not installed", "install it, or edit corpus.packages")
 
 

@@ -26,7 +26,7 @@ def collect_corpus(*, corpus: Corpus, out: Path, record: Path, scale: str, proce
     """
     clock, counts = Clock(), documents.Counts()
     distinct = documents.unique_documents(read_documents(corpus, processes=processes), corpus, counts)
-    with atomic_path(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".collect.") as folder:
+    with atomic_path(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".collect.", suffix=".tmp") as folder:
         training = Path(folder) / "train.parquet"
         held_out = documents.split_documents(distinct, training, slice_per_mille=corpus.slice_per_mille, counts=counts)
         if not held_out or not counts.train:

@@ -27,6 +27,7 @@ from budgeted_lora.workflow.slurm import cancel_jobs, queued_jobs
 
 RUN, JOBS = "run.lock", "jobs.lock"
 VARIABLE = "BUDGETED_LORA_RUN"  # tells a job its run: "<id> <folder of the locks>"
+TEMPORARY = (".*.tmp", ".collect.*")  # names of unfinished files; the second is that of earlier versions
 AHEAD = 60.0  # seconds by which clocks of machines that share a folder may differ
 TRIES, PAUSE = 5, 0.1  # a job that checks whether its run is alive holds run.lock for a moment
 
@@ -71,7 +72,7 @@ def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
             with naming(folder / RUN):
                 _write(handle, record)
             os.dup(handle)  # never closed, and no child inherits it
-            remove_leftovers(folder)
+            remove_leftovers(Path(results))
         os.environ[VARIABLE] = f"{record['id']} {folder}"
     except (BadInput, OSError) as error:
         reason = error if isinstance(error, BadInput) else f"{error.strerror}: {error.filename}"
@@ -152,9 +153,26 @@ def resume_run(results: Path, *, wait: bool) -> list[str]:
     return record["arguments"]
 
 
+def temporary(folder: Path) -> list[Path]:
+    """Temporary files and folders of writers, living or killed, except those inside one another."""
+    found = sorted({path for pattern in TEMPORARY for path in folder.rglob(pattern)})
+    return [path for path in found if not any(parent in found for parent in path.parents)]
+
+
+def interrupted_imports(results: Path) -> list[Path]:
+    """Folders from which a killed import was to move files; a living import locks its folder.
+
+    Args:
+        results: results/<scale>; reports/ lies beside results/.
+    """
+    roots = (results.parent.parent / "reports", results.parent)
+    found = [path for root in roots for path in sorted(root.glob(f".import-{results.name}-{'[!-]' * 8}"))]
+    return [path for path in found if not is_locked(path)]
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders of killed writers; call it only while nothing writes."""
-    for path in sorted(folder.rglob(".*.tmp")):
+    """Removes what killed writers left; call it only while nothing writes."""
+    for path in [*temporary(folder), *interrupted_imports(folder)]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -1,6 +1,7 @@
 """One look for all figures: colours that the colour-blind tell apart, labels without overlaps, bytes that repeat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -53,10 +54,14 @@ TOLERANCE = 1e-9
 THIN = {"linewidth": 0.6, "alpha": 0.7, "zorder": 1}
 
 
-def context() -> matplotlib.RcParams:
-    """The settings every figure is drawn and saved under, for a `with` statement."""
+@contextmanager
+def context() -> Iterator[None]:
+    """The settings every figure is drawn and saved under; those of a user's matplotlibrc have no part in them."""
     matplotlib.use("Agg")
-    return matplotlib.rc_context(RC)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        yield
 
 
 def colour(method: str, budget: float) -> str:
