@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.workflow import slots
+from budgeted_lora.workflow import slots, visible
+from budgeted_lora.workflow.visible import Gpu
 
 HOLD = """
 import json, os, sys, time
@@ -100,17 +101,17 @@ def test_a_killed_holder_frees_its_slot(tmp_path):
 
 
 def test_an_inherited_list_is_the_pool(tmp_path, monkeypatch):
-    monkeypatch.setattr(slots, "_nvidia_smi", lambda: [["GPU-aa"], ["GPU-bb"], ["GPU-cc"]])
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-dd")
+    monkeypatch.setattr(visible, "nvidia_smi", lambda: [Gpu("H100", f"GPU-{name}") for name in ("aa", "bb", "cc")])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-b")
     with slots.gpu_slots(2, device="auto", folder=tmp_path) as held:
-        assert held == ["GPU-cc", "GPU-dd"]
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-cc,GPU-dd"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2, GPU-dd"
+        assert held == ["GPU-cc", "GPU-bb"]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-cc,GPU-bb"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2, GPU-b"
 
 
 @pytest.mark.parametrize("inherited", ["", "-1", "NoDevFiles"])
 def test_an_inherited_empty_list_means_no_gpu(tmp_path, monkeypatch, inherited):
-    monkeypatch.setattr(slots, "_nvidia_smi", lambda: [["GPU-aa"]])
+    monkeypatch.setattr(visible, "nvidia_smi", lambda: [Gpu("H100", "GPU-aa")])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
     with slots.gpu_slots(1, device="auto", folder=tmp_path) as held:
         assert held == []
@@ -119,7 +120,7 @@ def test_an_inherited_empty_list_means_no_gpu(tmp_path, monkeypatch, inherited):
 
 
 def test_without_an_inherited_list_all_devices_are_the_pool(tmp_path, monkeypatch):
-    monkeypatch.setattr(slots, "_nvidia_smi", lambda: [["GPU-aa"], ["GPU-bb"]])
+    monkeypatch.setattr(visible, "nvidia_smi", lambda: [Gpu("H100", "GPU-aa"), Gpu("H100", "GPU-bb")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with (
         slots.gpu_slots(1, device="auto", folder=tmp_path) as one,
@@ -149,16 +150,6 @@ def test_an_exception_in_the_body_frees_the_slot(tmp_path):
         raise KeyError("body")
     with slots.gpu_slots(1, device="cuda", folder=tmp_path, pool=["fake-0"]) as held:
         assert held == ["fake-0"]
-
-
-def test_listing_knows_split_devices():
-    listing = (
-        "GPU 0: NVIDIA H100 (UUID: GPU-11)\n"
-        "GPU 1: NVIDIA H100 (UUID: GPU-22)\n"
-        "  MIG 1g.10gb     Device  0: (UUID: MIG-a)\n"
-        "  MIG 1g.10gb     Device  1: (UUID: MIG-b)\n"
-    )
-    assert slots._parse_listing(listing) == [["GPU-11"], ["MIG-a", "MIG-b"]]
 
 
 # --- whose turn it is

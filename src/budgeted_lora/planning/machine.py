@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgeted_lora.workflow.slots import visible_devices
+from budgeted_lora.workflow.visible import visible_devices
 
 QUERY_FIELDS = ("uuid", "name", "memory.total", "compute_cap")
 QUERY = ["nvidia-smi", f"--query-gpu={','.join(QUERY_FIELDS)}", "--format=csv,noheader,nounits"]

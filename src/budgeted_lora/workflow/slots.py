@@ -12,7 +12,6 @@ ended. Nothing here imports torch, because CUDA_VISIBLE_DEVICES must be set firs
 import os
 import random
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,10 +21,11 @@ from typing import Literal
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import lock
+from budgeted_lora.workflow.visible import VISIBLE, refuse_twice, visible_devices
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = "BUDGETED_LORA_GPU_LOCKS"  # environment variable: replaces the folder of the lock files
 HELD = "BUDGETED_LORA_GPU_SLOTS"  # environment variable: lock files of the devices a job holds, for its processes
+MIG = "MIG-"  # how UUIDs of MIG instances begin
 POLL_SECONDS = 0.5
 
 
@@ -52,6 +52,15 @@ def gpu_slots(
         raise BadInput(
             f"device: cuda, but no GPU is visible (nvidia-smi -L, {VISIBLE}); expected one, or device: auto or cpu"
         )
+    refuse_twice(available, where="gpu slots")
+    if count > 1 and any(name.startswith(MIG) for name in available):
+        whole = [name for name in available if not name.startswith(MIG)]
+        if count > len(whole):
+            raise BadInput(
+                f"gpu slots: {count} whole GPUs needed, {len(whole)} in the pool ({', '.join(available)}); CUDA lets a "
+                "process use one MIG instance, so they cannot train together"
+            )
+        available = whole
     if available and count > len(available):
         raise BadInput(f"gpu slots: {count} needed, {len(available)} in the pool ({', '.join(available)})")
     if not available:
@@ -81,40 +90,6 @@ def share_slots() -> None:
 def lock_folder() -> Path:
     """This user's folder of lock files; one per machine, independent of TMPDIR."""
     return Path(os.environ.get(FOLDER) or f"/tmp/budgeted-lora-gpu-{os.getuid()}")
-
-
-def visible_devices() -> list[str]:
-    """Ids this process may choose from: those of an inherited CUDA_VISIBLE_DEVICES (Slurm, Kubernetes), or all.
-
-    Ids are UUIDs if nvidia-smi lists them, so that a job that inherits "0" and one that sees all devices lock the same
-    file.
-    """
-    listed = _nvidia_smi()
-    inherited = os.environ.get(VISIBLE)
-    if inherited is None:
-        return [uuid for group in listed for uuid in group]
-    named = [name.strip() for name in inherited.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
-    whole = {str(index): group[0] for index, group in enumerate(listed) if len(group) == 1}
-    return [whole.get(name, name) for name in named]
-
-
-def _nvidia_smi() -> list[list[str]]:
-    """UUIDs per GPU: its own, or those of its MIG instances if it is split; empty without a driver."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return _parse_listing(done.stdout) if done.returncode == 0 else []
-
-
-def _parse_listing(listing: str) -> list[list[str]]:
-    groups: list[list[str]] = []
-    for kind, uuid in re.findall(r"^\s*(GPU|MIG)\b.*\(UUID: ([^)]+)\)", listing, flags=re.MULTILINE):
-        if kind == "GPU":
-            groups.append([uuid])
-        elif groups:
-            groups[-1] = [name for name in groups[-1] if name.startswith("MIG-")] + [uuid]
-    return groups
 
 
 def _wait_for(count: int, pool: Sequence[str], folder: Path) -> dict[str, int]:
