@@ -187,9 +187,9 @@ def test_another_vocabulary(run: Run, world: World, tmp_path: Path, who: str) ->
     other.mkdir()
     for file in getattr(world, who).iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    write_json(other / "config.json", read_json(other / "config.json") | {"vocab_size": VOCABULARY + 3})
+    write_json(other / "config.json", read_json(other / "config.json") | {"vocab_size": VOCABULARY - 3})
     line = train(run, world, tmp_path, **{who: other}).refusal()
-    assert line.startswith(f"{other}: vocabulary of {VOCABULARY + 3}, but ")
+    assert line.startswith(f"{other}: vocabulary of {VOCABULARY - 3}, but ")
     assert f"has {VOCABULARY}" in line
 
 

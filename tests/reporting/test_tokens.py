@@ -18,7 +18,7 @@ from budgeted_lora.reporting.figures.tokens import tokens_figure
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table
-from budgeted_lora.reporting.tables.tokens import PowerLaw, fit, length_curves, millions
+from budgeted_lora.reporting.tables.tokens import PowerLaw, fit, length_curves, meeting_text, millions
 from budgeted_lora.reporting.uncertainty import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +77,17 @@ def test_exponents_and_meeting_follow_from_the_perplexities_shown(table: Table, 
     assert meeting == pytest.approx(laws[1].meets(laws[0]))
     assert meeting > LENGTHS[-1]
     assert "extrapolated" in table.shown.iloc[2]["Meets KD LoRA at"]
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        (float("nan"), "–"), (100_000.0, "before the shortest"), (1_000_000.0, "1.0 M"),
+        (74e6, "74.0 M (extrapolated)"), (1e30, "never in reach"),
+    ],
+)  # fmt: skip
+def test_a_meeting_outside_the_lengths_is_not_shown_as_measured(place: float, shown: str) -> None:
+    assert meeting_text({"meets_kd_lora": place}, lengths=[300_000, 4_900_000]) == shown
 
 
 def test_too_few_lengths_or_no_excess_are_not_fitted(table: Table) -> None:

@@ -101,7 +101,7 @@ TABLES = by_name(
     ablation("thresholds", "compression", maker="tables.structure.thresholds"),
     ablation("sensitivity", maker="tables.sensitivity.sensitivity", beside=("table2", "table8"), target="own"),
     ablation(BEYOND, "icl", "train", "compression", "speed", maker="tables.beyond.beyond", target="own"),
-    ablation(TOKENS, "references", maker="tables.tokens.tokens", target="own"),
+    ablation(TOKENS, "references", maker="tables.tokens.tokens", beside=("table2",), target="own"),
 )
 TIMED: tuple[Reads, ...] = ("perplexity", "speed", "references")
 WHY: tuple[Reads, ...] = ("train", "compression", "curves", "statistics")
@@ -116,7 +116,7 @@ FIGURES = by_name(
     Shown("loss_curves", "figures.training.loss_curves", MAIN_CELLS, ("curves", "references")),
     Shown(BEYOND, "figures.beyond.beyond_figure", (BEYOND, CONTROLS, "table2"), (*COSTS, "icl", "speed"), **OWN),
     Shown("beyond_why", "figures.beyond_why.beyond_why", (BEYOND,), WHY, **OWN),
-    Shown(TOKENS, "figures.tokens.tokens_figure", (TOKENS,), ("perplexity", "references"), **OWN),
+    Shown(TOKENS, "figures.tokens.tokens_figure", (TOKENS, "table2"), ("perplexity", "references"), **OWN),
 )
 OWN_TARGETS = frozenset(name for name, table in TABLES.items() if table.target == "own")
 

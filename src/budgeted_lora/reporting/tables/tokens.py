@@ -117,17 +117,19 @@ def tokens(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     columns += [
         Column("exponent", "Exponent b", 2),
         *csv_only("amplitude"),
-        Column("meets_kd_lora", "Meets KD LoRA at", text=lambda row: meeting_text(row, longest=lengths[-1])),
+        Column("meets_kd_lora", "Meets KD LoRA at", text=lambda row: meeting_text(row, lengths=lengths)),
     ]
     return tabulate(results, rows=rows, columns=columns, longest=millions(lengths[-1]))
 
 
-def meeting_text(row: Record, *, longest: int) -> str:
-    """Where the fitted curve meets KD LoRA's; marked where that lies beyond the longest run."""
+def meeting_text(row: Record, *, lengths: list[int]) -> str:
+    """Where the fitted curve meets KD LoRA's; marked where that lies outside the lengths that were run."""
     place = row["meets_kd_lora"]
     if pd.isna(place):
         return ABSENT
-    if place <= longest:
+    if place < lengths[0]:
+        return "before the shortest"
+    if place <= lengths[-1]:
         return millions(place)
     return f"{millions(place)} (extrapolated)" if place < 1e12 else "never in reach"
 
