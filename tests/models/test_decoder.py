@@ -143,6 +143,12 @@ OTHERS = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
     "hidden_act": "gelu",
+    "num_key_value_heads": None,
+    "head_dim": 4.0,
+    "num_hidden_layers": "2",
+    "num_attention_heads": 0,
+    "rms_norm_eps": None,
+    "rope_scaling": "linear",
 }
 
 
@@ -150,7 +156,9 @@ OTHERS = {
 def test_what_it_does_not_cover_is_left_to_transformers(key: str) -> None:
     about = a_model().config.to_dict()
     assert shape_of(about) is not None
-    assert shape_of(about | {key: OTHERS[key]}) is None
+    rope = {"rope_parameters": None, "rope_theta": 10000.0}
+    assert shape_of(about | rope) is not None
+    assert shape_of(about | (rope if key == "rope_scaling" else {}) | {key: OTHERS[key]}) is None
     assert shape_of({name: value for name, value in about.items() if name != "num_key_value_heads"}) is None
 
 
@@ -162,6 +170,24 @@ def test_a_model_with_a_sliding_window_is_scored_by_its_own_class(tmp_path: Path
     assert isinstance(model, PreTrainedModel)
     with torch.no_grad():
         assert not torch.allclose(model(input_ids=ids).logits, a_model()(input_ids=ids).logits)
+
+
+def test_a_llama_with_a_size_of_null_is_scored_by_its_own_class(tmp_path: Path) -> None:
+    """Which then has as many heads of keys and values as of queries; Mistral's class refuses null."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    for name, model in {"llama": new_model(config, seed=0), "mistral": a_model()}.items():
+        save_model(model, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": None}))
+    loaded, ids = load_decoder(tmp_path / "llama"), ids_of(rows=1, length=9)
+    assert isinstance(loaded, PreTrainedModel)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, new_model(config, seed=0).eval()(input_ids=ids).logits)
+    with pytest.raises(BadInput, match="num_key_value_heads"):
+        load_decoder(tmp_path / "mistral")
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from budgeted_lora.files import check_digest, read_json
 from budgeted_lora.models.factorized import FactorizedLinear
 
 KINDS = ("mistral", "llama", "budgeted_mistral", "budgeted_llama")
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
 MISTRAL_SLIDING = 4096  # transformers' default where a Mistral configuration names no sliding window
 Past = list[tuple[Tensor, Tensor]]  # keys and values [B, kv heads, tokens, D] of each layer, keys rotated
 
@@ -50,11 +51,13 @@ class Output:
 
 
 def shape_of(about: Mapping[str, Any]) -> Shape | None:
-    """The shape that a config.json describes; None if it leaves something to a default or asks for more than this does:
-    biases, a scaled rotary embedding, a sliding window, tied embeddings, another activation."""
-    rope = about.get("rope_parameters") or {"rope_theta": about.get("rope_theta"), **(about.get("rope_scaling") or {})}
+    """The shape that a config.json describes; None if it leaves something to a default (by leaving it out or by null),
+    is no configuration, or asks for more than this does: biases, a scaled rotary embedding, a sliding window, tied
+    embeddings, another activation."""
     sliding = about.get("sliding_window", None if "llama" in str(about.get("model_type")) else MISTRAL_SLIDING)
     try:
+        older = {"rope_theta": about.get("rope_theta"), **(about.get("rope_scaling") or {})}
+        rope = about.get("rope_parameters") or older
         heads, hidden = about["num_attention_heads"], about["hidden_size"]
         shape = Shape(
             vocab_size=about["vocab_size"],
@@ -64,12 +67,13 @@ def shape_of(about: Mapping[str, Any]) -> Shape | None:
             heads=heads,
             kv_heads=about["num_key_value_heads"],
             head_dim=about.get("head_dim") or hidden // heads,
-            eps=about["rms_norm_eps"],
+            eps=float(about["rms_norm_eps"]),
             theta=float(rope["rope_theta"]),
             eos_token_id=about.get("eos_token_id"),
         )
         more = (
-            about["model_type"] not in KINDS
+            any(type(size) is not int or size < 1 for size in (getattr(shape, name) for name in SIZES))
+            or about["model_type"] not in KINDS
             or about["hidden_act"] != "silu"
             or any(about.get(name) for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"))
             or "quantization_config" in about
@@ -77,7 +81,7 @@ def shape_of(about: Mapping[str, Any]) -> Shape | None:
             or rope.get("rope_type", "default") != "default"
             or (sliding is not None and sliding < about["max_position_embeddings"])
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return None
     return None if more else shape
 
