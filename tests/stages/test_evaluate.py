@@ -10,7 +10,7 @@ from budgeted_lora.data import probes as rules
 from budgeted_lora.data.tokenizer import END
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import write_json
+from budgeted_lora.files import write_json, write_record
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.load import load_model, mistral_config, new_model, save_model
 from budgeted_lora.models.trained import save_trained
@@ -198,12 +198,23 @@ def test_what_differs_is_scored_anew(folder, tmp_path, monkeypatch, change):
         run(folder, tmp_path / "b", **words)
 
 
-def test_a_damaged_table_of_an_equal_variant_is_refused(folder, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "gone", "unlisted"])
+def test_an_equal_variant_with_a_damaged_table_is_scored_anew(folder, tmp_path, damage):
+    """What is wrong with another variant fails no job of this one."""
     run(folder, tmp_path / "a", icl=False)
-    frame = tmp_path / "a" / "perplexity_windows.parquet"
-    frame.write_bytes(frame.read_bytes()[:-1])
-    with pytest.raises(BadInput, match=r"a/perplexity_windows\.parquet: its SHA-256 differs"):
-        run(folder, tmp_path / "b", icl=False)
+    frame, record = tmp_path / "a" / "perplexity_windows.parquet", tmp_path / "a" / "perplexity.json"
+    whole = frame.read_bytes()
+    if damage == "cut":
+        frame.write_bytes(whole[:-1])
+    elif damage == "gone":
+        frame.unlink()
+    else:
+        values = read(record)
+        values["provenance"].pop("files")
+        write_record(record, values)
+    run(folder, tmp_path / "b", icl=False)
+    assert read(tmp_path / "b" / "perplexity.json")["provenance"]["scored"]["compressed"]["taken_from"] is None
+    assert (tmp_path / "b" / "perplexity_windows.parquet").read_bytes() == whole
 
 
 def test_refusals(folder, tmp_path):

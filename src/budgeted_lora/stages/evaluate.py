@@ -14,13 +14,12 @@ from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import icl as in_context
 from budgeted_lora.evaluation.perplexity import PerplexityResult, bits_per_byte, perplexity, scored_bytes, summarise
-from budgeted_lora.files import check_listed, read_json, write_with
+from budgeted_lora.files import read_json, write_with
 from budgeted_lora.models.decoder import load_decoder
 from budgeted_lora.models.device import on_device
 from budgeted_lora.provenance import Clock, write_result
-from budgeted_lora.stages.twins import RECORD, Twins
+from budgeted_lora.stages.twins import RECORD, WINDOWS, Twins
 
-WINDOWS = "perplexity_windows.parquet"
 PARITY = ("max_abs_logit_difference", "max_abs_logit", "tokens")  # what is quoted of a compression's record
 
 
@@ -113,11 +112,9 @@ def _scores(
 
 
 def _taken(twin: Path) -> tuple[PerplexityResult, dict[str, Any] | None]:
-    """The same from the record of an equal model. Raises BadInput if its table of windows is damaged."""
-    record, frame = read_json(twin), twin.with_name(WINDOWS)
-    check_listed(frame, record["provenance"]["files"])
-    windows = pd.read_parquet(frame)
-    return summarise(windows["nll"].to_numpy(), windows["tokens"].to_numpy()), record["functions"]
+    """The same from the record of an equal model, whose table of windows `Twins` has found whole."""
+    windows = pd.read_parquet(twin.with_name(WINDOWS))
+    return summarise(windows["nll"].to_numpy(), windows["tokens"].to_numpy()), read_json(twin)["functions"]
 
 
 def _score(network: torch.nn.Module, windows: Windows, options: EvaluationOptions) -> PerplexityResult:

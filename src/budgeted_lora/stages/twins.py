@@ -14,7 +14,7 @@ from budgeted_lora.files import read_json, sha256_file, short_hash
 from budgeted_lora.provenance import device_in_use, library_versions
 from budgeted_lora.workflow.code import code_digest
 
-RECORD = "perplexity.json"
+RECORD, WINDOWS = "perplexity.json", "perplexity_windows.parquet"
 
 
 class Twins:
@@ -46,9 +46,12 @@ class Twins:
         return found
 
     def _same(self, path: Path, part: str, key: str) -> bool:
-        """Whether a record of another folder has this key; what is damaged is not taken over."""
-        try:
-            same = read_json(path)["provenance"]["scored"][part]["key"] == key
-        except (BadInput, KeyError, TypeError):
+        """Whether a record of another folder has this key and its table is whole; what is damaged is not taken over."""
+        if path.parent.resolve() == self.out.resolve():
             return False
-        return same and path.parent.resolve() != self.out.resolve()
+        try:
+            about = read_json(path)["provenance"]
+            same = about["scored"][part]["key"] == key
+            return same and sha256_file(path.with_name(WINDOWS)) == about["files"][WINDOWS]
+        except (BadInput, OSError, KeyError, TypeError):
+            return False
