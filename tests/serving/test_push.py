@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 from fixtures.command_line import Outcome
+from fixtures.exported import MIXED, student, student_folder
 from huggingface_hub import constants
+
+from budgeted_lora.models.checkpoint import GENERATION, TOKENIZER
+from budgeted_lora.models.load import load_model
+from budgeted_lora.serving.push import exported_names
 
 REPO = "someone/student"
 FILES = {
     "config.json": "{}", "tokenizer.json": "{}", "README.md": "---\nlibrary_name: transformers\n---\n# Student\n",
-    "model.safetensors": "weights", "modeling_budgeted.py": "code", "notes.log": "stays here",
+    "model.safetensors": "weights", "modeling_budgeted.py": "code",
 }  # fmt: skip
+OTHERS = ("notes.log", "keys.txt", "my.json", "run.py", "optimizer.safetensors", "sub/x.json", "model-1/a.safetensors")
 
 
 class StandIn(ThreadingHTTPServer):
@@ -83,7 +89,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, text in FILES.items():
+    """An exported folder into which its owner has put more."""
+    for name, text in (FILES | dict.fromkeys(OTHERS, "stays here")).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -101,8 +109,25 @@ def test_a_repository_is_made_and_the_folder_sent(
     sent = {
         line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
     }
-    assert sent == {name: text.encode() for name, text in FILES.items() if name != "notes.log"}
+    assert sent == {name: text.encode() for name, text in FILES.items()}
     assert {token for _, _, token in hub.asked} == {"Bearer hf_made_up"}
+
+
+def test_all_that_export_writes_is_sent(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    source, out = student_folder(tmp_path / "source", student(MIXED)), tmp_path / "out"
+    for name in (*TOKENIZER, GENERATION):
+        if not (source / name).exists():
+            (source / name).write_text("{}")
+    assert run("export", source, "--to", out).status == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert {"README.md", "modeling_budgeted.py", *TOKENIZER, GENERATION} <= set(names)
+    assert exported_names(out) == names
+    model = load_model(source)
+    (tmp_path / "shards").mkdir()
+    model.save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    shards = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert len(shards) > 3
+    assert exported_names(tmp_path / "shards") == shards
 
 
 def test_without_a_right_to_write_nothing_is_sent(hub: StandIn, folder: Path, run: Callable[..., Outcome]) -> None:

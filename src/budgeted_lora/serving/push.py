@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 from budgeted_lora.errors import BadInput
+from budgeted_lora.models.checkpoint import GENERATION, INDEX, TOKENIZER
+from budgeted_lora.serving.export import CODE
 
 NEEDED = ("config.json", "tokenizer.json", "README.md")
-UPLOADED = ("*.json", "*.safetensors", "*.py", "*.jinja", "*.model", "*.txt", "README.md")
+EXPORTED = {*NEEDED, *TOKENIZER, GENERATION, INDEX, f"{CODE}.py"}  # and the weights
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -14,7 +17,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
     """Creates the model repository if it is not there, and uploads the folder in one commit; returns its address.
 
     Args:
-        folder: as `export` writes it; other kinds of files in it stay here.
+        folder: as `export` writes it; whatever else lies in it stays here.
         repo: owner/name.
         private: visibility of a new repository; one that is there keeps its own.
 
@@ -24,8 +27,9 @@ def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
     from huggingface_hub import HfApi, constants
 
     absent = [name for name in NEEDED if not (folder / name).is_file()]
-    if absent or not list(folder.glob("*.safetensors")):
-        raise BadInput(f"{folder}: no {absent[0] if absent else '.safetensors file'}; expected an exported folder")
+    names = exported_names(folder)
+    if absent or not any(map(WEIGHTS.fullmatch, names)):
+        raise BadInput(f"{folder}: no {absent[0] if absent else 'model.safetensors'}; expected an exported folder")
     if not NAME.fullmatch(repo):
         raise BadInput(f"{repo!r}: expected OWNER/NAME of a repository on the Hub")
     if constants.HF_HUB_OFFLINE:
@@ -34,7 +38,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
         hub = HfApi()
         hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         done = hub.upload_folder(
-            folder_path=folder, repo_id=repo, repo_type="model", allow_patterns=list(UPLOADED),
+            folder_path=folder, repo_id=repo, repo_type="model", allow_patterns=names,
             commit_message="Upload a student exported by budgeted-lora",
         )  # fmt: skip
     except Exception as error:  # the Hub's and the HTTP library's errors have many types
@@ -43,3 +47,9 @@ def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{repo}: cannot be uploaded ({type(error).__name__}: {reason}){advice}") from None
     return str(done.commit_url)
+
+
+def exported_names(folder: Path) -> list[str]:
+    """Names of the files that `export` writes; none of a folder within, and none with a wildcard."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in names if name in EXPORTED or WEIGHTS.fullmatch(name)]
