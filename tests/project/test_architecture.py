@@ -29,7 +29,7 @@ PLAN = {
     "models": ["errors", "files", "config", "method"],
     "training": ["errors", "files", "config", "method", "beyond", "data"],
     "evaluation": ["errors", "method", "data", "models"],
-    "serving": ["errors", "files", "config", "models"],
+    "serving": ["errors", "files", "config", "data.tokenizer", "models"],
     "reporting": ["errors", "files", "config"],
     "workflow": ["errors", "files", "config", "method", "data.readers", "reporting.contents", "reporting.standing"],
     "stages": [

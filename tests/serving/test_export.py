@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.exported import IDS, MIXED, student, student_folder, used_outside
+from fixtures.exported import IDS, MIXED, put_tokens_around, student, student_folder, used_outside
 from fixtures.families import FAMILIES, write_checkpoint
 from fixtures.tiny_decoder import tiny
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.compressed import untrained
@@ -181,6 +182,25 @@ def test_generation_settings_are_kept_as_they_are(tmp_path: Path) -> None:
     assert kept == (source / "generation_config.json").read_text()
 
 
+def test_the_tokenizer_puts_nothing_around_a_text(tmp_path: Path) -> None:
+    """As in training and scoring; one that does not either is copied as it is."""
+    source = student_folder(tmp_path / "source", tiny(layers=1))
+    (tmp_path / "plain").mkdir()
+    export_model(source, tmp_path / "plain")
+    assert (tmp_path / "plain" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    put_tokens_around(source)
+    assert Tokenizer.from_file(str(source / "tokenizer.json")).encode("w3 w4 w5").ids == [2, 3, 4, 0]
+    assert AutoTokenizer.from_pretrained(source)("w3 w4 w5").input_ids == [2, 3, 4, 5, 0]
+    (tmp_path / "out").mkdir()
+    export_model(source, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("w3 w4 w5").input_ids == [3, 4, 5]
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("w2", "w0")
+    assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("w3 w4 w5").ids == [3, 4, 5]
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (settings["add_bos_token"], settings["add_eos_token"]) == (False, False)
+
+
 def test_factors_have_no_sizes_of_a_dense_layer(folders: Path) -> None:
     """vLLM takes a module with `in_features` for a linear layer it may merge with its neighbours."""
     code = (folders / "factors" / "modeling_budgeted.py").read_text()
@@ -201,8 +221,11 @@ def test_refusals(tmp_path: Path, folders: Path, change: dict, words: str) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, folders: Path) -> None:
+def test_a_folder_without_a_whole_tokenizer_is_refused(tmp_path: Path, folders: Path) -> None:
     source = student_folder(tmp_path / "source", tiny(layers=1))
     (source / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match=r"no tokenizer\.json"):
+        export_model(source, tmp_path)
+    (source / "tokenizer.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"source/tokenizer\.json: not a tokenizer"):
         export_model(source, tmp_path)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.command_line import Outcome
-from fixtures.exported import MIXED, student, student_folder
+from fixtures.exported import MIXED, put_tokens_around, student, student_folder
 from fixtures.tiny_decoder import tiny
 from fixtures.training_world import SHAPE, VOCABULARY
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from budgeted_lora.evaluation.decoding import greedy_decode
 from budgeted_lora.models.load import load_model, mistral_config, new_model
@@ -45,6 +45,17 @@ def test_an_exported_folder_gives_what_its_student_gives(root: Path, run: Run, t
     source = model_folder(root / "cell")
     assert run("export", source, "--to", tmp_path / "out", "--dtype", "float32").status == 0
     assert run("generate", tmp_path / "out", PROMPT).out == run("generate", source, PROMPT).out
+
+
+def test_no_token_is_put_around_a_prompt(root: Path, run: Run, tmp_path: Path) -> None:
+    """Nor is one in training and scoring, whatever the tokenizer's post-processor says."""
+    source = student_folder(tmp_path / "source", student(MIXED))
+    plain = run("generate", source, PROMPT).out
+    put_tokens_around(source)
+    assert AutoTokenizer.from_pretrained(source)(PROMPT).input_ids == [2, *IDS, 0]
+    assert run("generate", source, PROMPT).out == plain
+    assert run("export", source, "--to", tmp_path / "out", "--dtype", "float32").status == 0
+    assert run("generate", tmp_path / "out", PROMPT).out == plain
 
 
 def test_sampling_depends_on_the_seed_alone(root: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from string import Template
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, GenerationConfig, PreTrainedModel
 
+from budgeted_lora.data.tokenizer import switch_off
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, write_json, write_text
 from budgeted_lora.models.checkpoint import copy_generation, copy_tokenizer
@@ -83,7 +85,7 @@ def save(model: PreTrainedModel, source: Path, folder: Path) -> None:
         model.save_pretrained(folder)
     copy_generation(source, folder)
     copy_tokenizer(source, folder)
-    name_tokenizer_class(folder)
+    settle_tokenizer(source, folder)
 
 
 def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
@@ -128,11 +130,23 @@ def write_code(folder: Path, exported: Exported) -> None:
     write_json(folder / "config.json", values)
 
 
-def name_tokenizer_class(folder: Path) -> None:
-    """Names a class in the tokenizer's settings if there is none.
+def settle_tokenizer(source: Path, folder: Path) -> None:
+    """Puts a tokenizer copied from `source` into the state of training and scoring; names its class if it names none.
 
-    Without it `AutoTokenizer` goes by the model type, which transformers does not know for a student with factors.
+    Training and scoring put no token around a text. Saved truncation, padding, dropout and post-processors are
+    therefore switched off in the file, and the settings by which other tools make a post-processor anew. Without a
+    class `AutoTokenizer` goes by the model type, which transformers does not know for a student with factors.
+
+    Raises:
+        BadInput: tokenizer.json is damaged.
     """
-    path = folder / "tokenizer_config.json"
-    values = read_json(path, expected="the tokenizer's settings") if path.is_file() else {}
-    write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"} | values)
+    path, settings = source / "tokenizer.json", folder / "tokenizer_config.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises a bare Exception
+        raise BadInput(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
+    if switch_off(tokenizer):
+        tokenizer.save(str(folder / path.name))
+    values = read_json(settings, expected="the tokenizer's settings") if settings.is_file() else {}
+    values = {"tokenizer_class": "PreTrainedTokenizerFast"} | values | {"add_bos_token": False, "add_eos_token": False}
+    write_json(settings, values)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from budgeted_lora.data.tokenizer import switch_off
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.device import choose_device
 from budgeted_lora.models.load import load_model, quietly
@@ -84,25 +85,35 @@ def generate(
 
 
 def open_tokenizer(place: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Raises BadInput if it has none or a damaged one."""
+    """The tokenizer of a model folder, in the state of training and scoring.
+
+    Raises:
+        BadInput: the folder has none or a damaged one.
+    """
     if not (place / "tokenizer.json").is_file():
         raise BadInput(f"{place}: no tokenizer.json; expected a fast tokenizer beside the weights")
     try:
         with quietly():
-            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            switch_off(tokenizer.backend_tokenizer)
+            return tokenizer
     except Exception as error:  # transformers and tokenizers raise many types
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{place}: its tokenizer cannot be opened ({type(error).__name__}: {reason})") from None
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool, where: Path) -> list[int]:
-    """Token ids of a prompt. Raises BadInput if there are none, or no chat template where one is asked for."""
+    """Token ids of a prompt; nothing precedes it but what a chat template writes.
+
+    Raises:
+        BadInput: there are none, or no chat template where one is asked for.
+    """
     if chat:
         if not tokenizer.chat_template:
             raise BadInput(f"{where}: its tokenizer has no chat template; leave out --chat")
         messages = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(prompt, add_special_tokens=not chat).input_ids
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
     if not ids:
         raise BadInput("the prompt has no token; expected some text")
     return ids
