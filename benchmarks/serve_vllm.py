@@ -21,7 +21,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "V
 
 CONTEXT, NEW, SHORTEST = 512, 24, 8
 PROMPTS = [[5 + 7 * i + 3 * j for j in range(SHORTEST + i)] for i in range(4)]
-LOADS = {"decode, batch 1": (1, 16, 48), "decode, batch 16": (16, 16, 48), "prefill of 16 x 256": (16, 256, 1)}
+LOADS = {"decode, batch 1": (1, 16, 24), "decode, batch 8": (8, 16, 24), "prefill of 4 x 256": (4, 256, 1)}
 
 
 def main() -> None:
