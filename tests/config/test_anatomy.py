@@ -10,7 +10,7 @@ import pytest
 import yaml
 from fixtures.families import FAMILIES, random_model, raw_config
 
-from budgeted_lora.config.anatomy import Anatomy, read_anatomy
+from budgeted_lora.config.anatomy import Anatomy, read_anatomy, refuse_other_sizes, sizes_given
 from budgeted_lora.config.scale import Config, load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method import cost
@@ -131,12 +131,14 @@ def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
 
 # --- in a scale
 
+LONG = {"max_position_embeddings": 1024}  # as many tokens as a window has
+
 
 def scale_file(folder: Path, *, about: dict[str, Any] | None, **entry: object) -> Path:
     """A scale with one local teacher, whose folder holds a config.json."""
     (folder / "here").mkdir()
     if about is not None:
-        (folder / "here" / "config.json").write_text(json.dumps(about))
+        (folder / "here" / "config.json").write_text(json.dumps(about | LONG))
     values = {
         "scale": "tiny", "corpus": {"packages": ["numpy"]}, "student": {"layers": 6}, "teachers": "folder",
         "teacher_ladder": {"A": {"folder": str(folder / "here")} | entry}, "lora": {"rank": 4, "alpha": 8},
@@ -205,7 +207,7 @@ def hub_scale(folder: Path, **entry: object) -> Path:
 def test_sizes_of_a_checkpoint_on_the_hub_come_from_its_config_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(raw_config("qwen2")))
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("qwen2") | LONG))
     asked = []
 
     def download(**about: str) -> str:
@@ -224,6 +226,36 @@ def test_the_hub_is_not_asked_where_sizes_are_given(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: pytest.fail("asked the Hub"))
     sizes = {"layers": 6, "hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2}
     assert load_config(hub_scale(tmp_path, **sizes)).teacher_ladder["A"].shape == sizes
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+@pytest.mark.parametrize("kind", ["hub", "folder"])
+def test_an_empty_head_dim_beside_given_sizes_means_the_same_with_and_without_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kind: str
+) -> None:
+    sizes = {"layers": 6, "hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2}
+    path = hub_scale(tmp_path, **sizes) if kind == "hub" else scale_file(tmp_path, about=None, **sizes)
+    about = tmp_path / "here" / "config.json"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **_: str(about) if about.is_file() else None)
+    before = load_graph(path)
+    about.write_text(json.dumps(raw_config(family) | LONG))  # qwen3 has heads of 12
+    with pytest.raises(BadInput, match=r"head_dim is 12, but teacher_ladder\.A says 8") as caught:
+        refuse_other_sizes(
+            read_anatomy(raw_config("qwen3"), where="later"),
+            before.config.teacher_ladder["A"].given_sizes, where="later", name="A",
+        )  # fmt: skip
+    if family == "qwen3":
+        with pytest.raises(BadInput, match=str(caught.value).removeprefix("later: ")):
+            load_graph(path)
+    else:
+        assert list(load_graph(path).cells) == list(before.cells)
+
+
+@pytest.mark.parametrize("heads", [0, "4", True, None, 4.0], ids=repr)
+def test_sizes_that_are_not_yet_checked_say_no_head_dim(heads: object) -> None:
+    entry = {"layers": 6, "hidden": 32, "ffn": 48, "heads": heads, "kv_heads": 2, "hub": "owner/name"}
+    assert "head_dim" not in sizes_given(entry)
+    assert sizes_given(entry | {"heads": 4, "head_dim": 12})["head_dim"] == 12
 
 
 @pytest.mark.parametrize(

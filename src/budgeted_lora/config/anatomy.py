@@ -153,6 +153,19 @@ def read_anatomy(about: Mapping[str, Any], *, where: object) -> Anatomy:
     )
 
 
+def sizes_given(entry: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that a teacher's entry gives, by our keys; it may hold others, and values that are not yet checked.
+
+    With all five sizes head_dim is given too: hidden / heads unless the entry says another. What an entry means then
+    never depends on whether its checkpoint is here.
+    """
+    given = {size: entry[size] for size in (*SIZES, "head_dim") if entry.get(size) is not None}
+    whole = all(type(size) is int and size > 0 for size in given.values())
+    if given.keys() == SIZES.keys() and whole:
+        given["head_dim"] = given["hidden"] // given["heads"]
+    return given
+
+
 def refuse_other_sizes(anatomy: Anatomy, given: Mapping[str, int], *, where: object, name: str) -> None:
     """Compares the sizes that a teacher's entry gives with those of its checkpoint.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from budgeted_lora.config.anatomy import SIZES, Anatomy, read_anatomy, refuse_other_sizes
+from budgeted_lora.config.anatomy import SIZES, Anatomy, read_anatomy, refuse_other_sizes, sizes_given
 from budgeted_lora.errors import BadInput
 
 BROUGHT = ("folder", "hub")  # values of `teachers`
@@ -26,7 +26,7 @@ def brought_anatomies(values: Mapping[str, Any]) -> dict[str, Anatomy]:
         place = entry.get(kind)
         if not isinstance(place, str):
             continue
-        given = {size: entry[size] for size in (*SIZES, "head_dim") if entry.get(size) is not None}
+        given = sizes_given(entry)
         complete = given.keys() >= SIZES.keys()
         if kind == "folder":
             file = Path(place) / CONFIG

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from budgeted_lora.config.anatomy import SIZES, Anatomy
+from budgeted_lora.config.anatomy import SIZES, Anatomy, sizes_given
 from budgeted_lora.config.types import (
     Above0,
     BelowOne,
@@ -72,9 +72,8 @@ class Teacher(Strict):
 
     @property
     def given_sizes(self) -> dict[str, int]:
-        """The sizes that are given, by key."""
-        sizes = {name: getattr(self, name) for name in (*SIZES, "head_dim")}
-        return {name: size for name, size in sizes.items() if size is not None}
+        """The sizes that are given, by key; head_dim too where the others are."""
+        return sizes_given(dict(self))
 
     @property
     def shape(self) -> dict[str, int]:
