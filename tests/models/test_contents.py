@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fixtures.families import LAYERS, write_checkpoint
+from fixtures.families import FAMILIES, LAYERS, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -55,6 +55,36 @@ def test_tied_embeddings_with_another_head_are_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
     rewritten(folder, lm_head__weight=embeddings * 1.01)
     assert check_checkpoint(folder, name="A", spec=spec, contents=True)["parameters"] > before["parameters"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_of_a_family_is_expected(tmp_path: Path, family: str) -> None:
+    folder = write_checkpoint(tmp_path / "A", family)
+    tensors = load_file(folder / "model.safetensors")
+    about = check_checkpoint(folder, name="A", spec=Teacher(folder=str(folder)))
+    assert about["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    for lacking in tensors:
+        save_file({name: tensor for name, tensor in tensors.items() if name != lacking}, folder / "model.safetensors")
+        assert f"no {lacking}" in refusal(folder)
+
+
+@pytest.mark.parametrize("norm", ["layers.0.input_layernorm", "layers.5.self_attn.q_norm"])
+def test_a_norm_of_another_width_is_refused(tmp_path: Path, norm: str) -> None:
+    folder = rewritten(write_checkpoint(tmp_path / "A", "qwen3"), **{f"model.{norm}.weight": torch.ones(7)})
+    assert f"model.{norm}.weight is [7], but config.json says [" in refusal(folder)
+
+
+def test_tensors_that_no_layer_uses_are_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "A", "mistral")
+    spec = Teacher(folder=str(folder))
+    before = check_checkpoint(folder, name="A", spec=spec, contents=True)
+    rewritten(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
+    assert check_checkpoint(folder, name="A", spec=spec, contents=True) == before, "computed, not learnt"
+    rewritten(folder, model__layers__0__self_attn__q_proj__bias=torch.ones(32))
+    assert "holds model.layers.0.self_attn.q_proj.bias, which would not be used; expected" in refusal(folder)
+    rewritten(folder, **{f"model.layers.{LAYERS}.mlp.{kind}_proj.weight": torch.ones(1) for kind in "abc"})
+    assert f"holds model.layers.0.self_attn.q_proj.bias, model.layers.{LAYERS}.mlp" in (line := refusal(folder))
+    assert " and 1 more tensors, which" in line
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 import shutil
 from importlib.resources import files
@@ -21,6 +20,8 @@ TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 GENERATION = "generation_config.json"
+NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+COMPUTED = ".rotary_emb.inv_freq"  # older files hold it, though config.json says it
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LISTED = 3  # names of tensors in one line
 PLAIN = ("BF16", "F16", "F32", "F64")  # types of weights that are not quantised
@@ -131,22 +132,15 @@ def check_checkpoint(
         model_type, vocab_size and parameters, the number of weights.
 
     Raises:
-        BadInput: names the first difference; or from `read_anatomy`, `stored_tensors` or `check_contents`.
+        BadInput: names the first difference; or from `read_anatomy`, `stored_tensors`, `check_shapes` or
+            `check_contents`.
     """
     about = read_json(folder / "config.json", expected="the configuration of a checkpoint")
     anatomy = read_anatomy(about, where=folder)
     refuse_other_sizes(anatomy, spec.given_sizes, where=folder, name=name)
     refuse_short_context(anatomy, context, where=folder)
-    stored, expected = stored_tensors(folder), expected_shapes(anatomy)
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    absent = [tensor for tensor in expected if tensor not in shapes]
-    if absent:
-        more = f" and {len(absent) - LISTED} more tensors" if len(absent) > LISTED else ""
-        head = "; its output layer is not the embedding matrix (tie_word_embeddings)" if HEAD in absent else ""
-        raise BadInput(f"{folder}: no {', '.join(absent[:LISTED])}{more}{head}; expected what config.json describes")
-    for tensor, shape in expected.items():
-        if shapes[tensor] != shape:
-            raise BadInput(f"{folder}: {tensor} is {shapes[tensor]}, but config.json says {shape}")
+    stored = stored_tensors(folder)
+    check_shapes({name: tensor.shape for name, tensor in stored.items()}, anatomy, where=folder)
     entries = vocabulary_of(folder)
     tokens = 1 + max(entries.values()) if entries else 0
     if tokens > anatomy.vocab_size:
@@ -158,13 +152,37 @@ def check_checkpoint(
         from budgeted_lora.models.contents import check_contents
 
         check_contents(stored, tied=(HEAD, EMBEDDINGS) if anatomy.tied else None)
-    copied = {HEAD} if anatomy.tied else set()  # some files repeat the embeddings
-    parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor not in copied)
-    return {"model_type": about["model_type"], "vocab_size": anatomy.vocab_size, "parameters": parameters}
+    return {"model_type": about["model_type"], "vocab_size": anatomy.vocab_size, "parameters": anatomy.parameters}
+
+
+def check_shapes(shapes: Shapes, anatomy: Anatomy, *, where: object) -> None:
+    """Compares the tensors that a checkpoint holds with those of its network.
+
+    Raises:
+        BadInput: names those that are missing, the first one of another shape, or those that no layer would use.
+    """
+    expected = expected_shapes(anatomy)
+    absent = [tensor for tensor in expected if tensor not in shapes]
+    if absent:
+        head = "; its output layer is not the embedding matrix (tie_word_embeddings)" if HEAD in absent else ""
+        raise BadInput(f"{where}: no {_some(absent)}{head}; expected what config.json describes")
+    for tensor, shape in expected.items():
+        if shapes[tensor] != shape:
+            raise BadInput(f"{where}: {tensor} is {shapes[tensor]}, but config.json says {shape}")
+    surplus = sorted(tensor for tensor in shapes.keys() - expected.keys() if not tensor.endswith(COMPUTED))
+    if anatomy.tied:
+        surplus = [tensor for tensor in surplus if tensor != HEAD]  # some files repeat the embeddings
+    if surplus:
+        raise BadInput(f"{where}: holds {_some(surplus)}, which would not be used; expected what config.json describes")
+
+
+def _some(tensors: list[str]) -> str:
+    more = f" and {len(tensors) - LISTED} more tensors" if len(tensors) > LISTED else ""
+    return ", ".join(tensors[:LISTED]) + more
 
 
 def expected_shapes(anatomy: Anatomy) -> Shapes:
-    """Shapes of embeddings, output layer, final norm and all projections with their biases, by tensor."""
+    """Shapes of every weight of a network, by tensor."""
     matrix = [anatomy.vocab_size, anatomy.hidden]
     shapes = {EMBEDDINGS: matrix, "model.norm.weight": [anatomy.hidden]} | ({} if anatomy.tied else {HEAD: matrix})
     for layer in range(anatomy.layers):
@@ -173,6 +191,10 @@ def expected_shapes(anatomy: Anatomy) -> Shapes:
             shapes[f"{name}.weight"] = [d_out, d_in]
             if kind in anatomy.biased:
                 shapes[f"{name}.bias"] = [d_out]
+        for norm in NORMS[: anatomy.layer_norms]:
+            shapes[f"model.layers.{layer}.{norm}.weight"] = [anatomy.hidden]
+        for norm in ("q_norm", "k_norm") if anatomy.head_norms else ():
+            shapes[f"model.layers.{layer}.self_attn.{norm}.weight"] = [anatomy.head_dim]
     return shapes
 
 
