@@ -70,22 +70,35 @@ def test_a_job_compares_its_code_with_that_its_run_was_planned_with(
     refuse_other_code(STAGE)  # by hand
 
 
+@pytest.mark.parametrize("module", ["models/card.py", "config/sections.py", "workflow/options.py"])
 @pytest.mark.parametrize(
     ("edit", "refused"),
     [(lambda text: text, False), (lambda text: text + "# x\n", False), (lambda text: text + "X = 1\n", True)],
     ids=["the same", "a comment", "code"],
 )  # fmt: skip
 def test_a_workflow_is_not_read_with_another_package(
-    tmp_path: Path, edit: Callable[[str], str], *, refused: bool
+    tmp_path: Path, edit: Callable[[str], str], module: str, *, refused: bool
 ) -> None:
     beside = tmp_path / "src" / "budgeted_lora"
     shutil.copytree(ROOT, beside, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
-    file = beside / "models" / "card.py"
+    file = beside / module
     file.write_text(edit(file.read_text(encoding="utf-8")), encoding="utf-8")
     if refused:
-        with pytest.raises(BadInput, match=r"the workflow is of this checkout, but .* imports .*expected one"):
+        with pytest.raises(
+            BadInput, match=rf"the workflow is of this checkout, but .* imports .*{module} is another; expected one"
+        ):
             refuse_another_package(tmp_path)
     else:
+        refuse_another_package(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config/more.py", "assets/words.txt"])
+def test_a_package_with_a_file_more_or_other_words_is_another(tmp_path: Path, name: str) -> None:
+    beside = tmp_path / "src" / "budgeted_lora"
+    shutil.copytree(ROOT, beside, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    with (beside / name).open("a", encoding="utf-8") as file:
+        file.write("# more\n")
+    with pytest.raises(BadInput, match=f"whose {name} is another"):
         refuse_another_package(tmp_path)
 
 

@@ -23,9 +23,11 @@ from budgeted_lora.workflow.runs import run_folder
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT.name
 
-# Sources that cannot change a result. Configuration only names and checks values, and the values are `params:`. The
-# others decide where a result is written, what is printed, which GPU a job gets, and how its processes start.
+# Sources that cannot change a result. Configuration names and checks values, and the values are `params:`; only what
+# it reads of a checkpoint's config.json is computed with. The others decide where a result is written, what is
+# printed, which GPU a job gets, and how its processes start.
 EXEMPT = frozenset({"config", "workflow", "commands", "errors", "files", "provenance", "__init__"})
+NOT_EXEMPT = frozenset({"config.anatomy"})
 EXEMPT_MODULES = frozenset({"stages.dispatch", "stages.arguments", "stages.launch"})
 
 # Data files of the package that a module reads and that decide what it returns.
@@ -105,7 +107,7 @@ class Sources:
 
 def exempt(module: str) -> bool:
     """Whether the code of a module cannot change a result."""
-    return module.partition(".")[0] in EXEMPT or module in EXEMPT_MODULES
+    return module in EXEMPT_MODULES or (module.partition(".")[0] in EXEMPT and module not in NOT_EXEMPT)
 
 
 def data_of(modules: Iterable[str]) -> list[str]:
@@ -234,7 +236,9 @@ def job_prefix() -> str:
 
 
 def refuse_another_package(checkout: Path | str) -> None:
-    """Compares the package that Python imports with the one that lies beside the workflow, if one does.
+    """Compares the package that Python imports with the one that lies beside the workflow, if another one does.
+
+    Every module counts: also those that change no result decide what the rules are and what a key means.
 
     Raises:
         BadInput: their code differs.
@@ -242,12 +246,22 @@ def refuse_another_package(checkout: Path | str) -> None:
     beside = Path(checkout).resolve() / "src" / PACKAGE
     if not beside.is_dir() or beside == ROOT:
         return
-    stages = [f"stages.{path.stem}" for path in sorted((beside / "stages").glob("*.py"))]
-    if Sources(beside).digests(*stages) != sources().digests(*stages):
-        raise BadInput(
-            f"{beside}: the workflow is of this checkout, but {sys.executable} imports {ROOT}, whose code is another; "
-            "expected one (make setup, then . .venv/bin/activate)"
-        )
+    modules = {str(path.relative_to(root)) for root in (beside, ROOT) for path in root.rglob("*.py")}
+    for name in sorted(modules.union(*DATA.values())):
+        if not _same_code(beside / name, ROOT / name):
+            raise BadInput(
+                f"{beside}: the workflow is of this checkout, but {sys.executable} imports {ROOT}, whose {name} is "
+                "another; expected one (make setup, then . .venv/bin/activate)"
+            )
+
+
+def _same_code(*files: Path) -> bool:
+    if not all(file.is_file() for file in files):
+        return False
+    one, other = (file.read_bytes() for file in files)
+    if one == other or files[0].suffix != ".py":
+        return one == other
+    return canonical(ast.parse(one)) == canonical(ast.parse(other))
 
 
 def refuse_other_code(stage: str) -> None:
