@@ -107,8 +107,8 @@ def speedups(found: Mapping[str, Any]) -> None:
 ABOUT = """{versions}; Transformers backend, float32, one thread, enforce_eager; {repeats} rounds, in which the students
 take turns. The paper's student (6 layers of 768, vocabulary 32,000) with random weights. A speedup is the median over
 rounds of the ratio to the dense student within a round, with quartiles: first by the clock, then by the process's own
-time, which other work on the machine changes less. The machine's load average was {load} at the start: far above 0, tokens
-per second say little, and ratios by the process's own time most."""
+time, which other work on the machine changes less. The machine's load average was {load} at the start: far above 0,
+tokens per second say little, and ratios by the process's own time most."""
 
 
 def table(result: Mapping[str, Any]) -> str:
