@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fixtures.synthetic_ablations import write_all
 from fixtures.synthetic_results import write_results
 
 from budgeted_lora.reporting.contents import TABLES
+from budgeted_lora.reporting.figures.pareto import brought_near
 from budgeted_lora.reporting.page.summary import sentences
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.tables.controls import SMALLER, control_runs
@@ -62,3 +64,13 @@ def test_a_sentence_without_its_numbers_is_left_out(tmp_path: Path) -> None:
         path.unlink()
     partial = Results.open(root, partial=True)
     assert sentences(partial) == []
+
+
+def test_a_point_far_above_the_others_is_drawn_at_the_edge_with_its_value() -> None:
+    columns = {"ppl_se": 1.0, "ppl_sd": 0.5, "ppl_low": 1.0, "ppl_high": 3000.0}
+    points = pd.DataFrame([{"ppl": ppl} | columns for ppl in (17.0, 24.0, 2370.0)])
+    near = brought_near(points)
+    assert near["ppl"].tolist() == [17.0, 24.0, pytest.approx(1.3 * 24.0)]
+    assert near["far"].isna().tolist() == [True, True, False]
+    assert near["far"].iloc[2] == 2370.0
+    assert near["ppl_high"].iloc[2] == near["ppl"].iloc[2]

@@ -24,6 +24,7 @@ from budgeted_lora.reporting.uncertainty import lines
 CONTROL_MARKERS = {SMALLER: "X", TRUNCATED: "*"}
 CONTROL_SIZES = {SMALLER: 8, TRUNCATED: 11}
 SPREAD = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
+FAR = 10.0  # a perplexity this many times the lowest is drawn at the upper edge, or the others could not be told apart
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ MEASURED_SPEEDUP = Cost("measured_modules", "Measured speedup of the projections
 
 def pareto(results: Results, cost: Cost) -> Figure:
     """Perplexity against one cost: a point per student, its uncertainty, and the frontier nothing beats on both."""
-    points = pareto_points(results, cost)
+    points = brought_near(pareto_points(results, cost))
     figure, axes = plt.subplots(figsize=(6.8, 5.2))
     if points.empty:
         return figure
@@ -92,6 +93,18 @@ def pareto_points(results: Results, cost: Cost) -> pd.DataFrame:
     return points.dropna(subset=["ppl", cost.column]).reset_index(drop=True)
 
 
+def brought_near(points: pd.DataFrame) -> pd.DataFrame:
+    """The points with those far above the others brought to the upper edge; a column `far` has their perplexity."""
+    far = points["ppl"] > FAR * points["ppl"].min()
+    edge = 1.3 * points.loc[~far, "ppl"].max()
+    near = points.assign(far=points["ppl"].where(far), ppl=points["ppl"].mask(far, edge))
+    for name in ("ppl_se", "ppl_sd"):
+        near[name] = near[name].mask(far, 0.0)
+    for name in ("ppl_low", "ppl_high"):
+        near[name] = near[name].mask(far, edge)
+    return near
+
+
 def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarray:
     """A point with its standard error over windows and, wide and pale, the range of its seeds.
 
@@ -100,6 +113,7 @@ def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarra
     """
     paint = ink(row.method, row.budget, row.kind)
     marker = CONTROL_MARKERS.get(row.kind) or MARKERS[names.index(row.teacher) % len(MARKERS)]
+    marker = "^" if pd.notna(row.far) else marker
     face = "white" if row.controller == "uniform" else paint
     axes.errorbar(
         x, row.ppl, yerr=row.ppl_se, color=paint, marker=marker, markerfacecolor=face,
@@ -119,10 +133,11 @@ def ink(method: str, budget: float, kind: str) -> str:
 
 def label(row: object) -> str:
     """Short name beside a point: KD LoRA · 1B, F=0.0 uniform · 0.13B; a control says how many MACs it has."""
+    above = f": {row.far:,.0f}, off the scale" if pd.notna(row.far) else ""
     if row.kind:
-        return f"{row.kind}, {number(row.share, 2)} of the MACs"
+        return f"{row.kind}, {number(row.share, 2)} of the MACs{above}"
     method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")
-    return f"{method}{' uniform' if row.controller == 'uniform' else ''} · {row.teacher}"
+    return f"{method}{' uniform' if row.controller == 'uniform' else ''} · {row.teacher}{above}"
 
 
 def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
