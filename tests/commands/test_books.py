@@ -14,7 +14,7 @@ from budgeted_lora.commands.prune import leftovers, remove
 from budgeted_lora.commands.show_status import render_why
 from budgeted_lora.commands.status import CellStatus, Inspector
 from budgeted_lora.config.sections import EvaluationOptions
-from budgeted_lora.files import read_json, write_json, write_record, write_text
+from budgeted_lora.files import read_json, write_record, write_text
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student
@@ -57,7 +57,6 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("validation", "functions"):
             for ending in ("bin", "idx", "json"):
                 shutil.copyfile(data / f"train.{ending}", data / f"{name}.{ending}")
-        write_json(data / "tokenizer" / "tokenizer.json", {})
         student = TINY / "students/mixed"
         cut_student(
             **options.student(graph, "mixed"), teacher=teacher, out=student / "model",

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.tiny_scale import SCALE, TINY, write_scale
-from fixtures.training_world import VOCABULARY, make_world
+from fixtures.training_world import VOCABULARY, make_world, write_tokenizer
 
 from budgeted_lora.commands import app as cli
 from budgeted_lora.commands.status import CellStatus, Inspector, changes
 from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.data.tokens import write_tokens
-from budgeted_lora.files import is_locked, read_json, write_json, write_record, write_text
+from budgeted_lora.files import is_locked, read_json, write_record, write_text
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.evaluate import evaluate
@@ -51,7 +51,7 @@ def compute(folder: Path) -> None:
     for name in ("train", "validation", "functions"):
         documents = torch.randint(1, VOCABULARY, (40, 20), generator=torch.Generator().manual_seed(1)).tolist()
         write_tokens(data / f"{name}.bin", iter(documents), vocab_size=VOCABULARY, eos_id=0)
-    write_json(data / "tokenizer" / "tokenizer.json", {})
+    write_tokenizer(data / "tokenizer")
     cell = next(iter(graph.cells))
     student = TINY / "students" / graph.student_of(cell) / "model"
     cut_student(
