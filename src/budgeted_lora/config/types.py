@@ -25,6 +25,7 @@ Above0 = Annotated[float, Field(gt=0.0)]
 Between0And1 = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Count = Annotated[int, Field(ge=0)]
 
 
 def _written_out(path: str) -> str:

@@ -23,7 +23,7 @@ from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_pro
 from budgeted_lora.planning.memory import Network
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.options import REMOVAL_WINDOWS
+from budgeted_lora.workflow.options import removal_windows
 from budgeted_lora.workflow.recipes import shape_of
 from budgeted_lora.workflow.targets import limited
 
@@ -275,13 +275,13 @@ class ScaleCosts:
         return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, size, 2 * network.parameters)
 
     def _statistics(self, name: str) -> JobCost:
-        """Forward and backward passes, every projection's inputs times themselves, and a forward pass without each."""
+        """Forward and backward passes, every projection's inputs times themselves; for `beyond` a pass without each."""
         network, length = self.student(self.graph.students[name]), self.config.sequence_length
         widths = [module.d_in for module in projections(network.shape)]
         tokens = self.config.lora.statistics_windows * length
         flops = tokens * (3 * self._forward(network) + 2.0 * sum(width**2 for width in widths))
-        removals = min(REMOVAL_WINDOWS, self.config.lora.statistics_windows) * length * (3 * len(widths) + 1)
-        flops += removals * self._forward(network)
+        windows = min(removal_windows(self.graph), self.config.lora.statistics_windows)
+        flops += windows * length * (3 * len(widths) + 1) * self._forward(network)
         seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
         batch = self.config.training.micro_batch_windows * length
         size = memory.statistics_bytes(network, tokens=batch, device=self.kind)

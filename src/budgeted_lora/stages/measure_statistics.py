@@ -1,6 +1,6 @@
 """Stage measure_statistics: second moments and gradients of an untrained student's projections on training text.
 
-It also measures, for the report, what each dense path is worth (`removals.removal_losses`).
+For the report's figure on other rules it also measures what each dense path is worth (`removals.removal_losses`).
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from budgeted_lora.beyond.removals import removal_losses
 from budgeted_lora.beyond.statistics import STATISTICS, measure
-from budgeted_lora.config.types import Positive
+from budgeted_lora.config.types import Count, Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, write_digest
@@ -30,7 +30,7 @@ def measure_statistics(
     sequence_length: Positive,
     rows: str,
     rank: Positive,
-    removal_windows: Positive,
+    removal_windows: Count,
     out: Path,
     record: Path,
     scale: str,
@@ -40,7 +40,7 @@ def measure_statistics(
     """Writes out/statistics.safetensors (see `statistics.InputStatistics`) from the first windows of the training file.
 
     The record says what removing each dense path alone does to the loss on the first `removal_windows` of them (whole
-    batches), with a low-rank path of rank `rank` in its place.
+    batches), with a low-rank path of rank `rank` in its place; nothing of that kind for 0 windows.
 
     Raises:
         BadInput: the vocabularies differ, the file holds fewer windows, or a statistic is not finite.
@@ -70,7 +70,7 @@ def measure_statistics(
     results = {
         "tokens": sum(int(valid.sum()) for _, valid in batches),
         "removal_windows": sum(len(ids) for ids, _ in replaced),
-        "removals": removal_losses(model, linears, statistics.moments, replaced, rank=rank),
+        "removals": removal_losses(model, linears, statistics.moments, replaced, rank=rank) if replaced else [],
     }
     values = {"windows": windows, "sequence_length": sequence_length, "rows": rows, "threads": threads}
     values |= {"rank": rank, "removal_windows": removal_windows}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from budgeted_lora.files import canonical_json, short_hash, write_text
+from budgeted_lora.reporting.contents import BEYOND
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import default_recipe, planned, student_shape
 
@@ -75,8 +76,13 @@ def statistics(graph: Graph) -> Options:
         "sequence_length": config.sequence_length,
         "rows": config.rows,
         "rank": config.lora.rank,
-        "removal_windows": REMOVAL_WINDOWS,
+        "removal_windows": removal_windows(graph),
     }
+
+
+def removal_windows(graph: Graph) -> int:
+    """Windows on which the loss of each removal is measured: none where no figure shows it, since it takes hours."""
+    return REMOVAL_WINDOWS if BEYOND in graph.config.tables else 0
 
 
 def recipe(graph: Graph, cell: str) -> Options:
