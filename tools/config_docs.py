@@ -43,6 +43,7 @@ line, e.g. `snakemake --config teachers=pretrain`.
 | `tuning.yaml` | how the learning rates of `mini` were chosen, off the validation set |
 | `single-gpu.yaml` | `paper` with a tenth of the tokens, on one GPU of 24 GB in about two days |
 | `gpu-hour.yaml` | the paper's width on the docstring corpus, half an hour on one GPU; shows speed, not quality |
+| `your-model.yaml` | a model of your own, as `budgeted-lora compress` writes such a file; every line explained |
 | `published.csv` | the paper's own numbers, shown beside ours; not a scale |
 | `schema.json` | the keys as JSON Schema, made by `python tools/config_schema.py --write` |
 

@@ -12,6 +12,7 @@ import typer
 from budgeted_lora import __version__, provenance
 from budgeted_lora.commands import show_costs, show_status
 from budgeted_lora.commands.archive import import_archive
+from budgeted_lora.commands.compress import compressing
 from budgeted_lora.commands.options import ConfigFolder, Overrides, ScaleName, graph_of
 from budgeted_lora.commands.plan import costs_of, refuse_ignored, structures_of_shape
 from budgeted_lora.commands.prune import leftovers, remove
@@ -29,6 +30,7 @@ from budgeted_lora.workflow.runs import resume_run
 from budgeted_lora.workflow.targets import limited
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(compressing)
 app.add_typer(students)
 
 

@@ -8,7 +8,7 @@ and without them; the time of a run lies between the two by its mean dense fract
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 
 from budgeted_lora.config.anatomy import SIZES, Anatomy
 from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.method.cost import forward_flops
 from budgeted_lora.method.loop import accumulate_gradients, apply_gradients, new_optimizer
 from budgeted_lora.method.projections import set_retentions
 from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
-from budgeted_lora.planning.devices import of_one_process
+from budgeted_lora.planning.devices import Device, of_one_process
 from budgeted_lora.training.cache import OnlineTeacher
 from budgeted_lora.training.install import install_method
 
@@ -79,6 +80,31 @@ def calibrate(costs: ScaleCosts, *, threads: int) -> tuple[dict[str, Measured], 
             skipped.append(f"{key}: out of memory at {recipe.micro_batch_windows} windows per micro-batch")
             torch.cuda.empty_cache()
     return measured, skipped
+
+
+@torch.no_grad()
+def forward_measured(costs: ScaleCosts, *, threads: int) -> Device:
+    """The device with the rate at which it runs the first teacher as texts are scored: one window, random weights.
+
+    The rate of a step with gradients, which other jobs than trainings take too, keeps its ratio to this one. A GPU
+    keeps the rates of the table.
+    """
+    if costs.device.is_gpu:
+        return costs.device
+    place, length = prepare("cpu", threads=threads), costs.config.sequence_length
+    about = {"vocab_size": costs.vocab_size, "context": length, "end_id": 0}
+    sizes = _sizes(costs.config.teacher_ladder[costs.config.first_teacher].anatomy)
+    model = new_model(mistral_config(**sizes, **about), seed=0).to(place).eval()
+    ids = torch.from_numpy(RandomWindows(costs.vocab_size, length, 1).read(np.arange(1))[0])
+    times = []
+    for _ in range(WARM_UP + STEPS):
+        start = _now(place)
+        model(input_ids=ids, use_cache=False)
+        times.append(_now(place) - start)
+    teacher = costs.teacher(costs.config.first_teacher)
+    flops = length * forward_flops(teacher.shape, vocab_size=costs.vocab_size, sequence_length=length)
+    share = flops / float(np.median(times[WARM_UP:])) / costs.device.float32
+    return replace(costs.device, forward=share, step=share * costs.device.step / costs.device.forward)
 
 
 def _kinds(costs: ScaleCosts) -> Iterator[tuple[str, str, Recipe]]:

@@ -1,0 +1,81 @@
+"""What a reader gets at the end of `compress`: the students' folders, and a short report with the Pareto plot."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from budgeted_lora.commands.students import export_folder
+from budgeted_lora.commands.text import table
+from budgeted_lora.config.scale import DEFAULT_VARIANT
+from budgeted_lora.files import write_text
+from budgeted_lora.reporting.contents import TABLES
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import ABSENT, number
+from budgeted_lora.workflow.graph import Graph
+
+SHOWN = replace(TABLES["table2"], reads=("perplexity", "icl", "compression", "speed"))
+COLUMNS = ("", "perplexity", "bits per byte", "in context", "fewer MACs", "reads", "writes", "folder")
+PAGE = """# {scale}
+
+{table}
+
+![Perplexity against multiply-accumulates](figures/pareto_mac_speedup.svg)
+
+- Perplexity and bits per byte: of {tokens:,} held-out tokens, lower is better. In context: mean accuracy of 19 tasks.
+- Fewer MACs: those of the model's projections over the student's, counted. Reads and writes: measured here, a prompt
+  and new tokens of one sequence, against the same student with all its dense paths.
+- The folders load with transformers alone. All numbers, curves, and how they were made: [index.html](index.html).
+"""
+
+
+def finish(graph: Graph) -> str:
+    """Exports every student of a finished scale and writes its short report; returns what to tell."""
+    results = Results.open(graph.results).of(SHOWN)
+    folders = {cell: exported(graph, cell) for cell in graph.listed(["table2"])}
+    rows = shown_rows(results, folders, layers=graph.config.student.layers)
+    page = Path(graph.reports) / "students.md"
+    text = PAGE.format(scale=graph.config.scale, table=markdown(rows), tokens=graph.config.corpus.validation_tokens)
+    write_text(page, text)
+    return "\n".join(["", *table(rows, numbers=range(1, len(rows[0]) - 1)), "", f"report: {page}"])
+
+
+def exported(graph: Graph, cell: str) -> Path:
+    """A student's folder that needs nothing of this package. One that is there stays: its name has the cell's hash."""
+    recipe = graph.recipe_of(cell)
+    label = recipe.method if recipe.budget is None else f"F{recipe.budget:g}"
+    folder = Path("exported") / graph.config.scale / f"{label}-{cell.rpartition('-')[2]}"
+    if not folder.exists():
+        source = Path(graph.results) / "cells" / cell / "compressed" / DEFAULT_VARIANT / "model"
+        export_folder(source, folder, dtype="bfloat16", dense=False, license=None)
+    return folder
+
+
+def shown_rows(results: Results, folders: dict[str, Path], *, layers: int) -> list[tuple[str, ...]]:
+    """Headings, then a row for the model itself and one for each student; no column in which nothing was measured.
+
+    Args:
+        layers: of the students.
+    """
+    [model] = results.teachers().to_dict("records")
+    rows = [COLUMNS, (str(model["name"]), *scores(model), "1.00x", "", "", "")]
+    for one in results.scores().to_dict("records"):
+        label = one["method"] if pd.isna(one["budget"]) else f"F = {one['budget']:g}"
+        fewer = one["speedup_vs_dense"] * model["layers"] / layers
+        speeds = (number(value, 2, unit="x") for value in (fewer, one["measured_prefill"], one["measured_decode"]))
+        rows.append((label, *scores(one), *speeds, str(folders[one["cell"]])))
+    kept = [at for at in range(len(COLUMNS)) if at == 0 or any(row[at] not in ("", ABSENT) for row in rows[1:])]
+    return [tuple(row[at] for at in kept) for row in rows]
+
+
+def scores(one: dict[str, Any]) -> tuple[str, str, str]:
+    """Perplexity, bits per byte and in-context accuracy of a model."""
+    bits = one.get("bits_per_byte", float("nan"))
+    return number(one["ppl"], 2), number(bits, 3), number(one["icl"], 1, unit=" %", factor=100)
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table of rows, the first of which are headings."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -1,0 +1,159 @@
+"""`budgeted-lora compress`: what it refuses, what it writes, and one run from a model and a text to a student."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fixtures.checkout import checkout
+from fixtures.command_line import Outcome
+from fixtures.own_model import write_own_model, write_text_file
+from transformers import AutoModelForCausalLM
+
+from budgeted_lora.config.scale import load_config
+from budgeted_lora.planning import own_model
+
+Run = Callable[..., Outcome]
+FILE = Path("config/model.yaml")
+WORDS = ["compress", "model", "--text", "text/*.jsonl", "--cores", 1]
+SHORT = ["--tokens", 50 * 256]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with a model and a text."""
+    folder = checkout(tmp_path_factory.mktemp("checkout"))
+    write_own_model(folder / "model")
+    (folder / "text").mkdir()
+    write_text_file(folder / "text" / "one.jsonl")
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkout as working folder; a scale that a test writes is gone after it."""
+    monkeypatch.chdir(made)
+    yield made
+    (made / FILE).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    {
+        "nothing asked": (WORDS, "how small?: expected one of --speedup, --budget, --param-reduction, --budgets"),
+        "two asked": ([*WORDS, "--budget", 0.4, "--speedup", 2], "--speedup and --budget: expected one of"),
+        "no text": (["compress", "model", "--budget", 0.4], "--text is missing: expected files of text"),
+        "a glob that the shell read": ([*WORDS, "b.jsonl", "--budget", 0.4], "'b.jsonl': one word too many; expected"),
+        "text that is not there": (
+            ["compress", "model", "--text", "no/*.txt", "--budget", 0.4], "corpus.files: 'no/*.txt' matches no file",
+        ),
+        "no such field": ([*WORDS, "--budget", 0.4, "--text-field", "body"], "no field 'body' (corpus.text_field)"),
+        "too fast": ([*WORDS, "--speedup", 50], "--speedup 50: no F reaches it with rank 5"),
+        "too small": ([*WORDS, "--param-reduction", 100], "--param-reduction 100: no F reaches it with"),
+        "slower": ([*WORDS, "--speedup", 0.5], "--speedup 0.5: expected at least 1"),
+        "no fraction": ([*WORDS, "--budget", 1.4], "--budget 1.4: expected 0 to 1"),
+        "no list": ([*WORDS, "--budgets", "0,x"], "--budgets 0,x: expected different numbers from 0 to 1"),
+        "a list with a repetition": ([*WORDS, "--budgets", "0,0"], "--budgets 0,0: expected different numbers"),
+        "layers": ([*WORDS, "--budget", 0.4, "--student-layers", 9], "--student-layers 9: expected 1 to 4, the layers"),
+        "both depths": ([*WORDS, "--budget", 0.4, "--student-layers", 2, "--half"], "--half and --student-layers"),
+        "both lengths": ([*WORDS, "--budget", 0.4, "--hours", 2, *SHORT], "--hours and --tokens: expected one of them"),
+        "no time": ([*WORDS, "--budget", 0.4, "--hours", 0], "--hours 0: expected at least 0.001"),
+        "few tokens": ([*WORDS, "--budget", 0.4, "--tokens", 100], "--tokens 100: expected at least"),
+        "rank": ([*WORDS, "--budget", 0.4, "--rank", 99], "--rank 99: expected at most 16, the narrowest projection"),
+        "rule": ([*WORDS, "--budget", 0.4, "--rule", "best"], "--rule best: expected recommended or paper"),
+        "name": ([*WORDS, "--budget", 0.4, "--name", "a/b"], "--name 'a/b': expected letters, digits"),
+        "another scale": ([*WORDS, "--budget", 0.4, "--name", "mini"], "config/mini.yaml: is there already, and not"),
+        "cores": ([*WORDS, "--budget", 0.4, "--cores", 999], "--cores 999: expected 1 to"),
+        "no model": (["compress", "./none", *WORDS[2:], "--budget", 0.4], "MODEL './none': no such folder, and not"),
+        "no checkpoint": (["compress", "text", *WORDS[2:], "--budget", 0.4], "MODEL text: no config.json; expected"),
+    }.values(),
+)  # fmt: skip
+def test_bad_requests_are_refused_in_one_line(here: Path, run: Run, words: list[object], line: str) -> None:
+    assert line in run(words).refusal()
+    assert not FILE.exists()
+    assert not Path("results").exists()
+
+
+def test_it_needs_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = run(WORDS, "--budget", 0.4).refusal()
+    assert line.startswith(f"{tmp_path}: no Snakefile here; expected the root of a checkout of budgeted-lora")
+
+
+def test_a_request_is_written_shown_and_taken_up_again(here: Path, run: Run) -> None:
+    outcome = run(WORDS, "--speedup", 1.5, SHORT)
+    assert outcome.status == 0, outcome
+    assert "model: llama, 4 layers of 32, 0.1 M weights" in outcome.out
+    assert "Each trains on 12,800 tokens, 50 steps of 1 x 256;" in outcome.out
+    assert outcome.out.endswith("nothing was started; --yes starts without asking\n")
+    config = load_config(FILE)
+    assert config.tables["table2"][0].budget == [0.47]
+    assert config.corpus.validation_tokens == 8192
+    assert config.student.layers == 4
+
+    edited = FILE.read_text().replace("1.0e-3", "2.0e-3")
+    FILE.write_text(edited)
+    assert "going on with it as it is now" in run(WORDS, "--speedup", 1.5, SHORT).out
+    assert FILE.read_text() == edited
+    line = run(WORDS, "--speedup", 1.6, SHORT).refusal()
+    assert line.startswith('config/model.yaml: was written for another request, {"model": "model", "text": ["text/*')
+
+
+def test_tokens_are_chosen_by_a_measurement(here: Path, run: Run) -> None:
+    outcome = run(WORDS, "--budgets", "0,0.4", "--half", "--hours", 0.05, "--rule", "paper")
+    assert outcome.status == 0, outcome
+    assert "by steps measured here" in outcome.out
+    config = load_config(FILE)
+    assert config.tables["table2"][0].budget == [0.4, 0.0]
+    assert (config.student.layers, config.training.init, config.budget.order) == (2, "importance", "mac")
+    assert config.training.tokens >= 40 * 256
+    FILE.unlink()
+    outcome = run(WORDS, "--budget", 0.4, "--hours", 0.001)
+    assert outcome.status == 2
+    assert "--hours 0.001: the fewest steps" in outcome.err
+    assert not FILE.exists()
+
+
+def test_a_model_of_the_hub_is_pinned_to_a_commit(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    commit, asked = "a" * 40, []
+
+    class Api:
+        def model_info(self, name: str, *, revision: str | None) -> SimpleNamespace:
+            asked.append((name, revision))
+            return SimpleNamespace(sha=commit)
+
+    def download(name: str, file: str, *, revision: str) -> str:
+        asked.append((name, file, revision))
+        return str(here / "model" / file)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    model = own_model.open_model("owner/Name-1B")
+    assert model.place == {"hub": "owner/Name-1B", "revision": commit}
+    assert asked == [("owner/Name-1B", None), ("owner/Name-1B", "config.json", commit)]
+    assert own_model.open_model(f"owner/Name-1B@{'b' * 40}").place["revision"] == "b" * 40
+    assert own_model.name_of("owner/Name-1B") == "name-1b"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: (_ for _ in ()).throw(OSError("no network")))
+    line = run("compress", "owner/name", WORDS[2:], "--budget", 0.4).refusal()
+    assert line.startswith("MODEL owner/name: no such folder here, and the Hub's config.json cannot be read (no net")
+
+
+def test_a_model_and_a_text_become_a_student(here: Path, run: Run) -> None:
+    outcome = run(WORDS, "--budget", 0.4, SHORT, "--yes")
+    assert outcome.status == 0, outcome.err[-3000:]
+    report = Path("reports/model/students.md").read_text()
+    assert "| F = 0.4 |" in report
+    assert Path("reports/model/figures/pareto_mac_speedup.svg").is_file()
+    assert Path("reports/model/index.html").is_file()
+    [folder] = Path("exported/model").iterdir()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert model.config.num_hidden_layers == 4
+    [cell] = Path("results/model/cells").iterdir()
+    scored = json.loads((cell / "compressed/default/perplexity.json").read_text())
+    assert f"{scored['value']:,.2f}" in report
+    again = run(WORDS, "--budget", 0.4, SHORT, "--yes")
+    assert again.status == 0, again.err[-3000:]
