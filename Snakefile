@@ -70,6 +70,16 @@ onstart:
     begin_run(results, slurm=job_name(workflow))
 
 
+# Here and not among the other targets: Snakemake takes the default target from this file alone.
+rule all:
+    default_target: True
+    input:
+        f"{reports}/index.html",
+        f"{reports}/contents/all.json",
+    message:
+        f"Report of scale {scale} with all its tables: {reports}/index.html"
+
+
 if scale_config.corpus.shards:
 
     include: "workflow/rules/shards.smk"

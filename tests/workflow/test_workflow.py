@@ -95,6 +95,10 @@ def test_every_scale_is_planned_whole(plan: Plan, scale: str) -> None:
     assert found["fetch_shard"] == found["tokenize_shard"] == (shards.held_out if shards else 0)
 
 
+def test_no_target_means_all(plan: Plan) -> None:
+    assert rules(plan("--config", "scale=smoke")) == rules(plan("all", "--config", "scale=smoke")) != Counter()
+
+
 def test_main_needs_no_ablation_and_draws_the_controls(plan: Plan) -> None:
     graph, jobs = graph_of("mini"), plan("main", "--config", "scale=mini")
     found = rules(jobs)

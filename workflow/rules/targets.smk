@@ -1,13 +1,4 @@
-# Targets a person types. `main` is what the paper's main section shows, with the controls it lacks.
-
-
-rule all:
-    default_target: True
-    input:
-        f"{reports}/index.html",
-        f"{reports}/contents/all.json",
-    message:
-        f"Report of scale {scale} with all its tables: {reports}/index.html"
+# Targets a person types; `all` stands in the Snakefile. `main` is what the paper's main section shows, with the controls it lacks.
 
 
 rule main:
