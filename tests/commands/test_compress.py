@@ -1,7 +1,11 @@
 """`budgeted-lora compress`: what it refuses, what it writes, and one run from a model and a text to a student."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +21,7 @@ from budgeted_lora.planning import own_model
 Run = Callable[..., Outcome]
 FILE = Path("config/model.yaml")
 WORDS = ["compress", "model", "--text", "text/*.jsonl", "--cores", 1]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHORT = ["--tokens", 50 * 256]
 
 
@@ -140,6 +145,38 @@ def test_a_model_of_the_hub_is_pinned_to_a_commit(here: Path, run: Run, monkeypa
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: (_ for _ in ()).throw(OSError("no network")))
     line = run("compress", "owner/name", WORDS[2:], "--budget", 0.4).refusal()
     assert line.startswith("MODEL owner/name: no such folder here, and the Hub's config.json cannot be read (no net")
+
+
+@pytest.fixture
+def hub(made: Path) -> Iterator[str]:
+    """The address at which the model is served as the Hub does."""
+    server = Path(__file__).parents[1] / "fixtures" / "hub_server.py"
+    served = [sys.executable, str(server), str(made / "model"), "some/model", COMMIT]
+    with subprocess.Popen(served, stdout=subprocess.PIPE, text=True) as process:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.terminate()
+
+
+def test_a_model_is_downloaded_from_a_hub_when_the_run_starts(here: Path, hub: str, tmp_path: Path) -> None:
+    own = os.environ | {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
+    own |= {"PYTHONPATH": str(here / "src")}
+    own.pop("HF_HUB_OFFLINE", None)
+
+    def go(*words: object) -> str:
+        command = [sys.executable, "-m", *map(str, words)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        return ran.stdout
+
+    said = go("budgeted_lora.commands.app", "compress", "some/model", *WORDS[2:], "--budget", 0.4, *SHORT)
+    assert "some/model: llama, 4 layers of 32" in said
+    assert not list(tmp_path.rglob("*.safetensors"))
+    [teacher] = load_config(FILE).teacher_ladder.values()
+    assert (teacher.hub, teacher.revision) == ("some/model", COMMIT)
+    model = Path("results/model/teachers/model/model")
+    go("snakemake", f"{model}.sha256", "--cores", 1, "--config", "scale=model")
+    assert (model / "model.safetensors").is_file()
+    shutil.rmtree("results")
 
 
 def test_a_model_and_a_text_become_a_student(here: Path, run: Run) -> None:
