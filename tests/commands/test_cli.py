@@ -182,14 +182,15 @@ def test_tokens_shorter_than_a_window(run: Run, world: World, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
-def test_another_vocabulary(run: Run, world: World, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize("other_size", [VOCABULARY - 3, VOCABULARY + 3])
+def test_another_vocabulary(run: Run, world: World, tmp_path: Path, who: str, other_size: int) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for file in getattr(world, who).iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    write_json(other / "config.json", read_json(other / "config.json") | {"vocab_size": VOCABULARY - 3})
+    write_json(other / "config.json", read_json(other / "config.json") | {"vocab_size": other_size})
     line = train(run, world, tmp_path, **{who: other}).refusal()
-    assert line.startswith(f"{other}: vocabulary of {VOCABULARY - 3}, but ")
+    assert line.startswith(f"{other}: vocabulary of {other_size}, but ")
     assert f"has {VOCABULARY}" in line
 
 

@@ -96,7 +96,10 @@ BAD = {
     "a section that is none": ({"training": 5}, "yaml: training is 5, expected a mapping, `{key: value, ...}`$"),
     "unknown choice": ({"rows": "loose"}, "yaml: rows is 'loose', expected one of packed, document$"),
     "no tokens": ({"training": {"tokens": 0}}, "training.tokens is 0, expected a whole number above 0$"),
-    "negative seed": ({"training": {"seed": -1}}, "training.seed is -1, expected a whole number at least 0$"),
+    "negative seed": (
+        {"training": {"seed": -1}},
+        "training.seed is -1, expected a whole number at least 0 and below 2\\^63$",
+    ),
     "missing key": (
         {"teacher_ladder": {"A": {"layers": 4}}},
         "teacher_ladder.A.hidden, teacher_ladder.A.ffn, .*kv_heads must be given, since no checkpoint says it$",
@@ -169,10 +172,10 @@ BAD_ROWS = {
         "init is 'mixd', expected one of first, middle, last, mixed, importance, scratch or a list",
     ),
     "a teacher as a number": ({"teacher": 1}, "teacher is 1, expected text or a list; put it in quotes"),
-    "negative seed": ({"seed": -1}, "seed is -1, expected a whole number at least 0 or a list"),
+    "negative seed": ({"seed": -1}, "seed is -1, expected a whole number at least 0 and below 2^63 or a list"),
     "a negative seed of several": (
         {"seed": [0, -1]},
-        "seed is [0, -1], expected each value to be a whole number at least 0, found -1 in it",
+        "seed is [0, -1], expected each value to be a whole number at least 0 and below 2^63, found -1 in it",
     ),
     "a seed twice": ({"seed": [0, 1, 0]}, "seed is [0, 1, 0], which lists 0 twice"),
     "an empty list": ({"teacher": []}, "teacher is [], expected at least one value, or no teacher"),

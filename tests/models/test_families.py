@@ -8,11 +8,12 @@ import pytest
 import torch
 from fixtures.families import CHAT, FAMILIES, IDS, LAYERS, ROWS, TOKENS, logits, random_model, write_checkpoint
 from fixtures.training_world import make_recipe
+from fixtures.whole_chain import train_and_compress
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from budgeted_lora.beyond.statistics import measure
-from budgeted_lora.config.sections import Compression, Teacher
+from budgeted_lora.config.sections import Teacher
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.files import read_json, write_digest
 from budgeted_lora.method.compress import compress_modules
@@ -22,11 +23,9 @@ from budgeted_lora.models.load import load_model, save_model, tied_names
 from budgeted_lora.models.plain import compressed_model
 from budgeted_lora.models.student import cut
 from budgeted_lora.models.trained import load_trained, save_trained
-from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.copy_tokenizer import copy_tokenizer
 from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.fetch_teacher import fetch_teacher
-from budgeted_lora.stages.train_cell import train_cell
 from budgeted_lora.training.cache import read_head
 from budgeted_lora.training.install import install_method
 
@@ -114,25 +113,17 @@ def test_every_method_trains_on_it(tmp_path: Path, family: str, method: str) -> 
     write_tokens(tmp_path / "train.bin", texts, vocab_size=TOKENS, eos_id=0)
 
     recipe = make_recipe(method, steps=16, batch_windows=2, learning_rate=1e-3, **METHODS[method])
-    train_cell(
-        recipe=recipe, cell="c", scale="tiny", student=student, teacher=got, tokens=tmp_path / "train.bin", cache=None,
-        out=tmp_path / "cell", state=tmp_path / "state", device="cpu", threads=1, log_every=4, checkpoint_every=100,
-    )  # fmt: skip
-    compress_cell(
-        recipe=recipe, cell="c", scale="tiny", student=student, trained=tmp_path / "cell" / "trained",
-        tokens=tmp_path / "train.bin", tokenizer=tmp_path / "tokenizer", variant=Compression(r_max=2),
-        out=tmp_path / "small",
-    )  # fmt: skip
-    record = read_json(tmp_path / "small" / "compression.json")
+    out = train_and_compress(tmp_path, recipe, student=student, teacher=got)
+    record = read_json(out / "compression.json")
     assert record["parity"]["max_abs_logit_difference"] < 1e-3 or not record["parity"]["exact"]
     assert record["totals"]["kept"] == 14 or method == "budgeted_lora"
-    small = load_model(tmp_path / "small" / "model")
+    small = load_model(out / "model")
     assert logits(small).isfinite().all()
     assert small.config.vocab_size == ROWS
     assert bool(tied_names(small)) == (family in TIED)
     assert small.config.eos_token_id == load_model(got).config.eos_token_id
-    assert (tmp_path / "small/model/chat_template.jinja").read_text() == CHAT
-    assert read_json(tmp_path / "small/model/generation_config.json") == read_json(source / "generation_config.json")
+    assert (out / "model/chat_template.jinja").read_text() == CHAT
+    assert read_json(out / "model/generation_config.json") == read_json(source / "generation_config.json")
 
 
 @every_family

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 from fixtures.training_world import VOCABULARY, make_recipe
+from fixtures.whole_chain import train_and_compress
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from budgeted_lora.config.sections import Compression, Teacher
+from budgeted_lora.config.sections import Teacher
 from budgeted_lora.data.tokens import write_tokens
 from budgeted_lora.models.load import load_model
-from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.copy_tokenizer import copy_tokenizer
 from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.fetch_teacher import fetch_teacher
-from budgeted_lora.stages.train_cell import train_cell
 
 IDS = torch.arange(12).reshape(2, 6) % VOCABULARY
 
@@ -82,19 +81,11 @@ def test_a_llama_checkpoint_from_end_to_end(llama: Path, tmp_path: Path) -> None
     )
 
     recipe = make_recipe("budgeted_lora", budget=0.0, steps=24, batch_windows=2, learning_rate=1e-3)
-    train_cell(
-        recipe=recipe, cell="c", scale="tiny", student=student, teacher=got, tokens=tmp_path / "train.bin", cache=None,
-        out=tmp_path / "cell", state=tmp_path / "state", device="cpu", threads=1, log_every=12, checkpoint_every=100,
-    )  # fmt: skip
-    compress_cell(
-        recipe=recipe, cell="c", scale="tiny", student=student, trained=tmp_path / "cell" / "trained",
-        tokens=tmp_path / "train.bin", tokenizer=tmp_path / "tokenizer", variant=Compression(r_max=2),
-        out=tmp_path / "small",
-    )  # fmt: skip
-    record = json.loads((tmp_path / "small" / "compression.json").read_text())
+    out = train_and_compress(tmp_path, recipe, student=student, teacher=got)
+    record = json.loads((out / "compression.json").read_text())
     assert (record["totals"]["kept"], record["totals"]["dropped"]) == (0, 14)
     assert record["parity"]["exact"]
-    small = load_model(tmp_path / "small" / "model")
+    small = load_model(out / "model")
     assert small.config.rope_parameters["rope_theta"] == 500000.0
     assert small.config.model_type == "budgeted_llama"
     assert logits(small).shape == (*IDS.shape, VOCABULARY)

@@ -127,13 +127,18 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
     (Path(folder) / "generation_config.json").unlink(missing_ok=True)
 
 
+def embedding_rows(model_folder: Path) -> Any:
+    """`vocab_size` of a checkpoint as it says it, a whole number where it is right; BadInput if there is none."""
+    return read_json(Path(model_folder) / "config.json", expected="a model folder").get("vocab_size")
+
+
 def check_vocabulary(model_folder: Path, *, vocab_size: int, what: str) -> None:
     """Checks that a checkpoint has an embedding for every token of `what`; it may have more (padding).
 
     Raises:
         BadInput: it has fewer, or there is no checkpoint.
     """
-    size: Any = read_json(Path(model_folder) / "config.json", expected="a model folder").get("vocab_size")
+    size = embedding_rows(model_folder)
     if not isinstance(size, int) or size < vocab_size:
         raise BadInput(
             f"{model_folder}: vocabulary of {size}, but {what} has {vocab_size}; "

@@ -20,7 +20,7 @@ from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, Teacher
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.models.device import choose_device, compute_dtype, peak_resident_bytes, prepare
-from budgeted_lora.models.load import check_vocabulary, load_model
+from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher
@@ -121,6 +121,12 @@ def training_windows(tokens: Path, recipe: Recipe, *, student: Path, teacher: Pa
     file = TokenFile.open(tokens, verify=verify)
     for folder, what in ((student, "student"), (teacher, "teacher")):
         check_vocabulary(folder, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the {what})")
+    smaller, larger = sorted((student, teacher), key=embedding_rows)
+    if embedding_rows(larger) != embedding_rows(smaller):
+        raise BadInput(
+            f"{larger}: vocabulary of {embedding_rows(larger)}, but {smaller} has {embedding_rows(smaller)}; teacher "
+            "and student must share one"
+        )
     windows = Windows(file, recipe.sequence_length, recipe.rows)
     windows.refuse_empty()
     return windows

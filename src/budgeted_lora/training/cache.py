@@ -237,4 +237,4 @@ def read_head(folder: Path) -> Tensor:
             with safe_open(file, framework="pt") as weights:
                 if name in weights.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                     return weights.get_tensor(name)
-    raise BadInput(f"{folder}: neither {' nor '.join(HEADS)} in its safetensors files; expected a causal model")
+    raise BadInput(f"{folder}: no {' and no '.join(HEADS)} in its safetensors files; expected a causal model")

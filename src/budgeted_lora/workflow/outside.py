@@ -7,13 +7,13 @@ and SHA-256. A file is digested once, and again only when its size, one of its d
 
 import json
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file, short_hash, write_json
+from budgeted_lora.workflow.runs import age
 
 MEMORY = ".outside.json"  # in results/<scale>; hidden, since it is worth nothing on another machine
 SETTLED = 2.0  # seconds: a file that was written within them may change again without another date
@@ -38,7 +38,7 @@ class Outside:
         before, digest = self._remembered().get(str(path), ([], ""))
         if before != stamp:
             digest = sha256_file(path)
-            if _stamp(path) == stamp and time.time() - max(stamp[1:3]) / 1e9 > SETTLED:
+            if _stamp(path) == stamp and age(max(stamp[1:3]) / 1e9) > SETTLED:
                 self._remembered()[str(path)] = (stamp, digest)
         return digest
 

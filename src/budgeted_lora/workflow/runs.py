@@ -32,6 +32,11 @@ AHEAD = 60.0  # seconds by which clocks of machines that share a folder may diff
 TRIES, PAUSE = 5, 0.1  # a job that checks whether its run is alive holds run.lock for a moment
 
 
+def age(date: float) -> float:
+    """Seconds since a file's date (seconds since the epoch); below 0 where it lies in the future."""
+    return time.time() - date
+
+
 def refuse_a_clock_set_back(results: Path | str) -> None:
     """Compares the clock with the dates of earlier runs; the Snakefile does this first.
 
@@ -47,7 +52,7 @@ def refuse_a_clock_set_back(results: Path | str) -> None:
     times = [
         path.stat().st_mtime for path in (folder / RUN, folder / JOBS, *folder.glob("benchmarks/*/*")) if path.exists()
     ]
-    ahead = max(times, default=0.0) - time.time()
+    ahead = -age(max(times, default=0.0))
     if ahead > AHEAD:
         raise BadInput(
             f"{folder}: its last job ended {ahead:.0f} s in the future, so the clock has been set back; expected one "

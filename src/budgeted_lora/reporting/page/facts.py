@@ -14,8 +14,8 @@ from budgeted_lora.reporting.table import duration
 STAGES = {
     "teachers and untrained students": ("teachers/*/*.json", "students/*/*.json", "calibration.json"),
     "corpus": (
-        "data/corpus.json", "data/manifest.json", "data/teachers/manifest.json", "data/shards/*/source.json",
-        "data/shards/*/shard.json",
+        "data/corpus.json", "data/manifest.json", "data/teachers/manifest.json", "data/contamination.json",
+        "data/shards/*/source.json", "data/shards/*/shard.json",
     ),
     "caches": ("cache/*/provenance.json",),
     "training": ("cells/*/train.json",),
