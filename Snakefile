@@ -80,15 +80,7 @@ rule all:
         f"Report of scale {scale} with all its tables: {reports}/index.html"
 
 
-if scale_config.corpus.shards:
-
-    include: "workflow/rules/shards.smk"
-
-else:
-
-    include: "workflow/rules/data.smk"
-
-
+include: f"workflow/rules/{'shards' if scale_config.corpus.shards else 'data'}.smk"
 include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/teachers.smk"
 include: "workflow/rules/students.smk"

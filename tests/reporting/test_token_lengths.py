@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from budgeted_lora.reporting.contents import FIGURES, TOKENS
 from budgeted_lora.reporting.figures.style import context
 from budgeted_lora.reporting.figures.tokens import tokens_figure
+from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table
-from budgeted_lora.reporting.tables.tokens import PowerLaw, fit, length_curves, meeting_text, millions
+from budgeted_lora.reporting.tables.tokens import PowerLaw, fit, length_curves, meeting_text
 from budgeted_lora.reporting.uncertainty import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,8 +83,8 @@ def test_exponents_and_meeting_follow_from_the_perplexities_shown(table: Table, 
 @pytest.mark.parametrize(
     ("place", "shown"),
     [
-        (float("nan"), "–"), (100_000.0, "before the shortest"), (1_000_000.0, "1.0 M"),
-        (74e6, "74.0 M (extrapolated)"), (1e30, "never in reach"),
+        (float("nan"), "–"), (100_000.0, "before the shortest"), (1_000_000.0, "1 M"),
+        (74e6, "74 M (extrapolated)"), (1e30, "never in reach"),
     ],
 )  # fmt: skip
 def test_a_meeting_outside_the_lengths_is_not_shown_as_measured(place: float, shown: str) -> None:

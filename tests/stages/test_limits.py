@@ -14,7 +14,7 @@ Run = Callable[..., Outcome]
 COUNTS = {
     "collect_corpus": ["processes"],
     "pretrain_teacher": ["sequence_length", "threads"],
-    "measure_statistics": ["windows", "batch_windows", "sequence_length", "rank", "removal_windows", "threads"],
+    "measure_statistics": ["windows", "batch_windows", "sequence_length", "rank", "threads"],
     "cache_teacher": ["windows", "batch_windows", "sequence_length", "threads"],
     "train_cell": ["log_every", "checkpoint_every", "threads", "gpus"],
     "compress_cell": ["threads"],
@@ -45,6 +45,12 @@ def words(stage: str, option: str, value: object) -> list[object]:
 def test_a_count_below_one_is_refused(run: Run, stage: str, name: str) -> None:
     for value in (0, -1, "two"):
         assert run(words(stage, flag(name), value)).refusal().startswith(f"{flag(name)}: ")
+
+
+def test_a_negative_count_is_refused_where_none_is_a_choice(run: Run) -> None:
+    for value in (-1, "two"):
+        line = run(words("measure_statistics", flag("removal_windows"), value)).refusal()
+        assert line.startswith(f"{flag('removal_windows')}: ")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import typer
 from budgeted_lora.commands.clock import Clock, drafted, slots_of
 from budgeted_lora.commands.show_plan import render_own_plan
 from budgeted_lora.config.corpus import Corpus
+from budgeted_lora.config.scale import PLAIN
 from budgeted_lora.config.your_scale import EFFORTS, REQUEST, Rule, YourScale
 from budgeted_lora.errors import BadInput, ProcessFailed
 from budgeted_lora.files import write_text
@@ -140,7 +141,7 @@ def checked_rule(rule: str) -> Rule:
 
 
 def scale_name(name: str) -> str:
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or not name[0].isalnum():
+    if not PLAIN.fullmatch(name):
         raise BadInput(f"--name {name!r}: expected letters, digits, '-', '_' and '.', the name of a file in config/")
     return name
 
@@ -207,7 +208,7 @@ def planned_scale(request: Request, *, name: str, cores: int) -> tuple[YourScale
     threads = max(1, cores // len(budgets))
     scale = YourScale(
         name=name, what=f"{model.described()}; a student of {layers} layers", request=request.said(),
-        source=model.source, place=model.place, sizes=model.sizes, limit=model.limit, files=request.text,
+        source=model.source, place=model.place, sizes=model.anatomy.entry, limit=model.limit, files=request.text,
         text_field=request.text_field, characters=None, layers=layers, budgets=budgets, rule=request.rule, rank=rank,
         tokens=1, batch_windows=1, effort=EFFORTS[-1], threads=threads, on_gpu=bool(gpus()), measured=False,
     )  # fmt: skip

@@ -95,6 +95,12 @@ class Anatomy:
         """Width of the keys, and of the values."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def entry(self) -> dict[str, int]:
+        """The sizes as an entry of `teacher_ladder` says them; head_dim only where hidden and heads do not give it."""
+        sizes = {ours: getattr(self, ours) for ours in SIZES}
+        return sizes | ({"head_dim": self.head_dim} if self.attention != self.hidden else {})
+
     def sizes(self, *, ffn: int | None = None) -> dict[str, tuple[int, int]]:
         """Input and output width of each projection, by q, k, v, o, gate, up, down; `ffn` replaces its own."""
         hidden, wide = self.hidden, ffn or self.ffn

@@ -46,10 +46,7 @@ def with_sizes(values: Mapping[str, Any], anatomies: Mapping[str, Anatomy]) -> d
     if anatomies:
         filled["teacher_ladder"] = dict(values["teacher_ladder"])
     for name, anatomy in anatomies.items():
-        sizes = {ours: getattr(anatomy, ours) for ours in SIZES}
-        if anatomy.attention != anatomy.hidden:
-            sizes["head_dim"] = anatomy.head_dim
-        filled["teacher_ladder"][name] = values["teacher_ladder"][name] | sizes
+        filled["teacher_ladder"][name] = values["teacher_ladder"][name] | anatomy.entry
     return filled
 
 

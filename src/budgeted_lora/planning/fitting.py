@@ -11,6 +11,7 @@ from budgeted_lora.config.your_scale import EFFORTS, HELD_OUT, YourScale
 from budgeted_lora.data.documents import Counts, distinct_documents, in_slice
 from budgeted_lora.data.overlap import shared_fractions
 from budgeted_lora.data.readers import read_documents
+from budgeted_lora.data.tokenizer import switch_off
 from budgeted_lora.errors import BadInput
 from budgeted_lora.planning.storage import TEXT_BYTES_PER_TOKEN
 
@@ -141,7 +142,9 @@ def survey(corpus: Corpus, *, enough: int, tokenizer: Path | None) -> Survey:
             break
     per_token = TEXT_BYTES_PER_TOKEN
     if tokenizer is not None and sample:
-        encoded = Tokenizer.from_file(str(tokenizer)).encode_batch(sample, add_special_tokens=False)
+        opened = Tokenizer.from_file(str(tokenizer))
+        switch_off(opened)
+        encoded = opened.encode_batch(sample, add_special_tokens=False)
         per_token = sum(map(len, sample)) / max(1, sum(len(item.ids) for item in encoded))
     whole = train + held_out < enough
     return Survey(documents, train, int(held_out * _kept(sides[True], sides[False], corpus)), whole, per_token)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from budgeted_lora.config.anatomy import SIZES, Anatomy, read_anatomy
+from budgeted_lora.config.anatomy import Anatomy, read_anatomy
 from budgeted_lora.config.sections import Teacher
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
@@ -33,13 +33,6 @@ class OwnModel:
     anatomy: Anatomy
     limit: int
     tokenizer: Path | None
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The sizes by key of `teacher_ladder`."""
-        sizes = {name: getattr(self.anatomy, name) for name in SIZES}
-        own_heads = self.anatomy.attention != self.anatomy.hidden
-        return sizes | ({"head_dim": self.anatomy.head_dim} if own_heads else {})
 
     def described(self) -> str:
         """A sentence for a person."""

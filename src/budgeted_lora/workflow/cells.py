@@ -31,16 +31,8 @@ VARIANT_SLUG = {
     "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
-LISTED = (
-    "teacher",
-    "budget",
-    "init",
-    "schedule",
-    "rank",
-    "macs_of_budget",
-    "tokens",
-    "seed",
-)  # keys of a row that take lists
+# Keys of a row that take lists.
+LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "tokens", "seed")
 
 
 @dataclass(frozen=True)

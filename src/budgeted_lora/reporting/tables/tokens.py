@@ -13,9 +13,10 @@ import pandas as pd
 
 from budgeted_lora.reporting.contents import TABLES, TOKENS
 from budgeted_lora.reporting.grouping import method_label, method_order
+from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only
 from budgeted_lora.reporting.tables.beyond import PAPER, rule_of
 from budgeted_lora.reporting.tables.controls import SMALLER, student_text
 from budgeted_lora.reporting.texts import tabulate
@@ -132,8 +133,3 @@ def meeting_text(row: Record, *, lengths: list[int]) -> str:
     if place <= lengths[-1]:
         return millions(place)
     return f"{millions(place)} (extrapolated)" if place < 1e12 else "never in reach"
-
-
-def millions(count: float) -> str:
-    """A number of tokens, in millions or thousands of millions."""
-    return f"{number(count / 1e9, 2)} B" if count >= 1e9 else f"{number(count / 1e6, 1)} M"
