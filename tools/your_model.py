@@ -32,6 +32,7 @@ EXAMPLE = YourScale(
     budgets=[0.8, 0.6, 0.4, 0.2, 0.0],
     rule="recommended",
     rank=96,
+    rank_multiple=1,
     tokens=999_424,
     batch_windows=8,
     effort=EFFORTS[2],

@@ -382,6 +382,7 @@ def test_plan_flags(run: Run) -> None:
     default = planned(run)
     assert [item["budget"] for item in default] == [0.0, 0.4, 0.8]
     assert planned(run, "--budget", 0.8, "--r-max", 100)[0]["modules"][4]["svd_rank"] == 40
+    assert planned(run, "--budget", 0.8, "--rank-multiple", 16)[0]["modules"][4]["svd_rank"] == 32
     assert planned(run, "--budget", 0.4, "--svd-threshold", 0.8)[0]["svd"] == 1
     assert planned(run, "--budget", 0.8, "--drop-threshold", 0.45)[0]["svd"] == 0
     computes = [planned(run, "--budget", 0, "--schedule", name)[0] for name in ("none", "short", "long")]

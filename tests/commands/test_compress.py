@@ -66,6 +66,7 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "no time": ([*WORDS, "--budget", 0.4, "--hours", 0], "--hours 0: expected at least 0.001"),
         "few tokens": ([*WORDS, "--budget", 0.4, "--tokens", 100], "--tokens 100: expected at least"),
         "rank": ([*WORDS, "--budget", 0.4, "--rank", 99], "--rank 99: expected at most 16, the narrowest projection"),
+        "multiple": ([*WORDS, "--budget", 0.4, "--rank-multiple", 0], "--rank-multiple 0: expected at least 1"),
         "rule": ([*WORDS, "--budget", 0.4, "--rule", "best"], "--rule best: expected recommended or paper"),
         "name": ([*WORDS, "--budget", 0.4, "--name", "a/b"], "--name 'a/b': expected letters, digits"),
         "another scale": ([*WORDS, "--budget", 0.4, "--name", "mini"], "config/mini.yaml: is there already, and not"),

@@ -161,6 +161,24 @@ def test_truncated_svd_is_the_best_map_its_macs_allow(share, seed):
     assert done.record["reconstruction_error"] == pytest.approx(left, abs=1e-12)
 
 
+def test_a_truncated_rank_is_the_largest_multiple_that_its_macs_allow():
+    ranks = {m: truncate_module(parts()["weight"], share=1.0, rank_multiple=m).record["svd_rank"] for m in (1, 2, 3, 5)}
+    assert ranks == {1: 4, 2: 4, 3: 3, 5: 4}, "five ranks would cost more than the weight; four stay"
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 16, 64])
+def test_rounded_ranks_are_the_planned_ones(multiple):
+    budget = next(f / 100 for f in range(100) if planned(f / 100).totals.svd)
+    plan, student = planned(budget, rank_multiple=multiple), make_trained(budget)
+    after, records = compressed(student, rank_multiple=multiple, rank_threshold=0.0)
+    assert [record["svd_rank"] for record in records] == [module.svd_rank for module in plan.modules]
+    assert [record["macs"] for record in records] == [module.macs for module in plan.modules]
+    widths = {name: module.down.out_features for name, module in after.named_modules() if hasattr(module, "down")}
+    assert all(widths[record["name"]] == RANK + record["svd_rank"] for record in records if record["svd_rank"])
+    _, cut = compressed(student, rank_multiple=multiple, rank_threshold=0.8)
+    assert [record["svd_rank"] for record in cut] == [module.svd_rank for module in plan.modules], "whatever gates cut"
+
+
 def test_a_full_student_is_truncated_to_the_macs_of_a_budget():
     student = TrainedStudent(dense_model(), {}, "kd_full")
     wanted = Compression(macs_of_budget=0.4)

@@ -117,9 +117,46 @@ def test_svd_rank_is_clipped():
     assert svd_rank(1.0, r_max=64, d_in=96, d_out=24) == 24
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    d=st.floats(0.001, 1.0),
+    r_max=st.integers(1, 200),
+    d_in=st.integers(1, 300),
+    d_out=st.integers(1, 300),
+    lora_rank=st.integers(1, 64),
+    multiple=st.integers(1, 64),
+)
+def test_svd_ranks_are_rounded_to_a_multiple(d, r_max, d_in, d_out, lora_rank, multiple):
+    sizes = {"r_max": r_max, "d_in": d_in, "d_out": d_out, "lora_rank": lora_rank}
+    exact, rounded = svd_rank(d, **sizes), svd_rank(d, **sizes, multiple=multiple)
+    assert svd_rank(d, **sizes, multiple=1) == exact
+    assert 1 <= rounded <= min(d_in, d_out)
+    assert abs(rounded - exact) < multiple
+    assert rounded % multiple == 0 or rounded == exact < multiple
+    dense = d_in * d_out
+    assert rounded <= exact or (lora_rank + rounded) * (d_in + d_out) <= dense
+    above = exact - exact % multiple + multiple
+    if above - exact <= exact % multiple and (lora_rank + above) * (d_in + d_out) <= dense:
+        assert rounded == above, "the nearest, where it costs no more than the dense layer"
+
+
+@pytest.mark.parametrize(
+    ("multiple", "rank"), [(1, 26), (4, 28), (8, 24), (16, 32), (32, 32), (64, 64), (400, 400), (512, 26)]
+)
+def test_a_planned_structure_counts_the_rounded_rank(multiple, rank):
+    found = plan(PAPER, 128, 64, 0.8, rank_multiple=multiple)
+    (only,) = [module for module in found.modules if module.decision == "svd"]
+    assert only.svd_rank == rank
+    assert only.macs == (128 + rank) * (768 + 3072)
+    exact = plan(PAPER, 128, 64, 0.8)
+    assert found.totals.macs - exact.totals.macs == (rank - 26) * (768 + 3072)
+    assert [module.decision for module in found.modules] == [module.decision for module in exact.modules]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rank_multiple": 0}, "rank_multiple is 0; expected a positive"),
         ({"rank": 200}, "rank is 200; expected 1 to 192"),
         ({"r_max": 0}, "r_max is 0"),
         ({"budget": 1.5}, "budget is 1.5"),
@@ -129,7 +166,7 @@ def test_svd_rank_is_clipped():
 )
 def test_structure_refuses_nonsense(options, message):
     rule = {"budget": 0.4, "start": 0.1, "end": 0.3}
-    sizes = {"rank": 128, "svd_threshold": 0.5, "r_max": 64}
+    sizes = {"rank": 128, "svd_threshold": 0.5, "r_max": 64, "rank_multiple": 1}
     rule = {key: options.get(key, value) for key, value in rule.items()}
     sizes = {key: options.get(key, value) for key, value in sizes.items()}
     with pytest.raises(BadInput, match=message):

@@ -104,6 +104,14 @@ def test_stage_leaves_other_files_alone_and_repeats_its_bytes(inputs, tmp_path):
     assert (tmp_path / "compressed" / "perplexity.json").read_text() == "{}"
 
 
+def test_a_multiple_is_recorded_where_there_is_one(inputs, tmp_path):
+    result = run(inputs, make_trained(0.8), tmp_path, variant=Compression(r_max=8, rank_multiple=2))
+    assert result["provenance"]["values"]["settings"]["rank_multiple"] == 2
+    plan = planned(0.8, rank_multiple=2)
+    assert [module["svd_rank"] for module in result["modules"]] == [module.svd_rank for module in plan.modules]
+    assert result["parity"]["max_abs_logit_difference"] < result["parity"]["max_abs_logit"]
+
+
 def test_kd_full_is_copied_as_it_is(inputs, tmp_path):
     model = dense_model()
     with torch.no_grad():

@@ -105,6 +105,7 @@ def test_ids_are_readable_and_repeat() -> None:
         ("evaluation__shots", 3),
         ("compression__r_max", 2),
         ("compression__svd_threshold", 0.4),
+        ("compression__rank_multiple", 8),
         ("report__bootstrap", 10),
         ("speed__repeats", 5),
         ("training__log_every", 3),
@@ -209,6 +210,23 @@ def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
     left_over = planned(scale, default_recipe(scale, "budgeted_lora", budget)).totals.macs - dense_macs(control)
     assert left_over >= 0
     assert control == full or left_over < layers * (3 * full.hidden + 1)
+
+
+def test_ranks_rounded_to_a_multiple_are_planned_truncated_to_and_named() -> None:
+    row = {"method": "budgeted_lora", "budget": 0.4, "compression": "multiples"}
+    tables = {"t": [row, {"method": "kd_full", "compression": "alone"}]}
+    sweeps = {"multiples": {"rank_multiple": [1, 4]}, "alone": {"macs_of_budget": [0.4]}}
+    plain, rounded = (Graph(config(tables=tables, sweeps=sweeps, compression__rank_multiple=m)) for m in (1, 8))
+    assert list(plain.variants) == ["default", "multiple4", "macsF0.4"]
+    assert "rank_multiple" not in options.compression(plain, "default")
+    assert options.compression(plain, "multiple4")["rank_multiple"] == 4
+    cell = next(iter(plain.cells))
+    assert [module.svd_rank for module in plain.planned[cell].modules if module.svd_rank] == [2]
+    assert [module.svd_rank for module in rounded.planned[cell].modules if module.svd_rank] == [8]
+    assert plain.structure_of(cell) != rounded.structure_of(cell)
+    macs = [options.compression(graph, "macsF0.4")["macs"] for graph in (plain, rounded)]
+    assert macs == [graph.planned[cell].totals.macs for graph in (plain, rounded)]
+    assert macs[1] - macs[0] == 6 * (32 + 64)
 
 
 def test_controls_and_sweeps_are_named_by_what_differs() -> None:

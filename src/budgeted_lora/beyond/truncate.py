@@ -8,15 +8,19 @@ from budgeted_lora.method.compress import CompressedModule
 
 
 @torch.no_grad()
-def truncate_module(weight: Tensor, *, share: float, moment: Tensor | None = None) -> CompressedModule:
+def truncate_module(
+    weight: Tensor, *, share: float, moment: Tensor | None = None, rank_multiple: int = 1
+) -> CompressedModule:
     """The truncated SVD of W [d_out, d_in] whose two factors cost at most `share` of its MACs; rank 1 at least.
 
     Args:
         moment: second moment of the inputs, [d_in, d_in]; with it the error of the outputs is the smallest possible,
             without it the error of W.
+        rank_multiple: the rank is the largest multiple of it, where one fits the share.
     """
     d_out, d_in = weight.shape
-    rank = min(max(1, int(share * d_in * d_out / (d_in + d_out))), d_in, d_out)
+    most = min(max(1, int(share * d_in * d_out / (d_in + d_out))), d_in, d_out)
+    rank = most - most % rank_multiple or most
     up, down = low_rank_factors(weight, rank=rank, moment=moment)
     error = torch.linalg.matrix_norm(weight.double() - up @ down).item()
     norm = torch.linalg.matrix_norm(weight.double()).item()

@@ -77,6 +77,7 @@ def plan(
     budget: Annotated[list[float] | None, typer.Option(min=0, max=1, help="Dense fraction F; repeatable.")] = None,
     schedule: Annotated[str, typer.Option(help="none, short or long.")] = "short",
     r_max: Annotated[int, typer.Option(min=1, help="SVD rank for a retention of 1.")] = 64,
+    rank_multiple: Annotated[int, typer.Option(min=1, help="What SVD ranks are rounded to.")] = 1,
     drop_threshold: Annotated[float, typer.Option(min=0, max=1, help="A lower retention becomes 0.")] = 0.05,
     svd_threshold: Annotated[float, typer.Option(min=0, max=1, help="A lower retention means SVD.")] = 0.5,
     costs: Annotated[bool, typer.Option("--costs", help="With --scale: only what it costs.")] = False,
@@ -106,7 +107,7 @@ def plan(
         shape = ModelShape(layers=layers, hidden=hidden, kv=kv, ffn=ffn, attention=attention or 0)
         structures = structures_of_shape(
             shape, budgets=budget or [0.0, 0.4, 0.8], rank=rank, schedule=schedule, r_max=r_max,
-            drop_threshold=drop_threshold, svd_threshold=svd_threshold,
+            rank_multiple=rank_multiple, drop_threshold=drop_threshold, svd_threshold=svd_threshold,
         )  # fmt: skip
         if as_json:
             print_json([item.as_json() for item in structures])

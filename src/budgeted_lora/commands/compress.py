@@ -46,6 +46,7 @@ class Request:
     half: bool
     rule: Rule
     rank: int | None
+    rank_multiple: int | None
     hours: float | None
     tokens: int | None
 
@@ -84,6 +85,9 @@ def compress(
         str, typer.Option(help="recommended: what did best in docs/beyond.md; paper: the paper's.")
     ] = "recommended",
     rank: Annotated[int | None, typer.Option(help="Of the low-rank paths. [as the paper's, in proportion]")] = None,
+    rank_multiple: Annotated[
+        int | None, typer.Option(help="Round SVD ranks to a multiple, for kernels or quantisation. [1]")
+    ] = None,
     hours: Annotated[
         float | None, typer.Option(help="Train as many tokens as fit in this time, by a measurement. [1]")
     ] = None,
@@ -100,7 +104,7 @@ def compress(
         raise BadInput(f"{context.args[0]!r}: one word too many; expected one MODEL, and --text '*.jsonl' in quotes")
     request = Request(
         model, tuple(text or ()), text_field, speedup, budget, param_reduction, budgets, student_layers, half,
-        checked_rule(rule), rank, hours, tokens,
+        checked_rule(rule), rank, rank_multiple, hours, tokens,
     )  # fmt: skip
     refuse_request(request)
     refuse_outside_a_checkout()
@@ -165,6 +169,7 @@ def refuse_request(request: Request) -> None:
         "--speedup": (request.speedup, 1.0, float("inf")), "--param-reduction": (request.param_reduction, 0.0, 100.0),
         "--budget": (request.budget, 0.0, 1.0), "--hours": (request.hours, 0.001, float("inf")),
         "--tokens": (request.tokens, 1, float("inf")), "--rank": (request.rank, 1, float("inf")),
+        "--rank-multiple": (request.rank_multiple, 1, float("inf")),
     }  # fmt: skip
     for option, (value, low, high) in ranges.items():
         if value is not None and not low <= value <= high:
@@ -200,7 +205,8 @@ def planned_scale(request: Request, *, name: str, cores: int) -> tuple[YourScale
     model = open_model(request.model)
     layers = layers_of(request, model)
     rank = request.rank or usual_rank(Choices(model.anatomy, layers, 1).student)
-    choices = Choices(model.anatomy, layers, rank)
+    multiple = request.rank_multiple or 1
+    choices = Choices(model.anatomy, layers, rank, multiple)
     if rank > choices.student.narrowest:
         raise BadInput(f"--rank {rank}: expected at most {choices.student.narrowest}, the narrowest projection")
     budgets = budgets_of(request, choices)
@@ -210,7 +216,8 @@ def planned_scale(request: Request, *, name: str, cores: int) -> tuple[YourScale
         name=name, what=f"{model.described()}; a student of {layers} layers", request=request.said(),
         source=model.source, place=model.place, sizes=model.anatomy.entry, limit=model.limit, files=request.text,
         text_field=request.text_field, characters=None, layers=layers, budgets=budgets, rule=request.rule, rank=rank,
-        tokens=1, batch_windows=1, effort=EFFORTS[-1], threads=threads, on_gpu=bool(gpus()), measured=False,
+        rank_multiple=multiple, tokens=1, batch_windows=1, effort=EFFORTS[-1], threads=threads, on_gpu=bool(gpus()),
+        measured=False,
     )  # fmt: skip
     corpus = Corpus(source="files", files=list(request.text), text_field=request.text_field)
     survey(corpus, enough=1, tokenizer=None)  # whether it can be read at all

@@ -16,8 +16,8 @@ from budgeted_lora.workflow.slots import gpu_slots
 
 SCHEDULES = Budget().schedules
 SHAPE_FLAGS = (
-    "layers", "hidden", "kv", "ffn", "attention", "rank", "budget", "schedule", "r_max", "drop_threshold",
-    "svd_threshold",
+    "layers", "hidden", "kv", "ffn", "attention", "rank", "budget", "schedule", "r_max", "rank_multiple",
+    "drop_threshold", "svd_threshold",
 )  # fmt: skip
 COST_FLAGS = ("device", "gpus", "utilisation", "calibrate")
 SCALE_FLAGS = ("config_folder", "config", "costs", *COST_FLAGS)
@@ -48,6 +48,7 @@ def structures_of_shape(
     schedule: str,
     rank: int,
     r_max: int,
+    rank_multiple: int,
     drop_threshold: float,
     svd_threshold: float,
 ) -> list[Structure]:
@@ -58,9 +59,8 @@ def structures_of_shape(
         raise BadInput(f"--rank {rank} exceeds {shape.narrowest}, the smallest dimension of a projection")
     start, end = SCHEDULES[schedule]
     rules = [BudgetRule(budget=budget, start=start, end=end, drop_threshold=drop_threshold) for budget in budgets]
-    return [
-        structure(shape, rule, rank=rank, schedule=schedule, r_max=r_max, svd_threshold=svd_threshold) for rule in rules
-    ]
+    svd = {"r_max": r_max, "rank_multiple": rank_multiple, "svd_threshold": svd_threshold}
+    return [structure(shape, rule, rank=rank, schedule=schedule, **svd) for rule in rules]
 
 
 def costs_of(graph: Graph, *, device: str | None, utilisation: float | None, calibrate: bool) -> ScaleCosts:

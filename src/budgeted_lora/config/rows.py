@@ -85,6 +85,7 @@ class Sweep(Lists):
     rank_threshold: list[Fraction] | None = key(None, "Replaces `compression.rank_threshold`. [U]")
     svd_threshold: list[Fraction] | None = key(None, "Replaces `compression.svd_threshold`. [U]")
     r_max: list[Positive] | None = key(None, "Replaces `compression.r_max`. [U]")
+    rank_multiple: list[Positive] | None = key(None, "Replaces `compression.rank_multiple`. [ours]")
     gate_hardening: list[GateHardening] | None = key(None, "Replaces `compression.gate_hardening`. [U]")
     macs_of_budget: list[Fraction] | None = key(None, "Replaces `compression.macs_of_budget`. [ours]")
     truncation: list[Truncation] | None = key(None, "Replaces `compression.truncation`. [ours]")

@@ -208,6 +208,11 @@ class Compression(Strict):
     rank_threshold: Fraction = key(0.5, "Ranks with a gate at or below it are removed (tau_rank). [U]")
     svd_threshold: Fraction = key(0.5, "Dense paths with a retention below it are approximated by SVD (tau_svd). [D]")
     r_max: Positive = key(64, "SVD rank for a retention of 1; in general round(d r_max). [U]")
+    rank_multiple: Positive = key(
+        1,
+        "SVD ranks are multiples of it, as kernels and groups of quantised weights want: the nearest, but none that "
+        "makes two factors cost more than the dense layer. LoRA ranks are `lora.rank`. [ours]",
+    )
     gate_hardening: GateHardening = key("soft", "soft: remaining gates keep their value; one: they become 1. [U]")
     macs_of_budget: Fraction | None = key(
         None,
@@ -227,6 +232,11 @@ class Compression(Strict):
             lacks = "macs_of_budget" if self.macs_of_budget is None else "undistilled: true"
             raise ValueError(f"truncation: outputs needs {lacks}; expected both macs_of_budget and undistilled: true")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_a_multiple_of_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `rank_multiple` where it is 1, so that results from before there was the key stay what they are."""
+        return {name: value for name, value in handler(self).items() if name != "rank_multiple" or value != 1}
 
 
 class Evaluation(Strict):

@@ -60,7 +60,9 @@ lora:                       # the low-rank path beside each projection, which is
 
 budget:
   order: $order             # $order_why
-compression: {r_max: $r_max}   # rank of the SVD of a dense path that is nearly whole
+compression:
+  r_max: $r_max             # rank of the SVD of a dense path that is nearly whole
+  rank_multiple: $rank_multiple   # what these ranks are rounded to; 8 or 16 suits some kernels and quantised weights
 
 evaluation:
   queries: $queries         # of each in-context task
@@ -146,6 +148,7 @@ class YourScale:
     budgets: Sequence[float]
     rule: Rule
     rank: int
+    rank_multiple: int
     tokens: int
     batch_windows: int
     effort: Effort
@@ -209,6 +212,7 @@ class YourScale:
             order=rule["order"][0],
             order_why=rule["order"][1],
             r_max=max(1, self.rank // 2),
+            rank_multiple=self.rank_multiple,
             queries=self.effort.queries,
             seeds=list(self.effort.seeds),
             scored_at_once=16 if self.on_gpu else 4,

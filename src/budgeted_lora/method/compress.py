@@ -70,6 +70,7 @@ def compress_module(
     svd_threshold: float,
     r_max: int,
     gate_hardening: Literal["soft", "one"],
+    rank_multiple: int = 1,
 ) -> CompressedModule:
     """Compresses d W + scale B diag(g) A, in float32 or the weights' own higher precision.
 
@@ -81,6 +82,7 @@ def compress_module(
         rank_threshold: ranks with g at or below it are cut; the one with the largest gate always stays.
         r_max: SVD rank of a retention of 1.
         gate_hardening: whether surviving gates keep their value ("soft") or become 1 ("one").
+        rank_multiple: what the SVD rank is rounded to, by the ranks of training, so that it is the planned one.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     weight, a, b = weight.to(dtype), a.to(dtype), b.to(dtype)
@@ -94,7 +96,7 @@ def compress_module(
     d_out, d_in = weight.shape
     k = 0
     if decision == "svd":
-        k = svd_rank(d, r_max=r_max, d_in=d_in, d_out=d_out)
+        k = svd_rank(d, r_max=r_max, d_in=d_in, d_out=d_out, lora_rank=len(a), multiple=rank_multiple)
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
         root = torch.sqrt(d * values[:k])  # half to each side, so that both factors have similar magnitudes
         down, up = torch.cat([down, root[:, None] * right[:k]]), torch.cat([up, left[:, :k] * root], dim=1)

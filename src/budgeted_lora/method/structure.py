@@ -85,9 +85,18 @@ def decide(d: float, *, drop_threshold: float, svd_threshold: float) -> Decision
     return "svd" if d < svd_threshold else "keep"
 
 
-def svd_rank(d: float, *, r_max: int, d_in: int, d_out: int) -> int:
-    """Rank of the SVD that replaces d W: round(d r_max), at least 1, at most what the matrix has."""
-    return max(1, min(round(d * r_max), d_in, d_out))
+def svd_rank(d: float, *, r_max: int, d_in: int, d_out: int, lora_rank: int = 0, multiple: int = 1) -> int:
+    """Rank of the SVD that replaces d W: round(d r_max), at least 1, at most what the matrix has.
+
+    With a `multiple` it is the nearest one, the larger of two and one at least. It is rounded down where, beside
+    `lora_rank` ranks of training, the larger factors would cost more than the dense layer; where no multiple is left
+    the rank stays what it was.
+    """
+    exact = max(1, min(round(d * r_max), d_in, d_out))
+    nearest = max(1, (2 * exact + multiple) // (2 * multiple)) * multiple
+    if nearest > exact and (lora_rank + nearest) * (d_in + d_out) > d_in * d_out:
+        nearest -= multiple
+    return nearest or exact
 
 
 def module_macs(projection: Projection, *, decision: Decision, rank: int, svd_rank: int) -> int:
@@ -127,13 +136,21 @@ def final_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
 
 
 def structure(
-    shape: ModelShape, rule: BudgetRule, *, rank: int, svd_threshold: float, r_max: int, schedule: str | None = None
+    shape: ModelShape,
+    rule: BudgetRule,
+    *,
+    rank: int,
+    svd_threshold: float,
+    r_max: int,
+    rank_multiple: int = 1,
+    schedule: str | None = None,
 ) -> Structure:
     """The structure of one budget in the limit of a long run, at full LoRA ranks.
 
     Args:
         rank: LoRA rank r; gates may cut ranks in training, which cannot be foreseen.
         r_max: SVD rank of a retention of 1.
+        rank_multiple: what SVD ranks are rounded to.
         schedule: the schedule's name, for display.
 
     Raises:
@@ -143,12 +160,15 @@ def structure(
         raise BadInput(f"rank is {rank}; expected 1 to {shape.narrowest}, the smallest dimension of a projection")
     if r_max < 1:
         raise BadInput(f"r_max is {r_max}; expected a positive whole number")
+    if rank_multiple < 1:
+        raise BadInput(f"rank_multiple is {rank_multiple}; expected a positive whole number")
     if not 0.0 <= svd_threshold <= 1.0:
         raise BadInput(f"svd_threshold is {svd_threshold}; expected a fraction between 0 and 1")
     modules = []
     for projection, d in zip(projections(shape), final_retentions(shape, rule), strict=True):
         decision = decide(d, drop_threshold=rule.drop_threshold, svd_threshold=svd_threshold)
-        k = svd_rank(d, r_max=r_max, d_in=projection.d_in, d_out=projection.d_out) if decision == "svd" else 0
+        sizes = {"d_in": projection.d_in, "d_out": projection.d_out, "lora_rank": rank, "multiple": rank_multiple}
+        k = svd_rank(d, r_max=r_max, **sizes) if decision == "svd" else 0
         macs = module_macs(projection, decision=decision, rank=rank, svd_rank=k)
         modules.append(PlannedModule(projection, d, decision, rank, k, macs))
     return Structure(

@@ -37,11 +37,13 @@ class Choices:
         model: the network that is compressed.
         layers: of the student.
         rank: of the low-rank paths.
+        rank_multiple: what SVD ranks are rounded to.
     """
 
     model: Anatomy
     layers: int
     rank: int
+    rank_multiple: int = 1
 
     @cached_property
     def student(self) -> ModelShape:
@@ -55,7 +57,7 @@ class Choices:
     def structure(self, budget: float) -> Structure:
         return structure(
             self.student, rule(budget), rank=self.rank, r_max=max(1, self.rank // 2),
-            svd_threshold=Compression().svd_threshold,
+            rank_multiple=self.rank_multiple, svd_threshold=Compression().svd_threshold,
         )  # fmt: skip
 
     def speedup(self, budget: float) -> float:

@@ -31,7 +31,7 @@ from budgeted_lora.provenance import Clock, write_result
 
 PARITY_WINDOWS = 4
 PARITY_TOLERANCE = 1e-3  # of the largest logit, float32; rounding alone stays far below
-MODULE_OPTIONS = {"rank_threshold", "svd_threshold", "r_max", "gate_hardening"}
+MODULE_OPTIONS = {"rank_threshold", "svd_threshold", "r_max", "rank_multiple", "gate_hardening"}
 
 
 def compress_student(
@@ -66,7 +66,8 @@ def compress_student(
         share = macs / dense_macs(model_shape(student.model))
         chosen = moments if variant.truncation == "outputs" else {}
         compressed = {
-            name: truncate_module(weight, share=share, moment=chosen.get(name)) for name, weight in weights.items()
+            name: truncate_module(weight, share=share, moment=chosen.get(name), rank_multiple=variant.rank_multiple)
+            for name, weight in weights.items()
         }
     modules = {name: untouched(weight) for name, weight in weights.items()} | compressed
     records = [{"name": name, **module.record} for name, module in modules.items()]

@@ -25,6 +25,7 @@ VARIANT_SLUG = {
     "rank_threshold": "gate",
     "svd_threshold": "svd",
     "r_max": "rmax",
+    "rank_multiple": "multiple",
     "gate_hardening": "gates-",
     "macs_of_budget": "macsF",
     "truncation": "by-",

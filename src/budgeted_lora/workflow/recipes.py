@@ -182,7 +182,8 @@ def shape_of(anatomy: Anatomy, *, layers: int | None = None, ffn: int | None = N
 
 def planned(config: Config, values: Recipe) -> Structure:
     """The structure that a budgeted recipe leaves of its student, compressed as the scale says."""
+    compression = config.compression
     return structure(
         student_shape(config), BudgetRule.of(values), rank=values.rank, schedule=values.schedule,
-        r_max=config.compression.r_max, svd_threshold=config.compression.svd_threshold,
+        r_max=compression.r_max, rank_multiple=compression.rank_multiple, svd_threshold=compression.svd_threshold,
     )  # fmt: skip
