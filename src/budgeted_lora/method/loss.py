@@ -4,8 +4,8 @@
     dL/dz_s = a T (softmax(z_s / T) - softmax(z_t / T)) + (1 - a) (softmax(z_s) - onehot(y))
 
 both divided by the number of valid positions. The formula stands once, in `_block_in_place`. The gradient is known
-when the loss is, so both are computed together, one chunk of positions at a time: no more than one chunk of logits
-exists.
+when the loss is, so both are computed together, one chunk of positions at a time: no more than one chunk of the
+student's logits and half a chunk of the teacher's exist.
 """
 
 from dataclasses import dataclass
@@ -63,32 +63,36 @@ def distillation_loss(
         size = loss_chunk(len(head), device=device, threads=torch.get_num_threads())
         for chunk in _slices(len(labels), size):
             logits = functional.linear(hidden[chunk], head)
-            with torch.autocast(device, enabled=False):
-                teacher_logits = functional.linear(teacher_hidden[chunk], teacher_head)
-            chunk_kl, chunk_ce, gradient = _sums_and_gradient(
-                logits, teacher_logits, labels[chunk], temperature=temperature, kd_weight=kd_weight, count=count
-            )
-            kl, ce = kl + chunk_kl, ce + chunk_ce
+            gradient = logits.to(_at_least_float32(logits))  # of one dtype they share their memory
+            for half in _slices(len(gradient), -(-len(gradient) // 2)):
+                with torch.autocast(device, enabled=False):
+                    teacher_logits = functional.linear(teacher_hidden[chunk][half], teacher_head)
+                sums = _gradient_in_place(
+                    gradient[half], teacher_logits, labels[chunk][half], temperature=temperature, kd_weight=kd_weight,
+                    count=count,
+                )  # fmt: skip
+                kl, ce = kl + sums[0], ce + sums[1]
+                del teacher_logits
             hidden_gradient[chunk] = gradient @ head
             if head_gradient is not None and torch.is_autocast_enabled(device):
                 head_gradient += gradient.T @ hidden[chunk]
             elif head_gradient is not None:
                 head_gradient.addmm_(gradient.T, hidden[chunk])
+            del logits, gradient  # before the next chunk's are made
         kl, ce = kl / count, ce / count
         loss = kd_weight * temperature**2 * kl + (1 - kd_weight) * ce
     return Losses(loss=_KnownGradient.apply(loss, hidden, hidden_gradient, head, head_gradient), kl=kl, ce=ce)
 
 
-def _sums_and_gradient(
+def _gradient_in_place(
     student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, kd_weight: float, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of KL, sum of CE, and dL/dz [n, V] of logits [n, V], in at least float32.
+) -> tuple[Tensor, Tensor]:
+    """Sums of KL and CE of logits [n, V]; dL/dz takes the place of the student's, which are float32 or wider.
 
-    Logits that are float32 or wider are overwritten; the gradient takes the place of the student's. On a CPU the
-    elementwise work goes through blocks that fit a core's cache.
+    The teacher's are used up where they have the same dtype. On a CPU the elementwise work goes through blocks that
+    fit a core's cache.
     """
-    dtype = _at_least_float32(student)
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    teacher = teacher.to(student.dtype)
     size = max(1, BLOCK_ELEMENTS // student.shape[-1]) if student.device.type == "cpu" else len(labels)
     kl = ce = student.new_zeros(())
     for block in _slices(len(labels), size):
@@ -101,7 +105,7 @@ def _sums_and_gradient(
             count=count,
         )
         kl, ce = kl + block_kl, ce + block_ce
-    return kl, ce, student
+    return kl, ce
 
 
 def _block_in_place(
@@ -143,13 +147,17 @@ class _KnownGradient(torch.autograd.Function):
     def forward(
         ctx: Any, loss: Tensor, hidden: Tensor, hidden_gradient: Tensor, head: Tensor, head_gradient: Tensor | None
     ) -> Tensor:
-        ctx.hidden_gradient, ctx.head_gradient = hidden_gradient, head_gradient
+        ctx.gradients = hidden_gradient, head_gradient
         return loss.clone()
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        of_head = None if ctx.head_gradient is None else ctx.head_gradient * outer
-        return None, ctx.hidden_gradient * outer, None, of_head, None
+        if ctx.gradients is None:
+            raise RuntimeError("the loss has given its gradients away; compute it again for another backward pass")
+        of_hidden, of_head = ctx.gradients
+        ctx.gradients = None  # scaled in place: a copy of the output layer's is as large as a chunk of logits
+        return None, of_hidden.mul_(outer), None, None if of_head is None else of_head.mul_(outer), None
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:
