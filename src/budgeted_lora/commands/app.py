@@ -220,6 +220,35 @@ def why(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="results/<scale>, a cell or model in it, an export.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with, of the same kind.")],
+    ignore_provenance: Annotated[
+        bool, typer.Option("--ignore-provenance", help="Code, versions and machine may differ.")
+    ] = False,
+    all_files: Annotated[bool, typer.Option("--files", help="Name every file that differs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Compare two results: settings, code and machine, metrics with their noise, structure, files.
+
+    Two scales, two cells or models, two reports, two exported models, or archives of scales. Perplexities on the same
+    windows are compared in pairs; noise is that of the validation text, not that of training seeds. Times of day and
+    timings are not compared. Exit status 0 if nothing differs, 1 if something does.
+    """
+    from budgeted_lora.commands.diff import Comparison, opened  # imports pandas
+    from budgeted_lora.commands.show_diff import render_diff
+
+    with opened(a) as one, opened(b) as other:
+        found = Comparison.of(one, other, ignore_provenance=ignore_provenance)
+        if as_json:
+            print_json(found.as_json())
+        else:
+            typer.echo(render_diff(found, all_files=all_files))
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
 def prune(
     scale: ScaleName = "mini",
     config_folder: ConfigFolder = Path("config"),

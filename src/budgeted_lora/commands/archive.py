@@ -198,6 +198,20 @@ def import_archive(archive: Path, *, force: bool = False) -> Summary:
 
 
 @contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """The results in an archive, in a temporary folder, after every byte is verified.
+
+    Raises:
+        BadInput: the archive is damaged, or of another kind.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with form.reading(archive) as tar:
+            manifest = form.read_manifest(tar)
+            unpack(tar, manifest, {root: Path(folder, root) for root in ("results", "reports")})
+        yield Path(folder, "results", manifest.scale)
+
+
+@contextmanager
 def staging(root: Path, scale: str) -> Iterator[Path]:
     """A hidden folder in `root`, from which files are moved by renaming; removed at the end, like an empty `root`."""
     made = not root.exists()
