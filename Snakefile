@@ -21,7 +21,7 @@ from budgeted_lora.workflow import options
 from budgeted_lora.workflow.code import CodeFiles, job_prefix, refuse_another_package
 from budgeted_lora.workflow.graph import load_graph, token_files
 from budgeted_lora.planning.start import refuse_missing_corpus, refuse_unknown_targets, refuse_what_cannot_fit
-from budgeted_lora.workflow.runs import begin_run, is_at_work, join_run, refuse_a_clock_set_back
+from budgeted_lora.workflow.runs import begin_run, is_at_work, join_run, refuse_a_clock_set_back, what_runs
 from budgeted_lora.workflow.slurm import job_name
 from budgeted_lora.workflow.stage_command import stage_command, stage_names
 from budgeted_lora.workflow.report import ReportJobs
@@ -67,7 +67,7 @@ onstart:
     if not workflow.touch:
         targets = workflow.dag_settings.targets
         refuse_what_cannot_fit(graph, targets=targets, remote=not workflow.local_exec)
-    begin_run(results, slurm=job_name(workflow))
+    begin_run(results, slurm=job_name(workflow), about=what_runs(workflow, overrides))
 
 
 # Here and not among the other targets: Snakemake takes the default target from this file alone.

@@ -15,7 +15,7 @@ from fixtures.tiny_checkout import STEPS, target, tiny_checkout
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.workflow.runs import VARIABLE, _living, begin_run, join_run, orphaned, remove_leftovers, resume_run
+from budgeted_lora.workflow.runs import VARIABLE, begin_run, join_run, living, orphaned, remove_leftovers, resume_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 600
@@ -142,7 +142,8 @@ def test_a_job_knows_whether_its_run_is_alive(start: Start, tmp_path: Path, monk
 def test_only_processes_of_this_machine_are_looked_for() -> None:
     here, own = socket.gethostname(), os.getpid()
     lines = [f"{own} {here}-2 train c", f"{own} {here} train d", "half a li"]
-    assert _living(lines) == [f"process {own} train d"]
+    assert living(lines) == [(own, here, "train d")]
+    assert living(lines, elsewhere=True) == [(own, f"{here}-2", "train c"), (own, here, "train d")]
 
 
 def test_results_that_cannot_be_written_are_one_line(start: Start, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from budgeted_lora import __version__, provenance
-from budgeted_lora.commands import show_costs, show_status
+from budgeted_lora.commands import show_costs, show_status, show_watch
 from budgeted_lora.commands.archive import import_archive
 from budgeted_lora.commands.compress import compressing
 from budgeted_lora.commands.options import ConfigFolder, Overrides, ScaleName, graph_of
@@ -20,12 +20,14 @@ from budgeted_lora.commands.show_structures import render_plan
 from budgeted_lora.commands.status import Inspector, cell_named
 from budgeted_lora.commands.students import students
 from budgeted_lora.commands.text import size
+from budgeted_lora.commands.watch import Watcher, last_run
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.planning.doctor import examine
 from budgeted_lora.planning.findings import troubles
 from budgeted_lora.stages.dispatch import run_stage
+from budgeted_lora.workflow.graph import load_graph
 from budgeted_lora.workflow.runs import resume_run
 from budgeted_lora.workflow.targets import limited
 
@@ -205,6 +207,33 @@ def cells(
         print_json([item.as_json() for item in statuses])
     else:
         typer.echo(show_status.render_cells(statuses))
+
+
+@app.command()
+def watch(
+    scale: Annotated[str, typer.Argument(metavar="[SCALE]", help="Name of a scale file, without its ending.")] = "mini",
+    config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
+    target: Annotated[list[str] | None, typer.Option(help="Target of the run. [those of the last run, or all]")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print once; so does an output that is no terminal.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object, once.")] = False,
+) -> None:
+    """Show how far a run is: jobs done, the step, speed and loss of each training, and the time left for all.
+
+    Only reads, also while Snakemake is at work. Values and targets are those of the last run unless others are given.
+    Ends when all is done, or with Ctrl-C.
+    """
+    given = graph_of(scale, config_folder, config)
+    run = last_run(given.results)
+    graph = given if config else load_graph(config_folder / f"{scale}.yaml", run.get("config"))
+    watcher = Watcher(limited(graph, target or run.get("targets") or ()), run)
+    if as_json:
+        print_json(asdict(watcher.look()))
+    elif once or not sys.stdout.isatty():
+        typer.echo(show_watch.render_view(watcher.look()))
+    else:
+        show_watch.follow(watcher, every=every)
 
 
 @app.command()

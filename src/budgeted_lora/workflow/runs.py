@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import is_locked, lock, naming
@@ -60,7 +60,7 @@ def refuse_a_clock_set_back(results: Path | str) -> None:
         )
 
 
-def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
+def begin_run(results: Path | str, *, slurm: str | None = None, about: Mapping[str, Any] | None = None) -> None:
     """Takes the run's lock for the life of this process; the Snakefile does this before the first job.
 
     Also removes the temporary files of killed jobs. Exits with status 2 and a one-line message if another run, or a job
@@ -69,11 +69,12 @@ def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
     Args:
         results: folder of the scale's results.
         slurm: name of the run's jobs in Slurm, if they run there.
+        about: what `watch` is to know of the run, see `what_runs`.
     """
     try:
         folder = Path(results).resolve()
         with _alone(folder, wait=False) as (handle, record):
-            record |= {"arguments": sys.argv[1:], "slurm": slurm}
+            record |= {"arguments": sys.argv[1:], "slurm": slurm, "about": dict(about or {})}
             with naming(folder / RUN):
                 _write(handle, record)
             os.dup(handle)  # never closed, and no child inherits it
@@ -83,6 +84,17 @@ def begin_run(results: Path | str, *, slurm: str | None = None) -> None:
         reason = error if isinstance(error, BadInput) else f"{error.strerror}: {error.filename}"
         print(f"budgeted-lora: {reason}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)
+
+
+def what_runs(workflow: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person who looks on cannot see in the results: targets, values laid on top, and Snakemake's counters.
+
+    Args:
+        workflow: Snakemake's, of which the targets and the numbers of cores and GPUs are read; None without a limit.
+    """
+    counters = {name: workflow.global_resources.get(key) for name, key in (("cores", "_cores"), ("gpus", "gpu"))}
+    limits = {name: getattr(counter, "value", counter) for name, counter in counters.items()}
+    return {"targets": sorted(workflow.dag_settings.targets), "config": dict(overrides), **limits}
 
 
 def join_run(what: str) -> None:
@@ -228,7 +240,8 @@ def _clear_queue(name: str, folder: Path, *, cancel: bool) -> None:
 def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
     if lock(handle):
         return
-    who = "; ".join(_living(os.pread(handle, 1 << 20, 0).decode(errors="replace").splitlines()))
+    jobs = living(os.pread(handle, 1 << 20, 0).decode(errors="replace").splitlines())
+    who = "; ".join(f"process {job.pid} {job.what}" for job in jobs)
     left = f"{folder}: jobs of a killed run still work ({who or 'on another machine'})"
     if not wait:
         raise BadInput(f"{left}; wait for them (make resume does), or end them")
@@ -236,22 +249,47 @@ def _await_jobs(handle: int, folder: Path, *, wait: bool) -> None:
     lock(handle, wait=True)
 
 
-def _living(lines: list[str]) -> list[str]:
-    """The jobs that still live on this machine, of lines "<process> <machine> <job>"."""
-    living = []
+class Job(NamedTuple):
+    """A job as it has entered itself: its process on a machine, its stage and what it writes."""
+
+    pid: int
+    machine: str
+    what: str
+
+
+def living(lines: Iterable[str], *, elsewhere: bool = False) -> list[Job]:
+    """The jobs that still live on this machine, of lines "<process> <machine> <job>".
+
+    Args:
+        elsewhere: also those of other machines, which may have ended.
+    """
+    jobs = []
     for line in lines:
         pid, _, rest = line.partition(" ")
         machine, _, what = rest.partition(" ")
-        if machine != socket.gethostname():
-            continue
-        try:
-            os.kill(int(pid), 0)
-        except PermissionError:
-            pass
-        except (ValueError, OSError):
-            continue
-        living.append(f"process {pid} {what}")
-    return living
+        if pid.isdecimal() and (lives(int(pid)) if machine == socket.gethostname() else elsewhere):
+            jobs.append(Job(int(pid), machine, what))
+    return jobs
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def run_record(results: Path | str) -> dict[str, Any]:
+    """What the last run wrote of itself when it began; empty if none has. Takes no lock."""
+    path = Path(results) / RUN
+    if not path.is_file():
+        return {}
+    with path.open("rb") as stream:
+        return _read(stream.fileno())
 
 
 def _read(handle: int) -> dict[str, Any]:
