@@ -22,7 +22,7 @@ NEW_TORCH := $(if $(TORCH_INDEX),$(filter-out $(shell cat $(TORCH_FROM) 2>/dev/n
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce resume smoke test bench lint figures clean force
+.PHONY: help setup reproduce resume smoke test fuzz bench lint figures clean force
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,11 @@ smoke: $(STAMP) ## three-minute tour: every stage end to end; its numbers mean n
 
 test: $(STAMP) ## run the test suite, file by file on up to four cores
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+FUZZ_SECONDS ?= 60
+
+fuzz: $(STAMP) ## run each fuzz test for FUZZ_SECONDS=60 with examples of its own
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $$(ls tests/*/test_fuzzed_*.py)
 
 # The peers' packages, on top of those of $(VENV). Without them (no network) their lines say so and the others run.
 BENCH := .venv-bench

@@ -2,7 +2,13 @@
 
 
 class BadInput(Exception):
-    """Input or configuration that cannot be used; one line says what, where and what was expected."""
+    """Input or configuration that cannot be used; one line says what, where and what was expected.
+
+    The line may quote what it found. Characters that would break it, or that a terminal obeys, are written as escapes.
+    """
+
+    def __str__(self) -> str:
+        return "".join(one if one.isprintable() else repr(one)[1:-1] for one in super().__str__())
 
 
 class TrainingDiverged(Exception):

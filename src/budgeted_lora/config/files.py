@@ -11,6 +11,7 @@ from budgeted_lora.errors import BadInput
 
 WHOLE = frozenset({"tables", "teacher_ladder"})  # replaced, not merged key by key
 COMMAND_LINE = "--config"
+MOST_VALUES = 100_000  # in one file, each as often as the file refers to it
 Layer = tuple[str, dict[str, Any]]  # a file's name, or COMMAND_LINE, and its values
 
 
@@ -74,6 +75,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The values of one file. Raises BadInput if the file is missing, not YAML, not a mapping, or has a key twice."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        refuse_endless(values)
     except FileNotFoundError:
         files = {file.stem: file.read_text(encoding="utf-8") for file in sorted(path.parent.glob("*.yaml"))}
         known = ", ".join(name for name, text in files.items() if re.search(r"^scale:", text, re.MULTILINE))
@@ -90,6 +92,26 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadInput(f"{path}: expected a mapping of keys, found {type(values).__name__}")
     return values
+
+
+def refuse_endless(values: Any) -> None:
+    """Refuses what a few lines of references (`&a [*a, *a]`) stand for, if it is without end or far too much.
+
+    Raises:
+        RecursionError: a value contains itself, or is nested too deeply.
+        ValueError: there are more than `MOST_VALUES`.
+    """
+    count = 0
+
+    def visit(value: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            visit(inside)
+
+    visit(values)
 
 
 def check_name(path: Path, name: object) -> None:

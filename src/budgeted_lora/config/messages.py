@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 Path = tuple[str | int, ...]
 ROW_CHARACTERS = 90  # of a row's text in a message
 VALUE_CHARACTERS = 60
+FEW_PROBLEMS = 10  # in one message
 FEW_KEYS = 12  # a section with at most this many keys is listed in full when no name is close
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -33,8 +34,15 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None, value
     Without the model that was validated, types are in pydantic's words; with its `values`, a value is shown whole.
     """
     if model is None:
-        return "; ".join(dict.fromkeys(map(plain_text, error.errors())))
-    return "; ".join(problems(error, model, values).values())
+        return joined(dict.fromkeys(map(plain_text, error.errors())))
+    return joined(problems(error, model, values).values())
+
+
+def joined(texts: Iterable[str]) -> str:
+    """What is wrong, on one line: the first few of many."""
+    texts = list(texts)
+    more = len(texts) - FEW_PROBLEMS
+    return "; ".join([*texts[:FEW_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
 
 
 def problems(error: ValidationError, model: type[BaseModel], values: Any = None) -> dict[Path, str]:
@@ -213,7 +221,7 @@ def resolve(model: type[BaseModel], location: Path) -> Key:
         if section is not None and part in section.model_fields:
             field = section.model_fields[part]
             annotation, metadata = field.annotation, tuple(field.metadata)
-        elif section is None and entries is not None:
+        elif section is None and entries is not None and part != "[key]":  # with that pydantic means the name itself
             annotation, metadata = entries, ()
         else:
             return Key(location[:depth], section or annotation, metadata, location[depth:])

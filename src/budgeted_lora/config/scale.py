@@ -16,7 +16,7 @@ from budgeted_lora.config.anatomy import refuse_short_context
 from budgeted_lora.config.brought import brought_anatomies, with_sizes
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.files import merged_layers, origin_note, read_layers
-from budgeted_lora.config.messages import problems, row_place
+from budgeted_lora.config.messages import joined, problems, row_place
 from budgeted_lora.config.rows import Row, Sweep
 from budgeted_lora.config.types import Packing, Positive, Strict, key
 from budgeted_lora.errors import BadInput
@@ -99,7 +99,7 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Co
         config = Config.model_validate(values)
     except ValidationError as error:
         texts = [text + origin_note(layers, keys) for keys, text in problems(error, Config, values).items()]
-        raise BadInput(f"{path}: {'; '.join(texts)}") from None
+        raise BadInput(f"{path}: {joined(texts)}") from None
     for name, anatomy in anatomies.items():
         refuse_short_context(anatomy, config.context, where=f"{path}: the checkpoint of teacher_ladder.{name}")
         config.teacher_ladder[name].described_by(anatomy)
