@@ -19,6 +19,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import ICL_TABLES, PARETO
 from budgeted_lora.workflow import options
 from budgeted_lora.workflow.code import CodeFiles, job_prefix, refuse_another_package
+from budgeted_lora.workflow.curves import offer_curves
 from budgeted_lora.workflow.graph import load_graph, token_files
 from budgeted_lora.planning.start import refuse_missing_corpus, refuse_unknown_targets, refuse_what_cannot_fit
 from budgeted_lora.workflow.runs import begin_run, is_at_work, join_run, refuse_a_clock_set_back, what_runs
@@ -36,6 +37,7 @@ try:
     graph = load_graph(f"config/{scale}.yaml", overrides)
     refuse_a_clock_set_back(graph.results)
     join_run("Snakemake of a job")  # only where a batch system started this one
+    offer_curves(graph.config, graph.results)
     report_jobs = ReportJobs(graph)
     code = CodeFiles(graph.results)
     modules = [*(f"stages.{stage}" for stage in stage_names()), *report_jobs.makers()]

@@ -87,3 +87,11 @@ def test_a_corpus_is_collected_in_a_folder_of_such_a_name(graph: Graph, monkeypa
         )
     names = [path.name for path in seen if path not in before]
     assert any(name.startswith(".collect.") for name in names)
+
+
+def test_prune_takes_curves_of_other_cells(graph: Graph) -> None:
+    cell = next(iter(graph.cells))
+    for name in (cell, "gone"):
+        Path("results/tiny/tensorboard", name).mkdir(parents=True)
+    curves = [item for item in leftovers(graph) if item.path.parent.name == "tensorboard"]
+    assert [(item.path.name, item.why) for item in curves] == [("gone", "curves of another configuration")]

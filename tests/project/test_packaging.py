@@ -1,6 +1,6 @@
 """One set-up, said three times: pyproject.toml, requirements.lock and environment.yml must agree.
 
-What the extra `slurm` adds is pinned beside its profile, so that only those who need it install it.
+What the extras add is pinned apart, so that only those who need it install it.
 """
 
 import ast
@@ -28,7 +28,7 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-LOCKS = ("requirements.lock", "profiles/slurm/requirements.lock")
+LOCKS = ("requirements.lock", "profiles/slurm/requirements.lock", "requirements-extras.lock")
 
 
 @cache
@@ -76,6 +76,12 @@ def test_what_only_slurm_needs_is_in_its_own_lock() -> None:
     assert plugin.name in pins(LOCKS[1])
     assert all("slurm" in name for name in pins(LOCKS[1]))
     assert not any("slurm" in name for name in pins(LOCKS[0]))
+
+
+def test_what_only_other_extras_need_is_in_their_own_lock() -> None:
+    for extra in ("tensorboard",):
+        for line in project()["optional-dependencies"][extra]:
+            assert canonicalize_name(Requirement(line).name) in pins(LOCKS[2])
 
 
 def test_torch_and_we_ourselves_in_the_lock() -> None:

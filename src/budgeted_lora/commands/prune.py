@@ -14,7 +14,10 @@ from budgeted_lora.files import is_locked
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.runs import interrupted_imports, is_at_work, temporary
 
-KINDS = {"teachers": "teacher", "students": "student", "cells": "cell", "speed": "timing", "cache": "cache"}
+KINDS = {
+    "teachers": "teacher", "students": "student", "cells": "cell", "speed": "timing", "cache": "cache",
+    "tensorboard": "curves",
+}  # fmt: skip
 PRINTS = ("logs", "benchmarks")  # output and timings of jobs: <kind>/<rule>/<cell>..., and cell_<cell> of its speed
 
 
@@ -96,6 +99,7 @@ def in_use(graph: Graph) -> set[Path]:
     files |= {Path(path) for path in graph.references()}
     files |= {Path(graph.results) / "speed" / f"{name}.json" for name in graph.timed()}
     files |= {Path(graph.results) / "students" / name / "model" for name in graph.students}
+    files |= {Path(graph.results) / "tensorboard" / cell for cell in graph.cells}
     return files | {folder for file in files for folder in file.parents}
 
 

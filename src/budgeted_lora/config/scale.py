@@ -40,6 +40,11 @@ class Config(Strict):
         "If the machine is too small by the plan (`budgeted-lora doctor`): end before the first job, or say what "
         "is short and start. [ours]",
     )
+    tensorboard: bool = key(
+        False,
+        "Write the curves of each training to `results/<scale>/tensorboard/<cell>` while it runs; needs the package "
+        "`tensorboard`, and changes no result. [ours]",
+    )
     gpus_per_run: Positive = key(
         1, "GPUs that train one student together, each computing its part of every step (processes on a CPU). [ours]"
     )

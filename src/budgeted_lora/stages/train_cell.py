@@ -28,6 +28,7 @@ from budgeted_lora.training.install import install_method
 from budgeted_lora.training.progress import StateLog
 from budgeted_lora.training.state import locked_folder
 from budgeted_lora.workflow.code import code_digest
+from budgeted_lora.workflow.curves import curves_of
 from budgeted_lora.workflow.runs import discard
 
 
@@ -66,7 +67,7 @@ def train_cell(
         BadInput: inputs do not fit each other, or another process trains this cell.
         TrainingDiverged: see `loop.train`.
     """
-    clock = Clock()
+    clock, curves = Clock(), curves_of(cell)
     processes = together or Processes()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
@@ -80,7 +81,7 @@ def train_cell(
     own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, processes=processes)}"
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
-        log = StateLog(folder, modules, recipe, **every, writes=processes.first)
+        log = StateLog(folder, modules, recipe, **every, curves=curves, writes=processes.first)
         run = {"log": log, "removal_order": low_rank.order, "processes": processes}
         try:
             progress = train(model, modules, states, windows, recipe, **run, device=place, precision=precision)

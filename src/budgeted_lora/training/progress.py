@@ -21,6 +21,7 @@ from budgeted_lora.files import naming
 from budgeted_lora.method.controller import Controller
 from budgeted_lora.method.loop import Progress
 from budgeted_lora.method.projections import BudgetedLinear
+from budgeted_lora.training.curves import Curves
 from budgeted_lora.training.state import TrainingState
 
 HISTORY = (
@@ -46,6 +47,7 @@ class StateLog:
         log_every: steps between rows of the two files. A row holds the means of loss, KL, CE and gradient norm since
             the last row, and the values of its own step otherwise.
         checkpoint_every: steps between saved states, rounded up to the next logged step.
+        curves: folder for the same rows as event files of TensorBoard; none without it.
         writes: False for a process that trains along and leaves the files to the first one.
     """
 
@@ -57,11 +59,13 @@ class StateLog:
         *,
         log_every: int,
         checkpoint_every: int,
+        curves: Path | None = None,
         writes: bool = True,
     ) -> None:
         self.folder, self.modules, self.recipe, self.writes = folder, modules, recipe, writes
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.state = TrainingState(folder)
+        self._curves_folder, self._curves = curves, None
         self._recent: list[Tensor] = []
         self._files = ExitStack()
 
@@ -78,6 +82,9 @@ class StateLog:
         columns = ["step", *self.modules]
         self.retention = CsvLog(self.folder / "retention.csv", columns, position=self.progress.retention)
         self._files.callback(self.retention.close)
+        if self._curves_folder is not None:
+            self._curves = Curves(self._curves_folder, self.folder / "history.csv")
+            self._files.callback(self._curves.close)
         interval = 0.5 if sys.stderr.isatty() else 20.0
         self.bar = tqdm(
             total=self.recipe.steps, initial=self.progress.step, desc="train", unit="step", mininterval=interval
@@ -113,7 +120,10 @@ class StateLog:
         ranks = [module.active_ranks(threshold=ACTIVE_GATE) for module in modules.values()]
         target, retained = (controller.target, controller.retained_fraction) if controller else (1.0, 1.0)
         active = sum(ranks) / len(ranks) if ranks else ""
-        self.history.row([progress.step, loss, kl, ce, rate, target, retained, active, norm, round(speed)])
+        row = [progress.step, loss, kl, ce, rate, target, retained, active, norm, round(speed)]
+        self.history.row(row)
+        if self._curves is not None:
+            self._curves.row(dict(zip(HISTORY, row, strict=True)))
         self.retention.row([progress.step, *(module.retention for module in modules.values())])
         self.bar.set_postfix(loss=f"{loss:.4f}", tokens_per_s=f"{speed:.0f}", refresh=False)
         self.bar.update(len(values))

@@ -34,7 +34,8 @@ class ReportJobs:
 
     def list_options(self) -> dict[str, Any]:
         """Options of list_cells: the configuration without what no line of cells.csv depends on."""
-        other = {"device", "fit", "gpus_per_run", "threads", "calibration", "evaluation", "speed", "report"}
+        other = {"device", "fit", "tensorboard", "gpus_per_run", "threads"}
+        other |= {"calibration", "evaluation", "speed", "report"}
         return {"config": self.graph.config.model_dump(mode="json", exclude=other)}
 
     def list_digest(self) -> str:
@@ -56,7 +57,7 @@ class ReportJobs:
 
     def page_options(self) -> dict[str, Any]:
         """Options of make_index and judge_claims: the configuration without what only decides whether a run starts."""
-        config = self.graph.config.model_dump(mode="json", exclude={"fit"})
+        config = self.graph.config.model_dump(mode="json", exclude={"fit", "tensorboard"})
         return {"config": config, "standing": self.standing.model_dump()}
 
     # --- inputs ---
