@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from budgeted_lora.config.messages import describe
+from budgeted_lora.config.types import Count, Positive
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_path, read_json, sha256_file, write_record
 
@@ -19,6 +22,27 @@ BLOCK = 1 << 22  # tokens copied at a time
 def token_dtype(vocab_size: int) -> np.dtype:
     """Little-endian uint16, or uint32 if the vocabulary needs it."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class Record(BaseModel):
+    """What `x.json` says of the files `x.bin` and `x.idx`."""
+
+    model_config = ConfigDict(strict=True)
+
+    dtype: Literal["uint16", "uint32"]
+    tokens: Count
+    documents: Count
+    vocab_size: Positive
+    eos_id: Count
+    sha256: str
+    offsets_sha256: str
+
+
+def _record(path: Path) -> Record:
+    try:
+        return Record.model_validate(read_json(path, expected="the record of a token file"))
+    except ValidationError as error:
+        raise BadInput(f"{path}: not the record of a token file ({describe(error)})") from None
 
 
 @dataclass(frozen=True)
@@ -51,15 +75,10 @@ class TokenFile:
             BadInput: a file is missing, or its size or checksum is wrong.
         """
         path = Path(path)
-        about = read_json(path.with_suffix(".json"), expected="the record of a token file")
-        try:
-            dtype = np.dtype(about["dtype"]).newbyteorder("<")
-            tokens = _map(path, dtype, about["tokens"])
-            offsets = _map(path.with_suffix(".idx"), np.dtype("<u8"), about["documents"] + 1)
-            digests = about["sha256"], about["offsets_sha256"]
-            file = cls(path, tokens, offsets, about["vocab_size"], about["eos_id"], *digests)
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"{path.with_suffix('.json')}: not the record of a token file ({error})") from None
+        about = _record(path.with_suffix(".json"))
+        tokens = _map(path, np.dtype(about.dtype).newbyteorder("<"), about.tokens)
+        offsets = _map(path.with_suffix(".idx"), np.dtype("<u8"), about.documents + 1)
+        file = cls(path, tokens, offsets, about.vocab_size, about.eos_id, about.sha256, about.offsets_sha256)
         if verify:
             file.check_digest()
         return file
