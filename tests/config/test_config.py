@@ -109,6 +109,11 @@ BAD = {
         {"teacher_ladder": {1: TEACHER}},
         "name teacher_ladder.1 is not text; put it in quotes$",
     ),
+    "a task twice": ({"evaluation": {"lm_eval": ["arc_easy", "arc_easy"]}}, "evaluation.lm_eval names a task twice"),
+    "a limit of no task": (
+        {"evaluation": {"lm_eval_limit": 3}},
+        "evaluation.lm_eval_limit has no effect without evaluation.lm_eval",
+    ),
     "heads do not divide": (
         {"teacher_ladder": {"A": TEACHER | {"heads": 5}}},
         "teacher_ladder.A: heads 5 must divide hidden 32",

@@ -67,6 +67,16 @@ def test_a_build_of_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2.13.0+cpu is a build without CUDA" in next(iter(devices(check()))).detail
 
 
+def test_an_optional_package_is_needed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    assert list(checks.extras(graph_of("smoke"))) == []
+    asking = graph_of("smoke", evaluation={"lm_eval": ["arc_easy"]})
+    [finding] = checks.extras(asking)
+    assert finding.line() == "lm_eval, which evaluation.lm_eval needs; pip install -e '.[lm-eval]'"
+    assert "package missing: lm_eval, which" in doctor.refusal(asking, remote=False)
+    assert list(checks.extras(limited(asking, ["table3"]))) == []
+
+
 def test_host_memory() -> None:
     [finding] = host(check(host_bytes=4 * GIB))
     assert finding.state == "short"

@@ -29,6 +29,7 @@ def project() -> dict:
 
 
 LOCKS = ("requirements.lock", "profiles/slurm/requirements.lock", "requirements-extras.lock")
+MEASURING = {"lm-eval"}  # extras for measurements besides, which no lock holds: their results record the versions
 
 
 @cache
@@ -54,7 +55,8 @@ def environment() -> tuple[list[str], list[str]]:
 
 
 def wanted() -> list[Requirement]:
-    extras = [line for group in project()["optional-dependencies"].values() for line in group]
+    groups = project()["optional-dependencies"].items()
+    extras = [line for name, group in groups if name not in MEASURING for line in group]
     return [Requirement(line) for line in [*project()["dependencies"], *extras]]
 
 
@@ -82,6 +84,12 @@ def test_what_only_other_extras_need_is_in_their_own_lock() -> None:
     for extra in ("tensorboard",):
         for line in project()["optional-dependencies"][extra]:
             assert canonicalize_name(Requirement(line).name) in pins(LOCKS[2])
+
+
+def test_what_only_measures_besides_is_in_no_lock() -> None:
+    for name in MEASURING:
+        for line in project()["optional-dependencies"][name]:
+            assert canonicalize_name(Requirement(line).name) not in pins()
 
 
 def test_torch_and_we_ourselves_in_the_lock() -> None:
@@ -152,7 +160,8 @@ def test_lock_is_closed() -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     providers = packages_distributions()
-    declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
+    extras = [line for name in MEASURING for line in project()["optional-dependencies"][name]]
+    declared = {canonicalize_name(Requirement(line).name) for line in [*project()["dependencies"], *extras]}
     missing = {}
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

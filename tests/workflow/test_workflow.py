@@ -29,6 +29,7 @@ CORES = 2
 ABLATIONS = ("table3", "table4", "table5", "table6", "lora_construction", "table7", "thresholds")
 ALIASES = {  # rules that call another one's stage
     "evaluate_reference": "evaluate", "evaluate_cell": "evaluate", "score_cell": "evaluate",
+    "score_reference_tasks": "score_tasks",
     "tokenize_for_teachers": "tokenize_corpus", "judge_all_claims": "judge_claims", "make_contents": "make_index",
 }  # fmt: skip
 TARGETS = (
@@ -158,10 +159,25 @@ def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
     assert set(main.values()) == set(everything.values()) == {1}
 
 
-@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
-def test_every_command_is_one_that_the_command_line_takes(plan: Plan, scale: str) -> None:
-    for job in plan("all", "--config", f"scale={scale}"):
-        if job.rule == "all":
+ASKING = "evaluation={lm_eval: [capitals], lm_eval_limit: 2}"
+
+
+def test_what_evaluation_asks_for_is_done_for_each_model_of_the_main_tables(plan: Plan) -> None:
+    plain, jobs = plan("main", "--config", "scale=smoke"), plan("main", "--config", "scale=smoke", ASKING)
+    graph = graph_of("smoke")
+    added = rules(jobs) - rules(plain)
+    cells = len(graph.listed(MAIN_CELLS))
+    assert added == {"make_table": 1, "score_tasks": cells, "score_reference_tasks": len(graph.references()) // 2}
+    assert rules(plain) - rules(jobs) == Counter()
+    asked = [job.options["tasks"] for job in jobs if "score" in job.rule and "tasks" in job.options]
+    assert asked == [["capitals"]] * (cells + len(graph.references()) // 2)
+
+
+@pytest.mark.parametrize("words", ["smoke", "mini", "paper", f"smoke {ASKING}"])
+def test_every_command_is_one_that_the_command_line_takes(plan: Plan, words: str) -> None:
+    scale, *more = words.split(maxsplit=1)
+    for job in plan("main" if more else "all", "--config", f"scale={scale}", *more):
+        if job.rule in ("all", "main"):
             continue
         words, _, rest = job.command.partition(" 2>&1 | tee ")
         assert rest == job.fields["log"], job.rule

@@ -171,7 +171,16 @@ def compressed_stages(graph: Graph, cell: str, variant: str) -> list[Stage]:
     if variant == DEFAULT_VARIANT and set(graph.cells[cell].tables) & ICL_TABLES:
         scores, frames = (*scores, *under(folder, "icl.json")), (*frames, *under(folder, "icl_examples.parquet"))
     records, after = dict.fromkeys(scores, options.evaluation(graph)), (compress.name, "tokens", "tokenizer")
-    return [compress, Stage(f"score{suffix}", True, (*scores, *frames), records, after=after, whole=True)]
+    score = Stage(f"score{suffix}", True, (*scores, *frames), records, after=after, whole=True)
+    return [compress, score, *(asked_stages(graph, cell) if variant == DEFAULT_VARIANT else [])]
+
+
+def asked_stages(graph: Graph, cell: str) -> list[Stage]:
+    """What `evaluation` asks for besides: scores on tasks of lm-evaluation-harness."""
+    if cell not in graph.asked("lm_eval"):
+        return []
+    (file,) = map(Path, graph.of_cells([cell], "@lm_eval.json"))
+    return [Stage("tasks", True, (file,), {file: options.tasks(graph)}, after=("compress", "tokenizer"), whole=True)]
 
 
 def speed_stages(graph: Graph, cell: str) -> list[Stage]:

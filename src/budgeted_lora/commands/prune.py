@@ -96,7 +96,7 @@ def in_use(graph: Graph) -> set[Path]:
     """Every file that the configuration's jobs write, and the folders that hold them."""
     files = {path for cell in graph.cells for stage in chain(graph, cell) for path in stage.files}
     files |= {path for stage in data_and_teachers(graph, graph.teachers) for path in stage.files}
-    files |= {Path(path) for path in graph.references()}
+    files |= {Path(path) for path in [*graph.references(), *graph.task_scores()]}
     files |= {Path(graph.results) / "speed" / f"{name}.json" for name in graph.timed()}
     files |= {Path(graph.results) / "students" / name / "model" for name in graph.students}
     files |= {Path(graph.results) / "tensorboard" / cell for cell in graph.cells}

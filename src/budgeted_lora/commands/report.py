@@ -30,7 +30,8 @@ def write_report(
     printed, bootstrap = Published.open(published), Bootstrap(config.report.bootstrap, config.report.confidence)
     opened = Results.open(results, standing=standing, partial=partial)
     skipped = []
-    for shown in [*tables_of(opened.tables).values(), *figures_of(opened.tables).values()]:
+    tables = tables_of(opened.tables, config.evaluation.asked)
+    for shown in [*tables.values(), *figures_of(opened.tables).values()]:
         mine = replace(opened, shown=shown, missing=[])
         try:
             if shown.is_figure:

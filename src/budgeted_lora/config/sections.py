@@ -1,8 +1,8 @@
 """The sections of a scale file."""
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from budgeted_lora.config.anatomy import SIZES, Anatomy, sizes_given
 from budgeted_lora.config.types import (
@@ -12,6 +12,7 @@ from budgeted_lora.config.types import (
     ControllerKind,
     Fraction,
     GateHardening,
+    Growing,
     Init,
     LocalPath,
     LowRankInit,
@@ -37,7 +38,9 @@ class Tokenizer(Strict):
     vocab_size: Positive = key(2048, "Vocabulary of the tokenizer trained with teachers: pretrain. [ours]")
 
 
-class Teacher(Strict):
+class Teacher(Growing):
+    LATER: ClassVar[frozenset[str]] = frozenset({"head_dim"})
+
     layers: Positive | None = key(
         None,
         "Decoder layers. This and the other sizes are needed with teachers: shipped and pretrain. Checkpoints "
@@ -64,11 +67,6 @@ class Teacher(Strict):
                 f"heads {self.heads} must divide hidden {self.hidden}, and kv_heads {self.kv_heads} must divide heads"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_an_empty_head_dim(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Ids of cells hash this: a key that is younger than they are is left out where it says nothing.
-        return {name: value for name, value in handler(self).items() if name != "head_dim" or value is not None}
 
     @property
     def given_sizes(self) -> dict[str, int]:
@@ -204,7 +202,9 @@ class Budget(Strict):
     gate_lr_multiplier: Above0 = key(1.0, "Learning rate of the gates over the base rate. [U]")
 
 
-class Compression(Strict):
+class Compression(Growing):
+    LATER: ClassVar[frozenset[str]] = frozenset({"rank_multiple"})
+
     rank_threshold: Fraction = key(0.5, "Ranks with a gate at or below it are removed (tau_rank). [U]")
     svd_threshold: Fraction = key(0.5, "Dense paths with a retention below it are approximated by SVD (tau_svd). [D]")
     r_max: Positive = key(64, "SVD rank for a retention of 1; in general round(d r_max). [U]")
@@ -233,13 +233,12 @@ class Compression(Strict):
             raise ValueError(f"truncation: outputs needs {lacks}; expected both macs_of_budget and undistilled: true")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_a_multiple_of_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `rank_multiple` where it is 1, so that results from before there was the key stay what they are."""
-        return {name: value for name, value in handler(self).items() if name != "rank_multiple" or value != 1}
 
+class Scoring(Growing):
+    """How perplexity and in-context learning are measured."""
 
-class Evaluation(Strict):
+    LATER: ClassVar[frozenset[str]] = frozenset({"skip_windows"})
+
     batch_windows: Positive = key(16, "Windows per forward pass of the perplexity. [ours]")
     skip_windows: int = key(
         0,
@@ -260,16 +259,38 @@ class Evaluation(Strict):
     )
     probes_folder: LocalPath | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
 
-    @model_serializer(mode="wrap")
-    def _without_nothing_skipped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `skip_windows` where it is 0, so that results from before there was the key stay what they are."""
-        values = handler(self)
-        if values.get("skip_windows") == 0:
-            del values["skip_windows"]
-        return values
+
+class Evaluation(Scoring):
+    """The section: what is measured besides."""
+
+    LATER: ClassVar[frozenset[str]] = Scoring.LATER | {"lm_eval", "lm_eval_folder", "lm_eval_limit"}
+
+    lm_eval: list[str] = key(
+        [],
+        "Tasks of lm-evaluation-harness on which the models of the main tables are scored, too; needs its package. "
+        "[ours]",
+    )
+    lm_eval_folder: LocalPath | None = key(
+        None, "Folder of tasks of your own, YAML files as the harness has them. [ours]"
+    )
+    lm_eval_limit: Positive | None = key(None, "Examples of each task at most; all when empty. [ours]")
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Tables of the report that this section asks for, by name."""
+        return frozenset({"lm_eval"} if self.lm_eval else ())
+
+    @model_validator(mode="after")
+    def _has_tasks(self) -> "Evaluation":
+        if not self.lm_eval and (self.lm_eval_folder or self.lm_eval_limit):
+            given = "lm_eval_folder" if self.lm_eval_folder else "lm_eval_limit"
+            raise ValueError(f"evaluation.{given} has no effect without evaluation.lm_eval, a list of tasks")
+        if len(set(self.lm_eval)) < len(self.lm_eval):
+            raise ValueError("evaluation.lm_eval names a task twice, expected each once")
+        return self
 
 
-class EvaluationOptions(Evaluation):
+class EvaluationOptions(Scoring):
     """What an evaluation job is told: the section, with the keys of windows and held-out slice that it depends on."""
 
     sequence_length: Positive = key(..., "Tokens of a window, and the most a prompt with its answer may have.")

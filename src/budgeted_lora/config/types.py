@@ -1,8 +1,8 @@
 """The kinds of values that a configuration is made of; each choice is typed here and nowhere else."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "importance", "scratch"]
@@ -41,6 +41,20 @@ class Strict(BaseModel):
     """Frozen; rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Growing(Strict):
+    """A section whose `LATER` keys are left out where they say nothing.
+
+    Ids of cells hash a section, and results record it; both are to stay what they were before there was the key.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {name: type(self).model_fields[name].default for name in self.LATER}
+        return {name: value for name, value in handler(self).items() if usual.get(name, ...) != value}
 
 
 def key(default: Any, text: str, **limits: Any) -> Any:

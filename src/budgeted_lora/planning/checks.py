@@ -1,6 +1,7 @@
 """Checks of a machine against a scale: devices, memory, disk, local inputs, corpus. Each yields its findings."""
 
 import importlib.metadata
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from budgeted_lora.planning.storage import disk, downloads, held_out_tokens
 from budgeted_lora.workflow.graph import Graph
 
 LISTED = 4  # names of files in one line
+# By key of `evaluation`: the module that it needs, and the extra of pyproject.toml that installs it.
+EXTRAS = {"lm_eval": ("lm_eval", "lm-eval")}
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def writable(folders: list[Path]) -> Iterator[Finding]:
 def local_inputs(check: Check) -> Iterator[Finding]:
     """Files that the configuration names, a compiler if the scale compiles, and the corpus."""
     config, graph = check.config, check.graph
+    yield from extras(graph)
     yield from probe_files(graph)
     yield from local_teachers(graph)
     compiles = config.teachers == "pretrain" and config.pretraining.compile
@@ -161,6 +165,13 @@ def local_inputs(check: Check) -> Iterator[Finding]:
         yield missing("compiler", "pretraining.compile needs a C++ compiler", "install one, or set compile: false")
     yield from corpus_files(graph)
     yield from held_out(graph, check.costs)
+
+
+def extras(graph: Graph) -> Iterator[Finding]:
+    """Optional packages that are not installed, of what the configuration asks for."""
+    for what, (package, extra) in EXTRAS.items():
+        if graph.asked(what) and importlib.util.find_spec(package) is None:
+            yield missing("package", f"{package}, which evaluation.{what} needs", f"pip install -e '.[{extra}]'")
 
 
 def probe_files(graph: Graph) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ and write its maker. Nothing here imports pandas, matplotlib or torch; makers ar
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from budgeted_lora.errors import BadInput
 
 Reads = Literal[
     "perplexity", "icl", "train", "compression", "speed", "curves", "references", "calibration", "statistics",
-    "contamination",
+    "contamination", "lm_eval",
 ]  # fmt: skip
 Target = Literal["main", "ablations", "own"]
 
@@ -36,6 +36,7 @@ class Shown:
         reads: kinds of result files that it reads of these cells; `workflow.report` turns them into paths.
         target: `main` and `ablations` make all of theirs; `own` is made by its own name alone.
         optional: it is made only if the configuration has the first table of `cells`.
+        asked: it is made only if `evaluation` asks for it (`Evaluation.asked`).
         otherwise: the configured table that takes the place of `cells` if the configuration has none of them.
     """
 
@@ -45,6 +46,7 @@ class Shown:
     reads: tuple[Reads, ...] = ("perplexity",)
     target: Target = "main"
     optional: bool = False
+    asked: bool = False
     otherwise: str = ""
 
     @property
@@ -90,6 +92,7 @@ TABLES = by_name(
     Shown("speed", "tables.structure.speed", MAIN_CELLS, ("compression", "speed")),
     Shown("reference", "tables.main.reference", MAIN_CELLS, ("references", "calibration")),
     Shown("contamination", "tables.in_context.contamination", ("table2",), ("contamination",)),
+    Shown("lm_eval", "tables.harness.lm_eval", MAIN_CELLS, ("lm_eval",), asked=True),
     Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
     Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
     ablation("table3"),
@@ -121,13 +124,18 @@ FIGURES = by_name(
 OWN_TARGETS = frozenset(name for name, table in TABLES.items() if table.target == "own")
 
 
-def tables_of(configured: Iterable[str]) -> dict[str, Shown]:
+def tables_of(configured: Iterable[str], asked: Collection[str] = ()) -> dict[str, Shown]:
     """The tables of a configuration by name, the main ones first.
 
     A configured table that stands nowhere above gets a table of its own: one line per recipe.
+
+    Args:
+        configured: the tables whose rows a scale lists.
+        asked: those that its section `evaluation` asks for.
     """
     names = list(configured)
-    shown = {name: table for name, table in TABLES.items() if not table.optional or table.cells[0] in names}
+    made = {name: table for name, table in TABLES.items() if not table.asked or name in asked}
+    shown = {name: table for name, table in made.items() if not table.optional or table.cells[0] in names}
     others = [name for name in names if name not in {*TABLES, *FIGURES, *MAIN_CELLS}]
     shown |= {name: ablation(name, maker="tables.ablations.any_table") for name in others}
     return {name: table.among(names) for name, table in shown.items()}
@@ -141,8 +149,8 @@ def figures_of(configured: Iterable[str]) -> dict[str, Shown]:
 
 
 def table_of(configured: Iterable[str], name: str) -> Shown:
-    """One of `tables_of`; BadInput if there is none of this name."""
-    return _named(tables_of(configured), name, "table")
+    """One of `tables_of`, be it asked for or not; BadInput if there is none of this name."""
+    return _named(tables_of(configured, {name}), name, "table")
 
 
 def figure_of(configured: Iterable[str], name: str) -> Shown:

@@ -5,7 +5,7 @@ from pathlib import Path
 from budgeted_lora.config.scale import Config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import locked, write_json, write_text
-from budgeted_lora.reporting.contents import figures_of, tables_of
+from budgeted_lora.reporting.contents import Shown, figures_of, tables_of
 from budgeted_lora.reporting.page.render import render
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
@@ -42,7 +42,8 @@ def write_page(
     with locked(out):
         write_table(unknowns(config), out / "tables")
         bootstrap = Bootstrap(config.report.bootstrap, config.report.confidence)
-        tables, absent = present_tables(results, published, bootstrap, out)
+        shown = tables_of(results.tables, config.evaluation.asked)
+        tables, absent = present_tables(results, published, bootstrap, shown=shown, out=out)
         drawn = [one for one in figures_of(results.tables).values() if (out / "figures" / f"{one.name}.svg").is_file()]
         page = render(
             results, tables=tables, figures=drawn, out=out, config=config, skipped=skipped or [], absent=absent
@@ -53,9 +54,9 @@ def write_page(
 
 
 def present_tables(
-    results: Results, published: Published, bootstrap: Bootstrap, out: Path
+    results: Results, published: Published, bootstrap: Bootstrap, *, shown: dict[str, Shown], out: Path
 ) -> tuple[list[Table], list[str]]:
-    """The tables whose files lie in out/tables, and one sentence for each ablation that cannot be shown.
+    """Those of `shown` whose files lie in out/tables, and one sentence for each ablation that cannot be shown.
 
     The page of the main tables must not fail because of an ablation: one that was never made, or whose rows have
     changed since, is named instead.
@@ -64,14 +65,14 @@ def present_tables(
         BadInput: a result of a main table is missing or unusable.
     """
     tables, absent = [], []
-    for name, shown in tables_of(results.tables).items():
+    for name, one in shown.items():
         if not (out / "tables" / f"{name}.csv").is_file():
-            absent += [] if shown.target == "main" else [f"{name}: not run yet; `snakemake {name}` makes it."]
+            absent += [] if one.target == "main" else [f"{name}: not run yet; `snakemake {name}` makes it."]
             continue
         try:
-            tables.append(shown.make()(results.of(shown), published, bootstrap))
+            tables.append(one.make()(results.of(one), published, bootstrap))
         except BadInput:
-            if shown.target == "main":
+            if one.target == "main":
                 raise
             absent.append(f"{name}: its rows have changed since it was made; `snakemake {name}` makes it again.")
     return tables, absent

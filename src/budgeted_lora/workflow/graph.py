@@ -180,7 +180,7 @@ class Graph:
         else:
             read = self.corpus_files()
         teachers = [path for name in self.teachers for path in self.teacher_files(name)]
-        files = [*read, *teachers, *self.probe_files(), *self.tokenizer_files()]
+        files = [*read, *teachers, *self.probe_files(), *self.task_files(), *self.tokenizer_files()]
         for path in files:
             if set("{}") & set(path) or not path.isprintable():
                 raise BadInput(
@@ -203,6 +203,12 @@ class Graph:
         evaluation = self.config.evaluation
         folder = evaluation.probes_folder if evaluation.probes == "folder" else None
         return sorted(str(path) for path in Path(folder).glob("*.json")) if folder else []
+
+    def task_files(self) -> list[str]:
+        """The reader's own tasks for lm-evaluation-harness, and the data beside them."""
+        folder = self.config.evaluation.lm_eval_folder
+        found = Path(folder).rglob("*") if folder else []
+        return sorted(str(path) for path in found if path.is_file() and "__pycache__" not in path.parts)
 
     # --- files ---
 
@@ -284,11 +290,24 @@ class Graph:
         files += self.compressed(tables, "compression.json", "perplexity.json", "perplexity_windows.parquet")
         return files + self.of_cells(self.listed(ICL_TABLES & set(tables)), "@icl.json")
 
-    def references(self) -> list[str]:
-        """Scores of the teachers and of the untrained students that the main tables start from."""
+    def of_references(self, *names: str) -> list[str]:
+        """Files of the teachers and of the untrained students that the main tables start from."""
         students = dict.fromkeys([self.config.training.init, *map(self.student_of, self.listed(MAIN_CELLS))])
         folders = [f"teachers/{name}" for name in self.teachers] + [f"students/{name}" for name in students]
-        return [f"{self.results}/{folder}/{name}" for folder in folders for name in ("perplexity.json", "icl.json")]
+        return [f"{self.results}/{folder}/{name}" for folder in folders for name in names]
+
+    def references(self) -> list[str]:
+        """Scores of these."""
+        return self.of_references("perplexity.json", "icl.json")
+
+    def asked(self, what: str) -> list[str]:
+        """The cells that a table which `evaluation` asks for is about; empty where it does not."""
+        return self.listed(MAIN_CELLS) if what in self.config.evaluation.asked else []
+
+    def task_scores(self) -> list[str]:
+        """Scores on tasks of lm-evaluation-harness, where they are asked for."""
+        cells = self.asked("lm_eval")
+        return [*self.of_references("lm_eval.json"), *self.of_cells(cells, "@lm_eval.json")] if cells else []
 
     def calibration(self) -> list[str]:
         """The calibration record that students wait for; empty if the teachers are not the paper's."""

@@ -7,6 +7,7 @@ second part have the names of stages and return all the options of one job.
 from pathlib import Path
 from typing import Any
 
+from budgeted_lora.config.sections import Scoring
 from budgeted_lora.files import canonical_json, short_hash, write_text
 from budgeted_lora.reporting.contents import BEYOND
 from budgeted_lora.workflow.graph import Graph
@@ -100,9 +101,16 @@ def compression(graph: Graph, variant: str) -> Options:
 
 def evaluation(graph: Graph) -> Options:
     """What scores depend on besides the model: the values of `EvaluationOptions`."""
-    options = graph.config.evaluation.model_dump(mode="json")
+    options = graph.config.evaluation.model_dump(mode="json", include=set(Scoring.model_fields))
     options |= {"sequence_length": graph.config.sequence_length, "rows": graph.config.rows}
     return options | _of_corpus(graph, "validation_tokens", "slice_per_mille", "hold_out_words", "prompt_space")
+
+
+def tasks(graph: Graph) -> Options:
+    """What scores on tasks of lm-evaluation-harness depend on besides the model and the files of the tasks."""
+    asked = graph.config.evaluation
+    options = {"tasks": asked.lm_eval, "folder": asked.lm_eval_folder, "limit": asked.lm_eval_limit}
+    return options | {"batch": asked.icl_batch}
 
 
 def timed_student(graph: Graph, structure: str) -> Options:
@@ -216,6 +224,10 @@ def compress_cell(graph: Graph, cell: str, variant: str) -> Options:
 def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Options:
     options = {"evaluation": evaluation(graph), "cell": cell, "icl": icl}
     return options | _on_device(graph, threads=graph.config.threads.evaluation)
+
+
+def score_tasks(graph: Graph, cell: str | None = None) -> Options:
+    return tasks(graph) | {"cell": cell} | _on_device(graph, threads=graph.config.threads.evaluation)
 
 
 def search_prompts(graph: Graph) -> Options:

@@ -18,7 +18,7 @@ class ReportJobs:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.configured = list(graph.config.tables)
-        self.tables = tables_of(self.configured)
+        self.tables = tables_of(self.configured, graph.config.evaluation.asked)
         self.figures = figures_of(self.configured)
 
     def names(self, *targets: str) -> list[str]:
@@ -80,6 +80,7 @@ class ReportJobs:
             "train": lambda: graph.of_cells(listed, "train.json"),
             "curves": lambda: graph.of_cells(listed, "train.json", "history.csv", "retention.csv", "trained.sha256"),
             "speed": lambda: graph.speeds(tables),
+            "lm_eval": graph.task_scores,
             "statistics": lambda: [f"{folder}.json" for cell in listed for folder in graph.statistics_read(cell)],
         }
         return list(dict.fromkeys(path for kind in shown.reads for path in files[kind]()))
