@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgeted_lora.commands import app as cli
+from budgeted_lora.commands.plan import energy_of
 from budgeted_lora.commands.show_costs import as_json, render_costs, totals
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import write_json
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.load import mistral_config, new_model
@@ -379,3 +381,20 @@ def test_plan_calibrates_on_this_machine(run: Run, tmp_path: Path) -> None:
     about = json.loads(out)
     assert all(cell["measured"] for cell in about["cells"])
     assert len(about["measured"]) == 5
+
+
+def test_energy_of_finished_trainings_tells_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By joules per FLOP; a training on a CPU says nothing."""
+    monkeypatch.chdir(tmp_path)
+    costs = tiny()
+    assert energy_of(costs) is None
+    first, second, *_ = costs.cells
+    for cell, gpu in ((first, {"joules": 7.2e6}), (second, None)):
+        path = Path(costs.graph.results) / "cells" / cell.cell / "train.json"
+        write_json(path, {"gpu": gpu} if gpu else {})
+    flops = [cell.teacher_flops + cell.student_flops for cell in costs.cells]
+    energy = energy_of(costs)
+    assert (energy.trainings, energy.joules) == (1, 7.2e6)
+    assert energy.all_joules == pytest.approx(7.2e6 * sum(flops) / flops[0])
+    assert "Energy: 1 finished trainings took 2 kWh" in render_costs(costs, gpus=1, energy=energy)
+    assert as_json(costs, gpus=1, energy=energy)["energy"]["joules"] == 7.2e6

@@ -194,6 +194,19 @@ def test_table2_averages_training_seeds(tmp_path: Path) -> None:
     assert table.frame.loc[1, "ppl_0.5B"] == pytest.approx(scores["ppl"].mean())
 
 
+def test_table2_shows_energy_where_gpus_were_measured(tmp_path: Path) -> None:
+    """Joules become watt hours; a mean over the teachers. Students of a CPU have no such columns."""
+    write_results(tmp_path / "mini")
+    for number, path in enumerate(sorted((tmp_path / "mini").glob("cells/kd-full_*/train.json"))):
+        measured = {"gpu": {"joules": 3600.0 * (number + 1), "utilisation": 0.5}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | measured))
+    table = made_table("table2", Results.open(tmp_path / "mini"), Published.open(PUBLISHED), FAST)
+    row = table.frame.set_index("method").loc["kd_full"]
+    assert (row["measured_train_energy_wh"], row["measured_gpu_busy_pct"]) == (2.0, 50.0)
+    assert "| Train energy | GPU busy |" in markdown(table)
+    assert any("NVML" in note for note in table.notes)
+
+
 def test_table2_refuses_to_average_different_students(copied: Path) -> None:
     lines = pd.read_csv(copied / "tables.csv")
     lines.loc[lines["cell"].str.startswith("kd-lora_1B"), "rank"] = 8

@@ -14,7 +14,7 @@ from budgeted_lora.commands import show_costs, show_status, show_watch
 from budgeted_lora.commands.archive import import_archive
 from budgeted_lora.commands.compress import compressing
 from budgeted_lora.commands.options import ConfigFolder, Overrides, ScaleName, graph_of
-from budgeted_lora.commands.plan import costs_of, refuse_ignored, structures_of_shape
+from budgeted_lora.commands.plan import costs_of, energy_of, refuse_ignored, structures_of_shape
 from budgeted_lora.commands.prune import leftovers, remove
 from budgeted_lora.commands.show_structures import render_plan
 from budgeted_lora.commands.status import Inspector, cell_named
@@ -126,10 +126,10 @@ def plan(
         raise BadInput(f"--gpus {gpus}: each student trains on {per_run} (gpus_per_run); expected at least {per_run}")
     counted = costs_of(graph, device=device, utilisation=utilisation, calibrate=calibrate)
     if as_json:
-        print_json(show_costs.as_json(counted, gpus=gpus))
+        print_json(show_costs.as_json(counted, gpus=gpus, energy=energy_of(counted)))
         return
     structures_text = "" if costs else show_costs.render_structures(graph)
-    typer.echo(structures_text + show_costs.render_costs(counted, gpus=gpus), nl=False)
+    typer.echo(structures_text + show_costs.render_costs(counted, gpus=gpus, energy=energy_of(counted)), nl=False)
 
 
 @app.command()

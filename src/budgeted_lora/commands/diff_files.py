@@ -21,6 +21,7 @@ SKIPPED_KEYS = {
     "content_sha256": "digest of the whole record, with its provenance",
     "made_by": "name of the function that wrote the record",
     "devices": "the machine's processors",
+    "gpu": "utilisation, memory and energy of the machine's GPUs",
     "peak_memory_bytes": "depends on the allocator and on what else runs",
     "tokens_per_second": "timing",
     "train_seconds": "timing",
@@ -32,7 +33,7 @@ SKIPPED_KEYS = {
 BLOCK = 2**20
 TIMED_RATIO = "speedup"  # in a record that also holds timings: a ratio of two timings; elsewhere a ratio of MACs
 TIMED_COLUMNS = ("measured_",)  # in CSV files of a report
-TIMED_HEADINGS = ("Measured:", "Train time")  # in tables for people
+TIMED_HEADINGS = ("Measured:", "Train time", "Train energy", "GPU busy")  # in tables for people
 
 # Files that are not compared, with the reason.
 SKIPPED_FILES = {

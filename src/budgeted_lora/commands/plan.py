@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
 
 from budgeted_lora.config.sections import Budget
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import Structure, structure
@@ -76,3 +79,27 @@ def costs_of(graph: Graph, *, device: str | None, utilisation: float | None, cal
     for line in skipped:
         print(f"note: {line}; the device table's rate is used", file=sys.stderr)
     return ScaleCosts(graph, here, measured=measured)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules of the finished trainings whose GPUs were measured, and of all trainings at as many joules per FLOP."""
+
+    trainings: int
+    joules: float
+    all_joules: float
+
+
+def energy_of(costs: ScaleCosts) -> Energy | None:
+    """What the trainings of a scale take, by those that are finished; None where none was measured."""
+    took: dict[str, float] = {}
+    for cell in costs.cells:
+        path = Path(costs.graph.results) / "cells" / cell.cell / "train.json"
+        measured = read_json(path).get("gpu") if path.is_file() else None
+        if measured and measured.get("joules"):
+            took[cell.cell] = measured["joules"]
+    if not took:
+        return None
+    flops = {cell.cell: cell.teacher_flops + cell.student_flops for cell in costs.cells}
+    joules = sum(took.values())
+    return Energy(len(took), joules, joules / sum(flops[cell] for cell in took) * sum(flops.values()))

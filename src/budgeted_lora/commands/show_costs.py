@@ -5,6 +5,7 @@ from dataclasses import asdict
 from textwrap import wrap
 from typing import Any
 
+from budgeted_lora.commands.plan import Energy
 from budgeted_lora.commands.show_structures import describe_structure, render_plan
 from budgeted_lora.commands.text import WIDTH, duration, size, table
 from budgeted_lora.planning.costs import CellCost, ScaleCosts
@@ -15,13 +16,14 @@ from budgeted_lora.planning.structures import own_structures, planned_structures
 from budgeted_lora.reporting.contents import OWN_TARGETS
 from budgeted_lora.workflow.graph import Graph
 
+KWH = 3.6e6  # joules
 CELL_COLUMNS = (
     ("", "FLOPs of", "FLOPs of", "FLOPs of", "time to", "time to", "device", "host", ""),
     ("tokens", "teacher", "student", "scoring", "train", "score", "memory", "memory", "disk"),
 )
 
 
-def as_json(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
+def as_json(costs: ScaleCosts, *, gpus: int, energy: Energy | None = None) -> dict[str, Any]:
     """What `plan --costs --json` prints, in bytes, seconds and FLOPs; totals are in hours."""
     device, slots = costs.device, Slots(gpus, costs.config.gpus_per_run)
     space = disk(costs, slots=slots)
@@ -38,6 +40,7 @@ def as_json(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
         "cells": [{**asdict(cell), "hours": cell.hours} for cell in costs.cells],
         "jobs": [asdict(job) for job in costs.jobs],
         "measured": {key: asdict(value) for key, value in costs.measured.items()},
+        "energy": asdict(energy) if energy else None,
         "disk": {**asdict(space), "results": space.results, "total": space.total},
         "total": totals(costs, gpus=gpus) | {"disk_bytes": space.total},
         "main": totals(costs.of("main"), gpus=gpus),
@@ -83,7 +86,7 @@ def render_structures(graph: Graph) -> str:
     return text + "".join(f"{line}\n" for line in lines)
 
 
-def render_costs(costs: ScaleCosts, *, gpus: int) -> str:
+def render_costs(costs: ScaleCosts, *, gpus: int, energy: Energy | None = None) -> str:
     """The cells, grouped by equal costs; a line for every other job on a device; then sums."""
     slots = Slots(gpus, costs.config.gpus_per_run)
     lines = ["", *_heading(costs, slots), "", *_cells(costs.cells)]
@@ -100,6 +103,10 @@ def render_costs(costs: ScaleCosts, *, gpus: int) -> str:
     parts = ", ".join(f"{name} {size(value)}" for name, value in asdict(space).items() if value)
     text = f"Disk: {size(space.total)} in all: {parts}; a tenth more for small files."
     lines += ["", *_sums(costs, slots), "", *wrap(text, WIDTH, subsequent_indent="  ")]
+    if energy:
+        done = f"{energy.trainings} finished trainings took {energy.joules / KWH:.2g} kWh on their GPUs"
+        every = f"all {len(costs.cells)} take about {energy.all_joules / KWH:.2g} kWh at as much per FLOP"
+        lines += wrap(f"Energy: {done}; {every}.", WIDTH, subsequent_indent="  ")
     lines.append("Not counted: corpus, compression, timing of structures, tables and figures.")
     return "\n".join(lines) + "\n"
 

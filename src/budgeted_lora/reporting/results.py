@@ -54,6 +54,8 @@ COLUMNS = {
     "icl_se": Source("icl", "composite_se"),
     "icl_chance": Source("icl", "chance_composite"),
     "train_seconds": Source("train", "train_seconds"),
+    "train_joules": Source("train", "gpu.joules"),
+    "gpu_utilisation": Source("train", "gpu.utilisation"),
     "train_compute": Source("train", "train_compute.scheduled"),
     "executed_compute": Source("train", "train_compute.executed"),
     **{name: Source("compression", f"totals.{name}") for name in TOTALS},

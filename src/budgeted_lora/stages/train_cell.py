@@ -24,6 +24,7 @@ from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_mod
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher
+from budgeted_lora.training.gpu_meter import GpuMeter
 from budgeted_lora.training.install import install_method
 from budgeted_lora.training.progress import StateLog
 from budgeted_lora.training.state import locked_folder
@@ -78,27 +79,39 @@ def train_cell(
 
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
     inputs += [statistics] if statistics else []
+    devices = processes.gather(device_in_use())
+    meter = GpuMeter(cuda_uuids(devices) if processes.first else [])
     own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, processes=processes)}"
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
-        log = StateLog(folder, modules, recipe, **every, curves=curves, writes=processes.first)
+        log = StateLog(folder, modules, recipe, **every, meter=meter, curves=curves, writes=processes.first)
         run = {"log": log, "removal_order": low_rank.order, "processes": processes}
         try:
             progress = train(model, modules, states, windows, recipe, **run, device=place, precision=precision)
         except StatesDiffer as error:
             raise BadInput(f"{folder}: {error}") from None
-        devices = processes.gather(device_in_use())
         if not processes.first:
             return
         save_trained(out / "trained", model, method=recipe.method, modules=modules)
         histories = copy_histories(folder, out)
         results = summary(model, recipe, progress, device=place, precision=precision)
-        results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)}
+        results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)} | measured(meter)
         values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
         about = {"scale": scale, "cell": cell, "values": values, "inputs": inputs, "clock": clock}
         write_result(out / "train.json", results, files=histories, **about)
         write_digest(out / "trained")
         discard(folder)
+
+
+def cuda_uuids(devices: Sequence[dict[str, Any]]) -> list[str]:
+    """UUIDs of the GPUs among the devices of a run's processes."""
+    return [device["uuid"] for device in devices if device["type"] == "cuda"]
+
+
+def measured(meter: GpuMeter) -> dict[str, Any]:
+    """What the GPUs took, under `gpu`; empty where nothing was measured."""
+    reading = meter.reading()
+    return {} if reading is None else {"gpu": reading}
 
 
 def copy_histories(folder: Path, out: Path) -> list[Path]:

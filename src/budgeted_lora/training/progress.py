@@ -22,6 +22,7 @@ from budgeted_lora.method.controller import Controller
 from budgeted_lora.method.loop import Progress
 from budgeted_lora.method.projections import BudgetedLinear
 from budgeted_lora.training.curves import Curves
+from budgeted_lora.training.gpu_meter import GpuMeter
 from budgeted_lora.training.state import TrainingState
 
 HISTORY = (
@@ -36,6 +37,7 @@ HISTORY = (
     "grad_norm",
     "tokens_per_second",
 )
+GPU = "gpu"  # in a saved state, what the meter counted
 ACTIVE_GATE = 0.5  # a rank counts as active in the history above this gate; compression has its own threshold
 
 
@@ -47,6 +49,7 @@ class StateLog:
         log_every: steps between rows of the two files. A row holds the means of loss, KL, CE and gradient norm since
             the last row, and the values of its own step otherwise.
         checkpoint_every: steps between saved states, rounded up to the next logged step.
+        meter: measures the GPUs of the run while the log is open.
         curves: folder for the same rows as event files of TensorBoard; none without it.
         writes: False for a process that trains along and leaves the files to the first one.
     """
@@ -59,6 +62,7 @@ class StateLog:
         *,
         log_every: int,
         checkpoint_every: int,
+        meter: GpuMeter | None = None,
         curves: Path | None = None,
         writes: bool = True,
     ) -> None:
@@ -66,17 +70,21 @@ class StateLog:
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.state = TrainingState(folder)
         self._curves_folder, self._curves = curves, None
+        self.meter = meter or GpuMeter([])
         self._recent: list[Tensor] = []
         self._files = ExitStack()
 
     def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        self.progress = Progress(**(self.state.restore(student, optimizer) or {}))
+        saved = self.state.restore(student, optimizer) or {}
+        self.meter.resume(saved.pop(GPU, None))
+        self.progress = Progress(**saved)
         self._trained, self._saved_at = (student, optimizer), self.progress.step
         return self.progress
 
     def __enter__(self) -> "StateLog":
         if not self.writes:
             return self
+        self._files.enter_context(self.meter)
         self.history = CsvLog(self.folder / "history.csv", HISTORY, position=self.progress.history)
         self._files.callback(self.history.close)
         columns = ["step", *self.modules]
@@ -105,7 +113,7 @@ class StateLog:
             return
         self._write_row(rate=rate, controller=controller)
         if ended or self.progress.step - self._saved_at >= self.checkpoint_every:
-            self.state.save(*self._trained, values=asdict(self.progress))
+            self.state.save(*self._trained, values=asdict(self.progress) | {GPU: self.meter.state()})
             self._saved_at = self.progress.step
 
     def _write_row(self, *, rate: float, controller: Controller | None) -> None:

@@ -1,5 +1,6 @@
 """Tables 1 and 2, the differences between the rows of Table 2, the reference rows, and the published perplexities."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
 from math import nan
@@ -34,6 +35,10 @@ COSTS = (
     Column("measured_decode_speedup", "Measured: decode", 2, "×"),
     Column("measured_train_time", "Train time", text=lambda row: duration(row["measured_train_time"])),
 )
+ENERGY = (  # only where trainings measured it, on GPUs
+    Column("measured_train_energy_wh", "Train energy", 1, " Wh"),
+    Column("measured_gpu_busy_pct", "GPU busy", 0, " %"),
+)
 METHOD = Column("", "Method", text=lambda row: method_label(row["method"], row["budget"]))
 
 
@@ -54,10 +59,12 @@ def table2(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
             row |= {f"ppl_{teacher}_sd": float(mine.std()), f"ppl_{teacher}_seeds": len(mine)}
             row[f"bits_per_byte_{teacher}"] = float(group.loc[group["teacher"] == teacher, "bits_per_byte"].mean())
         rows.append(row | costs(group, published, method, budget))
-    return tabulate(results, rows=rows, columns=table2_columns(teachers), resamples=bootstrap.resamples)
+    energy = [column for column in ENERGY if any(not pd.isna(row[column.name]) for row in rows)]
+    columns = table2_columns(teachers, energy)
+    return tabulate(results, rows=rows, columns=columns, resamples=bootstrap.resamples, energy=bool(energy))
 
 
-def table2_columns(teachers: list[str]) -> list[Column]:
+def table2_columns(teachers: list[str], energy: Sequence[Column] = ()) -> list[Column]:
 
     def perplexity(teacher: str) -> Column:
         name = f"ppl_{teacher}"
@@ -71,7 +78,7 @@ def table2_columns(teachers: list[str]) -> list[Column]:
     columns = [*csv_only("method", "budget"), METHOD]
     for teacher in teachers:
         columns += [perplexity(teacher), Column(f"ppl_{teacher}_se")]
-    columns += COSTS
+    columns += [*COSTS, *energy]
     for teacher in teachers:
         columns += csv_only(f"ppl_{teacher}_sd", f"ppl_{teacher}_seeds")
     return columns + csv_only(*(f"bits_per_byte_{teacher}" for teacher in teachers))
@@ -94,6 +101,8 @@ def costs(group: pd.DataFrame, published: Published, method: str, budget: float)
         "measured_prefill_speedup": mean["measured_prefill"],
         "measured_decode_speedup": mean["measured_decode"],
         "measured_train_time": mean["train_seconds"],
+        "measured_train_energy_wh": group["train_joules"].mean(skipna=False) / 3600,
+        "measured_gpu_busy_pct": 100 * group["gpu_utilisation"].mean(skipna=False),
     }
 
 
