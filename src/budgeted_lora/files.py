@@ -17,6 +17,10 @@ from budgeted_lora.errors import BadInput
 
 SNAKEMAKE_MARK = ".snakemake_timestamp"
 WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+KINDS = {
+    dict: "an object", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
 CONTENT = "content_sha256"  # the key under which a JSON record holds the digest of its other entries
 
 
@@ -200,13 +204,18 @@ def _content_digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def read_json(path: Path | str, *, expected: str = "JSON written by an earlier stage") -> Any:
+def read_json(path: Path | str, *, expected: str = "JSON written by an earlier stage", kind: type = dict) -> Any:
     """Reads JSON.
 
+    Args:
+        kind: of the outermost value, an object unless said otherwise; `object` takes any.
+
     Raises:
-        BadInput: the file is missing, is not JSON, or does not match its own digest.
+        BadInput: the file is missing, is not JSON, is JSON of another kind, or does not match its own digest.
     """
     value = _read_json(path, expected)
+    if not isinstance(value, kind):
+        raise BadInput(f"{path}: holds {KINDS[type(value)]}; expected {expected}")
     if isinstance(value, dict) and CONTENT in value:
         rest = {key: entry for key, entry in value.items() if key != CONTENT}
         try:

@@ -352,7 +352,9 @@ def test_a_tensor_that_is_not_where_the_index_says(sharded: Path, tmp_path: Path
 )
 def test_an_index_that_is_none_is_refused(sharded: Path, tmp_path: Path, index: object) -> None:
     write_json(sharded / "model.safetensors.index.json", index)
-    assert "model.safetensors.index.json: expected weight_map" in refusal(tmp_path, folder=str(sharded))
+    line = refusal(tmp_path, folder=str(sharded))
+    expected = "expected weight_map" if isinstance(index, dict) else "holds a list; expected the index"
+    assert f"model.safetensors.index.json: {expected}" in line
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "header"])

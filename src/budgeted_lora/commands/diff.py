@@ -124,7 +124,7 @@ class Comparison:
         read = {}
         for name in self.common:
             if name.endswith(".json"):
-                old, new = (read_json(side.files[name]) for side in (self.a, self.b))
+                old, new = (read_json(side.files[name], kind=object) for side in (self.a, self.b))
                 if all(isinstance(one, dict) and ("provenance" in one or name == "config.json") for one in (old, new)):
                     read[name] = old, new
         return read

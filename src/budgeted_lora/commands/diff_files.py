@@ -81,7 +81,7 @@ def compare_file(old: Path, new: Path) -> list[str]:
     if old.suffix in (".md", ".tex"):
         return compare_texts(table_text(old), table_text(new))
     by_suffix: dict[str, Callable[[Path, Path], list[str]]] = {
-        ".json": lambda a, b: compare_json(read_json(a), read_json(b)),
+        ".json": lambda a, b: compare_json(read_json(a, kind=object), read_json(b, kind=object)),
         ".safetensors": compare_tensors,
         ".csv": lambda a, b: compare_frames(read_csv(a), read_csv(b)),
         ".parquet": lambda a, b: compare_frames(read_parquet(a), read_parquet(b)),

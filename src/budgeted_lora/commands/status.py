@@ -180,7 +180,7 @@ def folder_digest(parts: Mapping[Path, str]) -> str:
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
     """The provenance of a JSON result; None if it has none. Raises BadInput if the file is damaged."""
-    content = read_json(path)
+    content = read_json(path, kind=object)
     try:
         record = content["provenance"]
         return record if isinstance(record["values"], dict) and isinstance(record["inputs"], dict) else None

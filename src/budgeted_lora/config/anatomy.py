@@ -219,7 +219,7 @@ def refuse_unknown(about: Mapping[str, Any], *, where: object) -> None:
         BadInput: another family, fused projections, experts, capped logits, or quantised weights; says which.
     """
     kind = about.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise BadInput(f"{where}: model_type is {kind!r}{_reason(about)}, expected one of {', '.join(FAMILIES)}")
     quantised = about.get("quantization_config")
     if quantised:
@@ -237,7 +237,7 @@ def _reason(about: Mapping[str, Any]) -> str:
     kind = about.get("model_type")
     if any(about.get(key) for key in EXPERTS):
         return ", a mixture of experts"
-    if kind in FUSED:
+    if isinstance(kind, str) and kind in FUSED:
         return f", whose projections are fused ({FUSED[kind]})"
     if "text_config" in about:
         return ", which reads more than text"

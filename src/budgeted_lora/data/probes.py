@@ -212,7 +212,7 @@ def read_original(folder: Path | str) -> dict[str, list[Pair]]:
     pairs = {}
     for probe in PROBES:
         path = Path(folder) / f"{probe}.json"
-        records = read_json(path, expected="a Function Vectors file: a list of {input, output}")
+        records = read_json(path, expected="a Function Vectors file: a list of records {input, output}", kind=list)
         try:
             pairs[probe] = [Pair(str(record["input"]), str(record["output"])) for record in records]
         except (TypeError, KeyError):

@@ -69,7 +69,7 @@ def open_tokenizer(folder: Path) -> Opened:
     config = read_json(folder / "tokenizer_config.json", expected="the tokenizer's settings")
     end = config.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
-    end_id = tokenizer.token_to_id(end) if end else None
+    end_id = tokenizer.token_to_id(end) if isinstance(end, str) else None
     if end_id is None:
         raise BadInput(f"{folder}: tokenizer_config.json names no eos_token of the vocabulary to end documents with")
     return Opened(tokenizer, folder, end, end_id, tuple(switch_off(tokenizer)))

@@ -1,17 +1,19 @@
 """Checks that a checkpoint folder is complete and as configured, from file headers alone; and the shipped folders."""
 
 import hashlib
-import json
+import math
 import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tokenizers import Tokenizer
 
 from budgeted_lora.config.anatomy import MLP, Anatomy, read_anatomy, refuse_other_sizes, refuse_short_context
 from budgeted_lora.config.sections import Teacher
+from budgeted_lora.config.types import Count
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file
 
@@ -24,9 +26,23 @@ NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layerno
 COMPUTED = ".rotary_emb.inv_freq"  # older files hold it, though config.json says it
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LISTED = 3  # names of tensors in one line
+BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PLAIN = ("BF16", "F16", "F32", "F64")  # types of weights that are not quantised
 LARGEST_HEADER = 100_000_000  # the format's own limit
 Shapes = dict[str, list[int]]
+
+
+class Entry(BaseModel):
+    """What a safetensors header says of a tensor; `data_offsets` are its first byte and the one after its last."""
+
+    model_config = ConfigDict(strict=True)
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: tuple[Count, Count]
+
+
+Header = TypeAdapter(dict[str, dict[str, str] | Entry])
 
 
 class Stored(NamedTuple):
@@ -65,10 +81,12 @@ def _weight_map(folder: Path) -> dict[str, str]:
         BadInput: not an index, or the name of a shard could lead out of the folder.
     """
     index = read_json(folder / INDEX, expected="the index of a sharded checkpoint")
-    table = index.get("weight_map") if isinstance(index, dict) else None
+    table = index.get("weight_map")
     plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
     if not isinstance(table, dict) or not table or not all(plain.fullmatch(str(name)) for name in table.values()):
         raise BadInput(f"{folder / INDEX}: expected weight_map, from names of tensors to names of .safetensors files")
+    if not isinstance(index.get("metadata"), dict):  # transformers needs it
+        raise BadInput(f"{folder / INDEX}: expected metadata, an object, which may be empty")
     return table
 
 
@@ -99,23 +117,39 @@ def header(file: Path) -> dict[str, Stored]:
         if size < 8 or length > min(size - 8, LARGEST_HEADER):
             raise BadInput(f"{file}: {size} bytes, cut short or not a safetensors file")
         try:
-            entries: dict[str, Any] = json.loads(stream.read(length))
-            entries.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-            tensors = {name: _stored(file, entry, first=8 + length) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file") from None
+            about = Header.validate_json(stream.read(length))
+        except ValidationError:
+            about = {"": {}}
+    metadata = about.pop("__metadata__", {})
+    if isinstance(metadata, Entry) or not all(isinstance(entry, Entry) for entry in about.values()):
+        raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file")
+    end = max((entry.data_offsets[1] for entry in about.values()), default=0)
     if size != 8 + length + end:
         raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")
+    _refuse_overlaps(file, about)
+    tensors = {
+        name: Stored(file, entry.dtype, entry.shape, *(8 + length + place for place in entry.data_offsets))
+        for name, entry in about.items()
+    }
     for name, tensor in tensors.items():
         if tensor.dtype not in PLAIN and name.endswith((".weight", ".bias")):
             raise BadInput(f"{file}: {name} is stored as {tensor.dtype}, expected one of {', '.join(PLAIN)}")
     return tensors
 
 
-def _stored(file: Path, entry: dict[str, Any], *, first: int) -> Stored:
-    start, stop = (first + int(place) for place in entry["data_offsets"])
-    return Stored(file, str(entry["dtype"]), list(entry["shape"]), start, stop)
+def _refuse_overlaps(file: Path, about: dict[str, Entry]) -> None:
+    """Refuses tensors that lie over one another, leave bytes between them, or have no place for their values.
+
+    Raises:
+        BadInput: names the first one.
+    """
+    place = 0
+    for name, entry in sorted(about.items(), key=lambda item: item[1].data_offsets):
+        start, stop = entry.data_offsets
+        width = BYTES.get(entry.dtype)
+        if start != place or (width is not None and stop - start != math.prod(entry.shape) * width):
+            raise BadInput(f"{file}: {name} is {entry.dtype} {entry.shape} at bytes {start} to {stop}; damaged header")
+        place = stop
 
 
 def check_checkpoint(
@@ -150,7 +184,9 @@ def check_checkpoint(
         )
     if contents:
         from budgeted_lora.models.contents import check_contents
+        from budgeted_lora.models.load import check_configuration
 
+        check_configuration(folder)
         check_contents(stored, tied=(HEAD, EMBEDDINGS) if anatomy.tied else None)
     return {"model_type": about["model_type"], "vocab_size": anatomy.vocab_size, "parameters": anatomy.parameters}
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from budgeted_lora.config.anatomy import refuse_unknown
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_digest, read_json
 
+READ = 16  # tokens in a trial
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -114,6 +115,26 @@ def load_model(
             some = ", ".join(sorted(names)[:3])
             raise BadInput(f"{folder}: {len(names)} {what} for the model that config.json describes ({some})")
     return model.eval()
+
+
+def check_configuration(folder: Path) -> None:
+    """Builds the model of a config.json without memory for its weights, and has it read a few tokens.
+
+    Raises:
+        BadInput: transformers refuses a value or cannot compute with it, which otherwise shows in a later job.
+    """
+    about = read_json(folder / "config.json", expected="the configuration of a checkpoint")
+    try:
+        with quietly(), torch.device("meta"), torch.no_grad():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+            model.eval()(input_ids=torch.zeros(1, READ, dtype=torch.long))
+    except Exception as error:  # of many types, as from `load_model`
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(
+            f"{folder / 'config.json'}: no {about.get('model_type')} model can be made of it "
+            f"({type(error).__name__}: {reason})"
+        ) from None
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:

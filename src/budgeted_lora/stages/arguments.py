@@ -52,7 +52,7 @@ def convert(name: str, annotation: Any, value: Any) -> Any:
     try:
         is_object = model or any(issubclass(kind, Mapping) or dataclasses.is_dataclass(kind) for kind in kinds)
         if isinstance(value, str) and is_object:
-            value = read_json(value[1:]) if value.startswith("@") else json.loads(value)
+            value = read_json(value[1:], kind=object) if value.startswith("@") else json.loads(value)
         if any(issubclass(kind, Sequence) and kind is not str for kind in kinds) and not isinstance(value, list):
             value = [] if value is None else [value]
         if value is None and type(None) not in kinds:

@@ -145,7 +145,7 @@ def main(folder: Path) -> None:
         devices = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
         if devices:
             os.environ[VISIBLE] = devices[int(os.environ["LOCAL_RANK"])]
-        stage, given = read_words(read_json(folder / JOB))
+        stage, given = read_words(read_json(folder / JOB, kind=list))
         join_run(f"{stage} {given['out']} (process {number})")
         from budgeted_lora.stages.train_cell import train_together
 
