@@ -31,7 +31,7 @@ def scored(results: Results, method: str, budget: float | None = None) -> dict[s
 
 def test_the_trade_off_is_that_of_table_2(results: Results) -> None:
     lora, budgeted = scored(results, "kd_lora"), scored(results, "budgeted_lora", 0.4)
-    first = sentences(results)[0]
+    first = sentences(results)[0].text
     assert f"KD LoRA, as large as a dense student, is at perplexity {lora['ppl']:.1f};" in first
     assert f"F = 0.4 needs {budgeted['speedup_vs_dense']:.2f} times fewer" in first
     assert f"has {budgeted['ppl'] / lora['ppl']:.2f} times the perplexity ({budgeted['ppl']:.1f})" in first
@@ -43,14 +43,16 @@ def test_a_smaller_dense_student_stands_beside_the_budget_of_its_macs(results: R
     smaller = controls[(controls["kind"] == SMALLER) & (controls["student_ffn"] == 320)].iloc[0]
     budgeted = scored(results, "budgeted_lora", 0.4)
     change = 100 * (budgeted["ppl"] / smaller["ppl"] - 1)
-    said = re.search(r"([\d.]+) beside F = 0\.4, whose perplexity is (\d+) % (higher|lower)", sentences(results)[1])
+    said = re.search(
+        r"([\d.]+) beside F = 0\.4, whose perplexity is (\d+) % (higher|lower)", sentences(results)[1].text
+    )
     assert said is not None
     assert said.groups() == (f"{smaller['ppl']:.1f}", f"{abs(change):.0f}", "higher" if change > 0 else "lower")
 
 
 def test_what_was_measured_is_said_as_measured(results: Results) -> None:
     budgeted = scored(results, "budgeted_lora", 0.0)
-    last = sentences(results)[-1]
+    last = sentences(results)[-1].text
     assert last.startswith("Measured on this machine, F = 0.4 reads")
     assert f"generates {budgeted['measured_decode']:.2f} times as fast" in last
 

@@ -47,7 +47,14 @@ def icl_scores(results: Results) -> pd.DataFrame:
     """The shown cells with their whole icl.json as column `icl` (None if missing), in the paper's order of methods."""
     listed = results.listed(*results.shown.cells)
     paths = [FILES["icl"].format(cell=cell, variant=DEFAULT_VARIANT) for cell in listed["cell"]]
-    return method_order(listed.assign(icl=[results.json(path) for path in paths]))
+    records = [results.json(path) for path in paths]
+    files = [() if record is None else (path,) for path, record in zip(paths, records, strict=True)]
+    return method_order(listed.assign(icl=records, files=files))
+
+
+def files_of(group: pd.DataFrame) -> tuple[str, ...]:
+    """The result files that the rows of a frame were made from (its column `files`), each once."""
+    return tuple(dict.fromkeys(path for files in group["files"] for path in files))
 
 
 def budget_key(budget: float) -> str:

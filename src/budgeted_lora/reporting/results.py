@@ -214,13 +214,15 @@ class Results:
         """The columns that the files `shown.reads` hold of one line; NaN where a value is missing.
 
         A student without a budget has no structure of its own: it is the dense one that others are timed against, so
-        its measured speedups are 1. Only the default variant is scored in context.
+        its measured speedups are 1. Only the default variant is scored in context. `files` names the files.
         """
-        row = {}
+        row: dict[str, Any] = {"files": ()}
         for kind in (kind for kind in FILES if kind in self.shown.reads):
             dense = kind == "speed" and not line["structure"]
             made = not dense and (kind != "icl" or line["variant"] == DEFAULT_VARIANT)
-            record = self.json(FILES[kind].format(**line)) if made else None
+            path = FILES[kind].format(**line)
+            record = self.json(path) if made else None
+            row["files"] += () if record is None else (path,)
             keys = {name: source.key for name, source in COLUMNS.items() if source.file == kind}
             row |= {name: 1.0 if dense else value_at(record, key) for name, key in keys.items()}
         return row
@@ -279,10 +281,12 @@ class Results:
             raise BadInput(f"{self.root / kind}: no model folder; expected one for each of the {kind}")
         rows = []
         for folder in sorted(folders, key=lambda path: (size_in_name(path.name), path.name)):
-            scored = {"perplexity": self.json(f"{kind}/{folder.name}/perplexity.json"), "icl": None}
-            if (folder / "icl.json").is_file():
-                scored["icl"] = self.json(f"{kind}/{folder.name}/icl.json")
-            row = {"name": folder.name} | shape_columns(folder / "model" / "config.json")
+            paths = {name: f"{kind}/{folder.name}/{name}.json" for name in ("perplexity", "icl")}
+            scored = {"perplexity": self.json(paths["perplexity"]), "icl": None}
+            if self.holds(paths["icl"]):
+                scored["icl"] = self.json(paths["icl"])
+            row = {"name": folder.name, "files": tuple(path for path in paths.values() if self.holds(path))}
+            row |= shape_columns(folder / "model" / "config.json")
             rows.append(row | {name: value_at(scored[COLUMNS[name].file], COLUMNS[name].key) for name in MODEL_COLUMNS})
         return pd.DataFrame(rows)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,9 @@ class Table:
         frame: the numbers, as the CSV holds them.
         shown: the same as text, with headings for people.
         notes: sentences below it.
+        numbers: for each column of `shown` the numbers behind its text, NaN where there are none or it is no column
+            of the CSV; what a reader sorts by.
+        files: for each row the result files it was made from, below results/<scale>.
     """
 
     name: str
@@ -74,22 +79,35 @@ class Table:
     frame: pd.DataFrame
     shown: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    numbers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    files: list[tuple[str, ...]] = field(default_factory=list)
 
     @classmethod
     def of(
         cls, name: str, title: str, *, rows: pd.DataFrame, columns: Sequence[Column], notes: Sequence[str] = ()
     ) -> "Table":
-        """The table of these rows and columns, empty where the rows lack one; a heading may stand only once."""
+        """The table of these rows and columns, empty where the rows lack one; a heading may stand only once.
+
+        Args:
+            rows: a column `files` with tuples of paths says what each row was made from.
+        """
         names = [column.name for column in columns if column.name]
         records = rows.reindex(columns=[*rows, *(name for name in names if name not in rows)]).to_dict("records")
         headed = [column for column in columns if column.heading]
         shown = pd.DataFrame({column.heading: [column.shown(row) for row in records] for column in headed})
-        return cls(name, title, rows.reindex(columns=names), shown, list(notes))
+        numbers = pd.DataFrame({one.heading: [as_number(row.get(one.name)) for row in records] for one in headed})
+        files = [row["files"] if isinstance(row.get("files"), tuple) else () for row in records]
+        return cls(name, title, rows.reindex(columns=names), shown, list(notes), numbers, files)
 
     @property
     def words(self) -> list[bool]:
         """For each shown column whether it holds words (set to the left) rather than numbers."""
         return [any(str(value)[:1].isalpha() for value in self.shown[column]) for column in self.shown.columns]
+
+
+def as_number(value: Any) -> float:
+    """A value as a number; NaN for text, for truth values and for what is missing."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
 
 
 def number(value: Any, digits: int, *, unit: str = "", factor: float = 1.0) -> str:

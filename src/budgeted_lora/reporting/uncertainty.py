@@ -16,8 +16,8 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.grouping import method_label
-from budgeted_lora.reporting.results import RECIPE, Results, variant_folder
+from budgeted_lora.reporting.grouping import files_of, method_label
+from budgeted_lora.reporting.results import FILES, RECIPE, Results, variant_folder
 from budgeted_lora.reporting.table import ABSENT, Column, Record, csv_only, mean_text, number
 
 ENDS = {"": "value", "_se": "standard_error", "_low": "low", "_high": "high", "_sd": "sd"}
@@ -55,6 +55,11 @@ class Run:
     cell: str
     variant: str
     seed: int
+
+    @property
+    def file(self) -> str:
+        """Path of its perplexity below results/<scale>."""
+        return FILES["perplexity"].format(cell=self.cell, variant=self.variant)
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ def lines(scores: pd.DataFrame, drawn: Drawn | None = None) -> pd.DataFrame:
 
     Returns:
         the columns of `scores` with numbers averaged; `ppl_sd` over seeds (NaN for one), `ppl_low` and `ppl_high`
-        of the seeds, `seeds`, and `runs`, the tuple of runs.
+        of the seeds, `seeds`, `runs`, the tuple of runs, and `files`, those of all runs.
     """
     keys = [name for name in scores if name in RECIPE or name == "variant"]
     rows = []
@@ -198,7 +203,7 @@ def lines(scores: pd.DataFrame, drawn: Drawn | None = None) -> pd.DataFrame:
             row |= {"ppl_sd": group["ppl"].std(), "ppl_low": group["ppl"].min(), "ppl_high": group["ppl"].max()}
             sampled = drawn.mean(mine) if drawn else None
             row["ppl_se"] = float(sampled[1].std(ddof=1)) if sampled else row["ppl_se"]
-        rows.append(row | {"seeds": len(group), "runs": mine})
+        rows.append(row | {"seeds": len(group), "runs": mine, "files": files_of(group)})
     return pd.DataFrame(rows)
 
 

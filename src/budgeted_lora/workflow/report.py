@@ -102,7 +102,7 @@ class ReportJobs:
     def templates(self) -> list[str]:
         """Files beside the reporting code that shape the page."""
         folder = source_folder("reporting/page")
-        return sorted(str(path) for pattern in ("*.j2", "*.css") for path in folder.glob(pattern))
+        return sorted(str(path) for pattern in ("*.j2", "*.css", "*.js") for path in folder.glob(pattern))
 
     def makers(self) -> list[str]:
         """Modules that make tables and figures."""

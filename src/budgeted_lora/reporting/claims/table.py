@@ -81,13 +81,13 @@ def tally(statuses: Iterable[str]) -> list[tuple[str, int]]:
     return [(verdict, counts[verdict]) for verdict in sorted(counts, key=place)]
 
 
-def claims_section(folder: Path, relative: str) -> dict[str, Any] | None:
+def claims_section(folder: Path) -> dict[str, Any] | None:
     """What the page shows of the claims beside it; None without any.
 
     Verdicts with the ablations are shown unless those of the main tables are newer.
 
     Args:
-        folder: the page's folder. relative: path from it to results/<scale>, with / between parts.
+        folder: the page's folder.
     """
     present = [folder / name for name in FILES if (folder / name).is_file()]
     if not present:
@@ -98,13 +98,7 @@ def claims_section(folder: Path, relative: str) -> dict[str, Any] | None:
         row |= {name: row.get(name, "") for name in (*HEADINGS, "noise")}
         row["verdict"] = signed(row["status"])
         row["css"] = f"verdict-{place(row['status'])}"
-        row["links"] = [(label(file), f"{relative}/{file}") for file in row.get("files", "").split()]
+        row["files"] = row.get("files", "").split()
     rows.sort(key=lambda row: place(row["status"]))
     counts = [(signed(status), count) for status, count in tally(row["status"] for row in rows)]
     return {"file": path.name, "counts": counts, "rows": rows}
-
-
-def label(file: str) -> str:
-    """A result file as a link says it: the folder of its cell or model, and its name."""
-    parts = file.split("/")
-    return f"{parts[1]} {parts[-1].partition('.')[0]}" if len(parts) > 2 else file

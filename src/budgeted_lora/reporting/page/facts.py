@@ -4,10 +4,8 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
-from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.files import read_json
-from budgeted_lora.reporting.grouping import method_label
-from budgeted_lora.reporting.results import FILES, Results
+from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import duration
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
@@ -93,34 +91,3 @@ def versions(results: Results) -> dict[str, list[Any]]:
     listed = [(kind, value, count) for kind, values in counts.items() for value, count in values.most_common()]
     rows = [{"kind": kind, "value": value, "files": str(count)} for kind, value, count in listed]
     return {"rows": rows, "mixed": [kind for kind, values in counts.items() if len(values) > 1]}
-
-
-def cell_links(results: Results, relative: str, *tables: str) -> list[dict[str, Any]]:
-    """One row per cell, of some tables or of all: what it is, and links to those of its files that are present.
-
-    Args:
-        relative: path from the page's folder to results/<scale>, with / between parts.
-    """
-    lines = results.of_tables(*tables or results.tables)
-    listing = results.lines.groupby("cell")["table"].unique()
-    rows = []
-    for name, variants in lines.groupby("cell", sort=False):
-        cell = variants.iloc[0]
-        names = {"training": "train.json", "history": "history.csv", "retention": "retention.csv"}
-        paths = {label: f"cells/{name}/{file}" for label, file in names.items()}
-        for variant in variants["variant"]:
-            remark = "" if variant == DEFAULT_VARIANT else f", {variant}"
-            for label, kind in (("compression", "compression"), ("perplexity", "perplexity"), ("ICL", "icl")):
-                paths[f"{label}{remark}"] = FILES[kind].format(cell=name, variant=variant)
-        paths["speed"] = FILES["speed"].format(structure=cell["structure"])
-        links = [(label, f"{relative}/{path}") for label, path in paths.items() if results.holds(path)]
-        about = {"cell": name, "method": method_label(cell["method"], cell["budget"]), "teacher": cell["teacher"]}
-        rows.append(about | {"tables": " ".join(listing[name]), "links": links})
-    return rows
-
-
-def shared_links(results: Results, relative: str) -> list[tuple[str, str]]:
-    """Links to the files that belong to no cell: manifest, list of cells, teachers and untrained students."""
-    names = ["cells.csv", "data/manifest.json"]
-    names += [str(path.relative_to(results.root)) for path in results.files(STAGES["teachers and untrained students"])]
-    return [(name, f"{relative}/{name}") for name in names if results.holds(name)]

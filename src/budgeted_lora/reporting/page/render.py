@@ -1,8 +1,8 @@
 """The page: one self-contained HTML file, figures inside, made for a phone as well as for a desk."""
 
 import base64
-import os
 from importlib.resources import files
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import jinja2
 
 from budgeted_lora.config.scale import Config
 from budgeted_lora.reporting.claims.table import claims_section
-from budgeted_lora.reporting.contents import BEYOND, CONTROLS, FIGURES, TABLES, Shown
+from budgeted_lora.reporting.contents import BEYOND, FIGURES, Shown
 from budgeted_lora.reporting.page import facts
 from budgeted_lora.reporting.page.beyond import findings
+from budgeted_lora.reporting.page.origins import Origins
 from budgeted_lora.reporting.page.summary import sentences
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Table, number
@@ -36,20 +37,18 @@ def render(
     """The page's text.
 
     Args:
-        tables: those to show; table2 goes to the first screen, controls and ablations to sections that fold.
+        tables: those to show, each in the section of its question.
         figures: those that lie in out/figures as SVG.
         out: the folder the page will lie in; links are relative to it.
         config: the scale, for the list of constants.
         skipped: what could not be made in a partial report, one sentence each.
         absent: ablations that were not made, one sentence each.
     """
-    relative = Path(os.path.relpath(results.root.resolve(), out.resolve())).as_posix()
-    pictures = [picture(figure, out) for figure in figures]
-    main = {name for name, shown in TABLES.items() if shown.target == "main"} - {CONTROLS}
+    origins = Origins.of(results, out)
     context: dict[str, Any] = {
         "scale": results.scale,
         "summary": sentences(results),
-        "first": next((one for one in pictures if one["name"] == FIRST_FIGURE), None),
+        "first": picture(FIGURES[FIRST_FIGURE], out) if FIRST_FIGURE in {one.name for one in figures} else None,
         "teachers": results.teachers().to_dict("records"),
         "manifest": results.json("data/manifest.json"),
         "students": facts.students_sentence(results),
@@ -57,24 +56,22 @@ def render(
         "time": facts.time_sentence(results),
         "standing": results.standing,
         "apart": texts()["setups"][results.standing.setup]["apart"],
-        "main": next((table for table in tables if table.name == "table2"), None),
-        "tables": [table for table in tables if table.name in main - {"table2"}],
-        "folded": sections(results, [table for table in tables if table.name not in main], pictures, relative),
         "absent": absent,
-        "figures": [one for one in pictures if FIGURES[one["name"]].target == "main" and one["name"] != FIRST_FIGURE],
-        "claims": claims_section(out, relative),
+        "findings": next((findings(results, table.frame) for table in tables if table.name == BEYOND), None),
+        "claims": claims_section(out),
         "unknowns": (out / "tables" / "unknowns.csv").is_file(),
         "constants": constants(config),
         "versions": facts.versions(results),
-        "cells": facts.cell_links(results, relative),
-        "shared": facts.shared_links(results, relative),
+        "origins": origins,
         "missing": results.missing if results.partial else [],
         "skipped": skipped,
         "partial": results.partial,
         "table_forms": TABLE_FORMS,
         "figure_forms": FIGURE_FORMS,
-        "style": (files(__package__) / "index.css").read_text(encoding="utf-8"),
+        "style": own_file("index.css"),
+        "script": own_file("index.js"),
     }
+    context["questions"] = questions(tables, figures, out, always=parts(context))
     return fill("index.html.j2", **context)
 
 
@@ -88,28 +85,47 @@ def fill(template: str, **context: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "millions": facts.millions}
-    environment.filters["dictvalues"] = lambda row: list(row.values())
+    environment.filters |= {"dictvalues": lambda row: list(row.values()), "sort_value": sort_value}
     text = environment.get_template(template).render(context)
     return text.replace(" %", "\N{NO-BREAK SPACE}%")  # no line begins with a percent sign
 
 
-def sections(
-    results: Results, tables: list[Table], pictures: list[dict[str, str]], relative: str
-) -> list[dict[str, Any]]:
-    """The sections that fold: heading, findings, figures, and every table with the files of its cells."""
-    titles = {CONTROLS: "Controls", BEYOND: "Beyond the paper"}
-    folded = []
-    for title in ("Controls", "Ablations", "Beyond the paper"):
-        mine = [table for table in tables if titles.get(table.name, "Ablations") == title]
-        if not mine:
-            continue
-        own = {"findings": None, "figures": []}
-        if title == titles[BEYOND]:
-            own["findings"] = findings(results, mine[0].frame)
-            own["figures"] = [one for one in pictures if FIGURES[one["name"]].target == "own"]
-        entries = [(table, facts.cell_links(results, relative, table.name)) for table in mine]
-        folded.append({"id": title.lower().split()[0], "title": title, "entries": entries} | own)
-    return folded
+def sort_value(table: Table, row: int, column: int) -> str:
+    """The number by which a cell of a table is sorted; empty where its text is sorted by."""
+    value = table.numbers.iat[row, column] if table.numbers.size else nan
+    return "" if isnan(value) else f"{value:.8g}"
+
+
+def own_file(name: str) -> str:
+    """A file of this folder that stands in the page as it is."""
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def parts(context: dict[str, Any]) -> set[str]:
+    """Questions that are answered by more than tables and figures."""
+    wanted = {"claims": context["claims"], "ablations": context["absent"], "constants": context["constants"]}
+    wanted["missing"] = context["partial"]
+    return {"run", "say", "slips", "provenance", "files", *(name for name, given in wanted.items() if given)}
+
+
+def questions(tables: list[Table], figures: list[Shown], out: Path, *, always: set[str]) -> dict[str, Any]:
+    """The questions that the page answers, by name: title, short title, tables and figures.
+
+    Args:
+        always: those that are shown without a table or figure too.
+    """
+    asked = texts()["questions"]
+    placed = {name for question in asked.values() for name in question.get("tables", ())}
+    shown = {}
+    for name, question in asked.items():
+        named = [table for table in tables if table.name in question.get("tables", ())]
+        named.sort(key=lambda table: question["tables"].index(table.name))
+        if name == "ablations":
+            named += [table for table in tables if table.name not in placed]
+        drawn = [picture(figure, out) for figure in figures if figure.name in question.get("figures", ())]
+        if named or drawn or name in always:
+            shown[name] = question | {"tables": named, "figures": drawn}
+    return shown
 
 
 def picture(figure: Shown, out: Path) -> dict[str, str]:

@@ -3,6 +3,9 @@
 Each is computed from the results under the smallest teacher, and left out where a number is missing.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import pandas as pd
 
 from budgeted_lora.reporting.contents import CONTROLS, TABLES
@@ -14,7 +17,14 @@ from budgeted_lora.reporting.tables.controls import SMALLER, control_runs
 from budgeted_lora.reporting.uncertainty import lines
 
 
-def sentences(results: Results) -> list[str]:
+class Sentence(NamedTuple):
+    """One sentence, and the result files that its numbers were read from, below results/<scale>."""
+
+    text: str
+    files: tuple[str, ...]
+
+
+def sentences(results: Results) -> list[Sentence]:
     """At most three sentences; none if no budgeted student was scored."""
     if "table2" not in results.tables:
         return []
@@ -25,11 +35,16 @@ def sentences(results: Results) -> list[str]:
     lora = frame[frame["method"] == "kd_lora"].to_dict("records")
     if not budgeted:
         return []
-    found = [trade_off(budgeted, lora[0]) if lora else "", against_dense(results, budgeted), on_the_clock(budgeted)]
+    found = [trade_off(budgeted, lora[0]) if lora else None, against_dense(results, budgeted), on_the_clock(budgeted)]
     return [sentence for sentence in found if sentence]
 
 
-def trade_off(budgeted: list[Record], lora: Record) -> str:
+def sentence(text: str, rows: Iterable[Record]) -> Sentence:
+    """A sentence with the files of the rows that it speaks of."""
+    return Sentence(text, tuple(dict.fromkeys(path for row in rows for path in row["files"])))
+
+
+def trade_off(budgeted: list[Record], lora: Record) -> Sentence:
     """What each budget saves, and its perplexity over KD LoRA's."""
     parts = []
     for row in budgeted:
@@ -39,37 +54,39 @@ def trade_off(budgeted: list[Record], lora: Record) -> str:
             f"and has {ratio} times the perplexity ({number(row['ppl'], 1)})"
         )
     length = f"After {millions(lora['tokens'])} tokens KD LoRA, as large as a dense student, is at perplexity"
-    return f"{length} {number(lora['ppl'], 1)}; {'; '.join(parts)}."
+    return sentence(f"{length} {number(lora['ppl'], 1)}; {'; '.join(parts)}.", [lora, *budgeted])
 
 
-def against_dense(results: Results, budgeted: list[Record]) -> str:
+def against_dense(results: Results, budgeted: list[Record]) -> Sentence | None:
     """Budgeted students beside smaller dense ones with nearly the same MACs, which the paper does not show."""
     if CONTROLS not in results.tables:
-        return ""
+        return None
     frame = control_runs(results)
     frame = frame[(frame["kind"] == SMALLER) & frame["ppl"].notna() & (frame["tokens"] == budgeted[0]["tokens"])]
-    parts = []
+    parts, rows = [], []
     for row in budgeted:
         near = frame[(frame["share"] - 1 / row["speedup_vs_dense"]).abs() < 0.02]
         if near.empty:
             continue
-        dense = lines(near).iloc[0]
+        dense = lines(near).iloc[0].to_dict()
+        rows += [dense, row]
         change = 100 * (row["ppl"] / dense["ppl"] - 1)
         parts.append(
             f"{number(dense['ppl'], 1)} beside F = {number(row['budget'], 1)}, whose perplexity is "
             f"{number(abs(change), 0)} % {'higher' if change > 0 else 'lower'}"
         )
     if not parts:
-        return ""
-    return f"A smaller dense student of the same cost, distilled in full, is at {', and at '.join(parts)}."
+        return None
+    text = f"A smaller dense student of the same cost, distilled in full, is at {', and at '.join(parts)}."
+    return sentence(text, rows)
 
 
-def on_the_clock(budgeted: list[Record]) -> str:
+def on_the_clock(budgeted: list[Record]) -> Sentence | None:
     """Measured speedups of whole students, which are not the ratio of their MACs."""
+    timed = [row for row in budgeted if pd.notna(row["measured_prefill"]) and pd.notna(row["measured_decode"])]
     parts = [
         f"F = {number(row['budget'], 1)} reads a prompt {number(row['measured_prefill'], 2)} times and generates "
         f"{number(row['measured_decode'], 2)} times as fast as the dense student"
-        for row in budgeted
-        if pd.notna(row["measured_prefill"]) and pd.notna(row["measured_decode"])
+        for row in timed
     ]
-    return f"Measured on this machine, {'; '.join(parts)}." if parts else ""
+    return sentence(f"Measured on this machine, {'; '.join(parts)}.", timed) if parts else None

@@ -21,7 +21,8 @@ def lm_eval(results: Results, published: Published, bootstrap: Bootstrap) -> Tab
         about = {"model": method_label(cell["method"], cell["budget"]), "cell": cell["cell"]}
         about |= {name: cell[name] for name in ("teacher", "init", "seed")}
         named.append((about, f"cells/{cell['cell']}/compressed/{DEFAULT_VARIANT}"))
-    scored = [(about, results.json(f"{folder}/lm_eval.json")) for about, folder in named]
+    paths = [f"{folder}/lm_eval.json" for _, folder in named]
+    scored = [(about | {"files": (path,)}, results.json(path)) for (about, _), path in zip(named, paths, strict=True)]
     records = [record for _, record in scored if record is not None]
     metrics = metrics_of(records)
     rows = [about | scores_of(record, metrics) for about, record in scored]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from budgeted_lora.reporting.grouping import (
     budget_key,
+    files_of,
     groups,
     icl_scores,
     method_label,
@@ -41,7 +42,8 @@ def table9(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
                 frames.append(mean.rename_axis("probe").reset_index()[PROBE_COLUMNS])
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=PROBE_COLUMNS)
     title, notes = describe(results)
-    return Table("table9", title, frame, table9_shown(frame), notes)
+    shown = table9_shown(frame)
+    return Table("table9", title, frame, shown, notes, files=[files_of(scored)] * len(shown))
 
 
 def table9_shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,12 +67,13 @@ def figure2_values(results: Results, published: Published, bootstrap: Bootstrap)
     rows = []
     for (method, budget), group in groups(icl_scores(results)):
         for teacher in teacher_order(group):
-            scored = [icl for icl in group[group["teacher"] == teacher]["icl"] if icl]
+            mine = group[group["teacher"] == teacher]
+            scored = [icl for icl in mine["icl"] if icl]
             if any(icl["per_seed"] for icl in scored):
                 setting = setting_of(budget)
                 printed = published.value("Figure 2", "icl_composite_pct", method, teacher=teacher, setting=setting)
                 about = {"teacher": teacher, "method": method, "budget": budget_key(budget), "published_pct": printed}
-                rows.append(about | composite(scored))
+                rows.append(about | composite(scored) | {"files": files_of(mine)})
     return tabulate(results, rows=rows, columns=COMPOSITE_COLUMNS)
 
 
@@ -109,10 +112,11 @@ COMPOSITE_COLUMNS = (
 
 def contamination(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """How much of the prompts and answers of each probe occurs word for word in the training text."""
-    record = results.json("data/contamination.json") or {"ngram": nan, "training_tokens": nan, "probes": {}}
-    rows = [{"probe": name} | found for name, found in record["probes"].items()]
+    path = "data/contamination.json"
+    record = results.json(path) or {"ngram": nan, "training_tokens": nan, "probes": {}}
+    rows = [{"probe": name, "files": (path,)} | found for name, found in record["probes"].items()]
     if rows:
-        rows.append({"probe": "all"} | record["total"])
+        rows.append({"probe": "all", "files": (path,)} | record["total"])
     columns = [
         Column("probe", "Probe"),
         Column("examples", "Examples", 0),

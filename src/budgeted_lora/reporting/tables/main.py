@@ -10,6 +10,7 @@ import pandas as pd
 from budgeted_lora.reporting.grouping import (
     METHODS,
     budget_key,
+    files_of,
     groups,
     method_label,
     one_recipe,
@@ -50,7 +51,7 @@ def table2(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     drawn, runs = draw(results, scores, bootstrap), runs_of_rows(scores)
     rows = []
     for (method, budget), group in groups(scores):
-        row: Record = {"method": method, "budget": budget_key(budget)}
+        row: Record = {"method": method, "budget": budget_key(budget), "files": files_of(group)}
         for teacher in teachers:
             mine = group.loc[group["teacher"] == teacher, "ppl"]
             mean = drawn.mean(runs.get((method, budget_key(budget), teacher), ()))
@@ -126,7 +127,9 @@ def table2_differences(results: Results, published: Published, bootstrap: Bootst
         for base, other in combinations(keys, 2):
             difference, mean = drawn.difference(runs[other], runs[base]), drawn.mean(runs[base])
             if difference and mean:
-                rows.append(difference_row(other, base, difference, 100 * difference.value / mean[0]))
+                files = tuple(run.file for run in (*runs[other], *runs[base]))
+                row = difference_row(other, base, difference, 100 * difference.value / mean[0])
+                rows.append(row | {"files": files})
     interval = Column(
         "", f"{100 * bootstrap.confidence:g} % interval", text=lambda row: f"[{row['low']:+.2f}, {row['high']:+.2f}]"
     )

@@ -48,7 +48,7 @@ def sensitivity(results: Results, published: Published, bootstrap: Bootstrap) ->
     for row in rows:
         row["moved"] = moved(row, rows[0])
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = [column(name) for name in names if name != "moved"]
+    columns = [column(name) for name in names if name not in ("moved", "files")]
     return tabulate(results, rows=rows, columns=[*columns, column("moved")])
 
 
@@ -78,6 +78,7 @@ def line(change: Change, arms: dict[Group, Record], base: dict[Group, Record], d
     scores = base | arms
     compared = list(dict.fromkeys(arm for pair in CONCLUSIONS.values() for arm in pair[::-1]))
     row: Record = dict(zip(("constant", "value", "instead of"), change, strict=True))
+    row["files"] = tuple(scores[arm]["run"].file for arm in dict.fromkeys([*compared, *arms]) if arm in scores)
     for arm in [*compared, *(arm for arm in arms if arm not in compared)]:
         score, name = scores.get(arm), f"PPL {method_label(*arm)}"
         ppl, error = (nan, nan) if score is None else (score["ppl"], score["ppl_se"])

@@ -4,7 +4,7 @@ from functools import partial
 from math import nan
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
-from budgeted_lora.reporting.grouping import budget_key, method_order, one_recipe, setting_of
+from budgeted_lora.reporting.grouping import budget_key, files_of, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import FILES, SPEEDS, Results
 from budgeted_lora.reporting.table import Column, Record, Table, csv_only, number
@@ -67,7 +67,7 @@ def table8(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     rows = []
     for (budget, teacher), group in scores.groupby(["budget", "teacher"], sort=False):
         row: Record = group.mean(numeric_only=True).to_dict()
-        row |= {"budget": budget_key(budget), "teacher": teacher}
+        row |= {"budget": budget_key(budget), "teacher": teacher, "files": files_of(group)}
         row |= {"seeds": len(group), "avg_rank_sd": group["avg_rank"].std()}
         for ours, theirs in PRINTED.items():
             row[f"{ours}_published"] = published.value("Table 8", theirs, "budgeted_lora", setting=setting_of(budget))
@@ -102,6 +102,7 @@ def speed(results: Results, published: Published, bootstrap: Bootstrap) -> Table
     for cell in scores.itertuples():
         timed = results.json(FILES["speed"].format(structure=cell.structure)) or {}
         row: Record = {"structure": cell.structure, "budget": budget_key(cell.budget), "controller": cell.controller}
+        row["files"] = cell.files
         row["mac_speedup"] = cell.speedup_vs_dense
         for part in SPEEDS:
             for end in ("", "_q1", "_q3"):

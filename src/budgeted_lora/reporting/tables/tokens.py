@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from budgeted_lora.reporting.contents import TABLES, TOKENS
-from budgeted_lora.reporting.grouping import method_label, method_order
+from budgeted_lora.reporting.grouping import files_of, method_label, method_order
 from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
@@ -105,6 +105,7 @@ def tokens(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     rows = []
     for curve in curves:
         row: Record = {"student": curve.label, "exponent": nan, "amplitude": nan, "meets_kd_lora": nan}
+        row["files"] = files_of(curve.points)
         for point in curve.points.itertuples():
             row |= {f"ppl_{int(point.tokens)}": point.ppl, f"ppl_{int(point.tokens)}_se": point.ppl_se}
         if curve.law is not None:
