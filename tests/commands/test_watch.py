@@ -143,6 +143,18 @@ def test_other_jobs_with_the_bar_of_their_log(graph: Graph) -> None:
     assert bar_of(logs, ("B",)) == ()
 
 
+def test_a_training_on_another_machine_lives_while_its_history_grows(graph: Graph) -> None:
+    """Its process cannot be looked for here, and an ended job stays in the list of the run."""
+    cell = next(iter(graph.cells))
+    folder = begin_training(cell, pid=DEAD, rows=2)
+    lines = [f"7 elsewhere train_cell {TINY}/cells/{cell}", f"8 elsewhere evaluate {TINY}/teachers/A", ""]
+    (TINY / "jobs.lock").write_text("\n".join(lines))
+    view = look(graph)
+    assert ([one.cell for one in view.trainings], view.others) == ([cell], ())
+    os.utime(folder / "history.csv", (0, 0))
+    assert look(graph).trainings == ()
+
+
 def test_values_and_targets_are_those_of_the_last_run(run: Run, graph: Graph) -> None:
     rows = [{"method": "kd_full", "seed": [0, 1, 2]}]
     about = {"targets": ["table7"], "config": {"tables": {**SCALE["tables"], "table7": rows}}}

@@ -202,15 +202,17 @@ class Watcher:
 
     # --- jobs at work
 
-    def _living(self) -> list[str]:
-        """Jobs of the run, as they have entered themselves."""
+    def _living(self, *, elsewhere: bool = False) -> list[str]:
+        """Jobs of the run, as they have entered themselves; those of other machines may have ended."""
         path = Path(self.graph.results) / JOBS
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        return [job.what for job in living(lines, elsewhere=True)]
+        return [job.what for job in living(lines, elsewhere=elsewhere)]
 
     def _trainings(self) -> Iterator[Training]:
         """Students whose training is at work: those with a state, then those that have just been started."""
-        started = {Path(what.split()[1]).name for what in self._living() if re.match(r"train_cell \S", what)}
+        started = {
+            Path(what.split()[1]).name for what in self._living(elsewhere=True) if re.match(r"train_cell \S", what)
+        }
         seen = set()
         for folder in sorted(Path(self.graph.results, "state").glob("*-*")):
             cell = folder.name.rpartition("-")[0]
@@ -221,6 +223,7 @@ class Watcher:
                 yield training(cell, folder / "history.csv", steps=recipe.steps, step_tokens=step_tokens)
 
     def _others(self) -> Iterator[Other]:
+        """Jobs of this machine that are no trainings."""
         for what in self._living():
             stage, _, out = what.partition(" ")
             if stage != "train_cell" and not stage.startswith("Snakemake"):
