@@ -209,10 +209,9 @@ class Watcher:
         return [job.what for job in living(lines, elsewhere=elsewhere)]
 
     def _trainings(self) -> Iterator[Training]:
-        """Students whose training is at work: those with a state, then those that have just been started."""
-        started = {
-            Path(what.split()[1]).name for what in self._living(elsewhere=True) if re.match(r"train_cell \S", what)
-        }
+        """Students whose training is at work, by the folders of their states."""
+        jobs = [what.split() for what in self._living(elsewhere=True)]
+        started = {Path(words[1]).name for words in jobs if words[0] == "train_cell" and len(words) > 1}
         seen = set()
         for folder in sorted(Path(self.graph.results, "state").glob("*-*")):
             cell = folder.name.rpartition("-")[0]
