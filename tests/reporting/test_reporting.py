@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "config" / "published.csv"
 CLAIMS = ROOT / "config" / "claims.yaml"
 FAST = Bootstrap(200)
-TABLES = {name: shown for name, shown in contents.TABLES.items() if shown.target == "main"}
+TABLES = {name: shown for name, shown in contents.TABLES.items() if shown.target == "main" and not shown.asked}
 FIGURES = {name: shown for name, shown in contents.FIGURES.items() if shown.target == "main"}
 
 
