@@ -75,6 +75,8 @@ def test_an_optional_package_is_needed_where_it_is_asked_for(monkeypatch: pytest
     assert finding.line() == "lm_eval, which evaluation.lm_eval needs; pip install -e '.[lm-eval]'"
     assert "package missing: lm_eval, which" in doctor.refusal(asking, remote=False)
     assert list(checks.extras(limited(asking, ["table3"]))) == []
+    [finding] = checks.extras(graph_of("smoke", evaluation={"int8": True}))
+    assert finding.line() == "torchao, which evaluation.int8 needs; pip install -e '.[int8]'"
 
 
 def test_host_memory() -> None:

@@ -29,7 +29,8 @@ def project() -> dict:
 
 
 LOCKS = ("requirements.lock", "profiles/slurm/requirements.lock", "requirements-extras.lock")
-MEASURING = {"lm-eval"}  # extras for measurements besides, which no lock holds: their results record the versions
+# Extras for measurements besides, which no lock holds: their results record the versions.
+MEASURING = {"int8", "lm-eval"}
 
 
 @cache

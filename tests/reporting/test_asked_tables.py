@@ -50,18 +50,38 @@ def write_scores(folder: Path, *, accuracy: float, cut: int = 0) -> None:
     (folder / "lm_eval.json").write_text(json.dumps(record | {"versions": {"lm_eval": "0.4.13"}, "provenance": {}}))
 
 
+def test_int8_stands_beside_each_student(results: Path) -> None:
+    for folder in results.glob("cells/*/compressed/default"):
+        ppl = json.loads((folder / "perplexity.json").read_text())["value"]
+        sizes = {"plain": {"model": 4e6, "projections": 3e6}, "int8": {"model": 2e6, "projections": 1e6}}
+        record = {"perplexity": {"value": 1.02 * ppl, "standard_error": 0.1}, "bytes": sizes, "dtype": "float32"}
+        record |= {"prefill": {"speedup": 1.5}, "decode": {"speedup": 0.75}, "versions": {"torchao": "0.18.0"}}
+        (folder / "int8.json").write_text(json.dumps(record | {"device": "cpu", "provenance": {}}))
+    frame, text = made(results, "int8")
+    assert set(frame["int8_loss_pct"].round(6)) == {2.0}
+    assert set(frame["int8_bytes"]) == {2e6}
+    line = next(line for line in text.splitlines() if line.startswith("| KD Full | 0.13B"))
+    assert "| 4.00 | 2.00 | 3.00× smaller | 19." in line
+    assert line.endswith(" | +2.00 % | 1.50× | 0.75× |")
+    assert "By torchao 0.18.0" in text
+    assert "time of the student in float32 over that of its int8 form (cpu" in text
+
+
 def test_nothing_is_made_where_nothing_is_asked() -> None:
-    plain, asked = (ReportJobs(Graph(asking(**keys))) for keys in ({}, {"lm_eval": ["capitals"]}))
-    assert "lm_eval" not in plain.names("main")
+    plain, asked = (ReportJobs(Graph(asking(**keys))) for keys in ({}, {"lm_eval": ["capitals"], "int8": True}))
+    assert not {"lm_eval", "int8"} & set(plain.names("main"))
     assert plain.graph.task_scores() == []
-    assert set(asked.names("main")) == {*plain.names("main"), "lm_eval"}
-    assert "lm_eval" not in tables_of(plain.configured)
+    assert set(asked.names("main")) == {*plain.names("main"), "lm_eval", "int8"}
+    assert not {"lm_eval", "int8"} & set(tables_of(plain.configured))
     assert list(plain.graph.cells) == list(asked.graph.cells)
 
 
 def test_tasks_have_a_row_for_each_model(results: Path) -> None:
     for place, folder in enumerate(every_model(results)):
         write_scores(folder, accuracy=place / 100, cut=int(place == 0))
+    for name in ("train.json", "compressed/default/perplexity.json", "compressed/default/compression.json"):
+        for path in results.glob(f"cells/*/{name}"):
+            path.unlink()  # which the table does not declare
     frame, text = made(results, "lm_eval")
     students = frame.dropna(subset=["cell"])
     assert set(students["cell"]) >= {path.parents[1].name for path in results.glob("cells/kd-full*/compressed/default")}
@@ -82,6 +102,7 @@ def test_tasks_have_a_row_for_each_model(results: Path) -> None:
 def test_the_files_of_a_table_are_those_it_declares(results: Path) -> None:
     jobs = ReportJobs(Graph(asking(lm_eval=["capitals"])))
     inputs = jobs.inputs(jobs.tables["lm_eval"])
-    assert {Path(path).name for path in inputs} == {"lm_eval.json"}
-    assert {Path(path).parts[2] for path in inputs} == {"teachers", "students", "cells"}
-    assert len(inputs) == len(jobs.graph.references()) // 2 + len(jobs.graph.asked("lm_eval"))
+    assert {*jobs.graph.references(), *jobs.graph.task_scores()} == set(inputs)
+    tasks = [path for path in inputs if path.endswith("/lm_eval.json")]
+    assert {Path(path).parts[2] for path in tasks} == {"teachers", "students", "cells"}
+    assert len(tasks) == len(jobs.graph.references()) // 2 + len(jobs.graph.asked("lm_eval"))

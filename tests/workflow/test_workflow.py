@@ -159,7 +159,7 @@ def test_table_2_has_every_cell_that_it_must(plan: Plan) -> None:
     assert set(main.values()) == set(everything.values()) == {1}
 
 
-ASKING = "evaluation={lm_eval: [capitals], lm_eval_limit: 2}"
+ASKING = "evaluation={lm_eval: [capitals], lm_eval_limit: 2, int8: true}"
 
 
 def test_what_evaluation_asks_for_is_done_for_each_model_of_the_main_tables(plan: Plan) -> None:
@@ -167,10 +167,12 @@ def test_what_evaluation_asks_for_is_done_for_each_model_of_the_main_tables(plan
     graph = graph_of("smoke")
     added = rules(jobs) - rules(plain)
     cells = len(graph.listed(MAIN_CELLS))
-    assert added == {"make_table": 1, "score_tasks": cells, "score_reference_tasks": len(graph.references()) // 2}
+    references = len(graph.references()) // 2
+    asked = {"score_tasks": cells, "score_reference_tasks": references, "measure_int8": cells}
+    assert added == {"make_table": 2} | asked
     assert rules(plain) - rules(jobs) == Counter()
     asked = [job.options["tasks"] for job in jobs if "score" in job.rule and "tasks" in job.options]
-    assert asked == [["capitals"]] * (cells + len(graph.references()) // 2)
+    assert asked == [["capitals"]] * (cells + references)
 
 
 @pytest.mark.parametrize("words", ["smoke", "mini", "paper", f"smoke {ASKING}"])

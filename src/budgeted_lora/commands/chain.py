@@ -176,11 +176,18 @@ def compressed_stages(graph: Graph, cell: str, variant: str) -> list[Stage]:
 
 
 def asked_stages(graph: Graph, cell: str) -> list[Stage]:
-    """What `evaluation` asks for besides: scores on tasks of lm-evaluation-harness."""
-    if cell not in graph.asked("lm_eval"):
-        return []
-    (file,) = map(Path, graph.of_cells([cell], "@lm_eval.json"))
-    return [Stage("tasks", True, (file,), {file: options.tasks(graph)}, after=("compress", "tokenizer"), whole=True)]
+    """What `evaluation` asks for besides: scores on tasks of lm-evaluation-harness, and the int8 student."""
+    timing = {"threads": graph.config.threads.timing}
+    known = {
+        "lm_eval": ("tasks", options.tasks(graph), ("compress", "tokenizer")),
+        "int8": ("int8", options.int8(graph) | timing, ("compress", "tokens")),
+    }
+    stages = []
+    for what, (name, values, after) in known.items():
+        if cell in graph.asked(what):
+            (file,) = map(Path, graph.of_cells([cell], f"@{what}.json"))
+            stages.append(Stage(name, True, (file,), {file: values}, after=after, whole=True))
+    return stages
 
 
 def speed_stages(graph: Graph, cell: str) -> list[Stage]:

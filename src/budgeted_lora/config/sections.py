@@ -263,7 +263,7 @@ class Scoring(Growing):
 class Evaluation(Scoring):
     """The section: what is measured besides."""
 
-    LATER: ClassVar[frozenset[str]] = Scoring.LATER | {"lm_eval", "lm_eval_folder", "lm_eval_limit"}
+    LATER: ClassVar[frozenset[str]] = Scoring.LATER | {"lm_eval", "lm_eval_folder", "lm_eval_limit", "int8"}
 
     lm_eval: list[str] = key(
         [],
@@ -274,11 +274,16 @@ class Evaluation(Scoring):
         None, "Folder of tasks of your own, YAML files as the harness has them. [ours]"
     )
     lm_eval_limit: Positive | None = key(None, "Examples of each task at most; all when empty. [ours]")
+    int8: bool = key(
+        False,
+        "Measure size, perplexity and speed of the main tables' students with int8 weights and activations, too; needs "
+        "torchao. [ours]",
+    )
 
     @property
     def asked(self) -> frozenset[str]:
         """Tables of the report that this section asks for, by name."""
-        return frozenset({"lm_eval"} if self.lm_eval else ())
+        return frozenset(name for name in ("lm_eval", "int8") if getattr(self, name))
 
     @model_validator(mode="after")
     def _has_tasks(self) -> "Evaluation":

@@ -24,7 +24,7 @@ from budgeted_lora.workflow.graph import Graph
 
 LISTED = 4  # names of files in one line
 # By key of `evaluation`: the module that it needs, and the extra of pyproject.toml that installs it.
-EXTRAS = {"lm_eval": ("lm_eval", "lm-eval")}
+EXTRAS = {"lm_eval": ("lm_eval", "lm-eval"), "int8": ("torchao", "int8")}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from budgeted_lora.errors import BadInput
 
 Reads = Literal[
     "perplexity", "icl", "train", "compression", "speed", "curves", "references", "calibration", "statistics",
-    "contamination", "lm_eval",
+    "contamination", "lm_eval", "int8",
 ]  # fmt: skip
 Target = Literal["main", "ablations", "own"]
 
@@ -92,7 +92,8 @@ TABLES = by_name(
     Shown("speed", "tables.structure.speed", MAIN_CELLS, ("compression", "speed")),
     Shown("reference", "tables.main.reference", MAIN_CELLS, ("references", "calibration")),
     Shown("contamination", "tables.in_context.contamination", ("table2",), ("contamination",)),
-    Shown("lm_eval", "tables.harness.lm_eval", MAIN_CELLS, ("lm_eval",), asked=True),
+    Shown("lm_eval", "tables.harness.lm_eval", MAIN_CELLS, ("references", "lm_eval"), asked=True),
+    Shown("int8", "tables.structure.int8", MAIN_CELLS, ("perplexity", "int8"), asked=True),
     Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
     Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
     ablation("table3"),

@@ -38,6 +38,7 @@ FILES = {
     "compression": "cells/{cell}/compressed/{variant}/compression.json",
     "train": "cells/{cell}/train.json",
     "speed": "speed/{structure}.json",
+    "int8": "cells/{cell}/compressed/{variant}/int8.json",
 }
 TOTALS = (
     "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
@@ -62,6 +63,14 @@ COLUMNS = {
     "measured_modules": Source("speed", "modules.speedup"),
     "measured_prefill": Source("speed", "prefill.speedup"),
     "measured_decode": Source("speed", "decode.speedup"),
+    "int8_ppl": Source("int8", "perplexity.value"),
+    "int8_ppl_se": Source("int8", "perplexity.standard_error"),
+    "plain_bytes": Source("int8", "bytes.plain.model"),
+    "int8_bytes": Source("int8", "bytes.int8.model"),
+    "plain_projection_bytes": Source("int8", "bytes.plain.projections"),
+    "int8_projection_bytes": Source("int8", "bytes.int8.projections"),
+    "int8_prefill": Source("int8", "prefill.speedup"),
+    "int8_decode": Source("int8", "decode.speedup"),
 }
 MODEL_COLUMNS = (
     "ppl", "ppl_se", "bits_per_byte", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance",

@@ -113,6 +113,14 @@ def tasks(graph: Graph) -> Options:
     return options | {"batch": asked.icl_batch}
 
 
+def int8(graph: Graph) -> Options:
+    """What size, perplexity and speed of an int8 student depend on besides the model."""
+    names = ("sequence_length", "rows", "validation_tokens", "batch_windows")
+    scored = evaluation(graph)
+    options = {name: scored[name] for name in names} | {"skip_windows": graph.config.evaluation.skip_windows}
+    return options | {"sizes": graph.config.speed.model_dump(mode="json")}
+
+
 def timed_student(graph: Graph, structure: str) -> Options:
     """Shape of the scale's student, and the rank of its low-rank paths before compression."""
     first = graph.config.teacher_ladder[graph.config.first_teacher]
@@ -228,6 +236,10 @@ def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Opti
 
 def score_tasks(graph: Graph, cell: str | None = None) -> Options:
     return tasks(graph) | {"cell": cell} | _on_device(graph, threads=graph.config.threads.evaluation)
+
+
+def measure_int8(graph: Graph, cell: str) -> Options:
+    return int8(graph) | {"cell": cell} | _on_device(graph, threads=graph.config.threads.timing)
 
 
 def search_prompts(graph: Graph) -> Options:

@@ -81,6 +81,7 @@ class ReportJobs:
             "curves": lambda: graph.of_cells(listed, "train.json", "history.csv", "retention.csv", "trained.sha256"),
             "speed": lambda: graph.speeds(tables),
             "lm_eval": graph.task_scores,
+            "int8": lambda: graph.of_cells(graph.asked("int8"), "@int8.json"),
             "statistics": lambda: [f"{folder}.json" for cell in listed for folder in graph.statistics_read(cell)],
         }
         return list(dict.fromkeys(path for kind in shown.reads for path in files[kind]()))

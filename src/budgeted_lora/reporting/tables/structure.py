@@ -4,7 +4,7 @@ from functools import partial
 from math import nan
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
-from budgeted_lora.reporting.grouping import budget_key, files_of, method_order, one_recipe, setting_of
+from budgeted_lora.reporting.grouping import budget_key, files_of, method_label, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import FILES, SPEEDS, Results
 from budgeted_lora.reporting.table import Column, Record, Table, csv_only, number
@@ -117,6 +117,40 @@ def speed(results: Results, published: Published, bootstrap: Bootstrap) -> Table
     for part in SPEEDS:
         columns += measured_speedup(part)
     return tabulate(results, rows=rows, columns=columns)
+
+
+def int8(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
+    """Each compressed student beside itself with int8 projections: size, perplexity and speed."""
+    scores = method_order(results.scores())
+    scores["int8_loss_pct"] = 100.0 * (scores["int8_ppl"] / scores["ppl"] - 1.0)
+    records = [results.json(FILES["int8"].format(cell=cell, variant=DEFAULT_VARIANT)) for cell in scores["cell"]]
+    made = [record for record in records if record is not None]
+    several = {name: scores[name].nunique() > 1 for name in ("teacher", "seed")}
+    columns = [
+        *csv_only("cell", "method", "budget"),
+        Column("", "Student", text=lambda row: method_label(row["method"], row["budget"])),
+        Column("teacher", "Teacher" if several["teacher"] else ""),
+        Column("seed", "Seed" if several["seed"] else "", 0),
+        Column("plain_bytes", "Weights, MB", 2, factor=1e-6),
+        Column("int8_bytes", "int8, MB", 2, factor=1e-6),
+        Column("", "Projections", text=lambda row: f"{number(times_smaller(row), 2)}× smaller"),
+        *csv_only("plain_projection_bytes", "int8_projection_bytes"),
+        Column("ppl", "PPL", 2, error="ppl_se"),
+        *csv_only("ppl_se"),
+        Column("int8_ppl", "int8, PPL", 2, error="int8_ppl_se"),
+        *csv_only("int8_ppl_se"),
+        Column("int8_loss_pct", "Change", text=lambda row: f"{row['int8_loss_pct']:+.2f} %"),
+        Column("int8_prefill", "Prefill", 2, "×"),
+        Column("int8_decode", "Decode", 2, "×"),
+    ]
+    facts = {name: " and ".join(sorted({record[name] for record in made})) for name in ("dtype", "device")}
+    version = " and ".join(sorted({record["versions"]["torchao"] for record in made}))
+    return tabulate(results, rows=scores, columns=columns, version=version, **facts)
+
+
+def times_smaller(row: Record) -> float:
+    """Bytes of the projections over those of their int8 form."""
+    return row["plain_projection_bytes"] / row["int8_projection_bytes"]
 
 
 def measured_speedup(part: str) -> list[Column]:
