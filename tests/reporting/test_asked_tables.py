@@ -7,9 +7,14 @@ import pandas as pd
 import pytest
 from fixtures.synthetic_results import write_results
 
+from budgeted_lora.commands.diff_files import TIMED_COLUMNS
 from budgeted_lora.config.scale import Config, load_config
-from budgeted_lora.reporting.contents import tables_of
+from budgeted_lora.reporting.contents import table_of, tables_of
+from budgeted_lora.reporting.published import Published
+from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.standing import Standing
+from budgeted_lora.reporting.table import ABSENT
+from budgeted_lora.reporting.uncertainty import Bootstrap
 from budgeted_lora.stages.make_table import make_table
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.report import ReportJobs
@@ -65,6 +70,16 @@ def test_int8_stands_beside_each_student(results: Path) -> None:
     assert line.endswith(" | +2.00 % | 1.50× | 0.75× |")
     assert "By torchao 0.18.0" in text
     assert "time of the student in float32 over that of its int8 form (cpu" in text
+    timings = [name for name in frame if name.startswith(TIMED_COLUMNS)]
+    assert set(frame[timings].mean()) == {1.5, 0.75}  # so that `diff` leaves them out
+
+
+def test_a_partial_report_has_dashes_for_int8(results: Path) -> None:
+    opened = Results.open(results, standing=Standing(), partial=True)
+    table = table_of(opened.tables, "int8")
+    shown = table.make()(opened.of(table), Published.open(ROOT / "config" / "published.csv"), Bootstrap(20)).shown
+    for heading in ("Projections", "int8, PPL", "Change", "Measured: prefill", "Measured: decode"):
+        assert set(shown[heading]) == {ABSENT}
 
 
 def test_nothing_is_made_where_nothing_is_asked() -> None:

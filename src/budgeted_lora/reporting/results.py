@@ -69,8 +69,8 @@ COLUMNS = {
     "int8_bytes": Source("int8", "bytes.int8.model"),
     "plain_projection_bytes": Source("int8", "bytes.plain.projections"),
     "int8_projection_bytes": Source("int8", "bytes.int8.projections"),
-    "int8_prefill": Source("int8", "prefill.speedup"),
-    "int8_decode": Source("int8", "decode.speedup"),
+    "measured_int8_prefill": Source("int8", "prefill.speedup"),
+    "measured_int8_decode": Source("int8", "decode.speedup"),
 }
 MODEL_COLUMNS = (
     "ppl", "ppl_se", "bits_per_byte", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance",

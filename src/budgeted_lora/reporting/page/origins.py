@@ -30,6 +30,7 @@ LOGS = {
     "icl": SCORING,
     "lm_eval": ("logs/score_tasks/{name}_{variant}.log", "logs/score_reference_tasks/{kind}_{name}.log"),
     "speed": ("logs/measure_speed/{name}.log",),
+    "int8": ("logs/measure_int8/{name}_{variant}.log",),
     "manifest": ("logs/tokenize_corpus.log", "logs/join_shards.log"),
     "contamination": ("logs/search_prompts.log",),
     "calibration": ("logs/calibrate_teachers.log",),
@@ -118,7 +119,8 @@ class Origins:
             for variant in variants["variant"]:
                 kinds = ("compression", "perplexity", "icl")
                 names += [FILES[kind].format(cell=name, variant=variant) for kind in kinds]
-            names += [f"{variant_folder(name, DEFAULT_VARIANT)}/lm_eval.json", FILES["speed"].format(**cell)]
+            default = variant_folder(name, DEFAULT_VARIANT)
+            names += [f"{default}/lm_eval.json", f"{default}/int8.json", FILES["speed"].format(**cell)]
             about = {"cell": name, "method": method_label(cell["method"], cell["budget"]), "teacher": cell["teacher"]}
             values = [(key, value) for key, value in recipe_values(cell) if key not in shared]
             about |= {"tables": " ".join(listing[name]), "values": values}

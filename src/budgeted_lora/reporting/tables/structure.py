@@ -1,13 +1,13 @@
 """What compression leaves: structures by budget (Table 8), their speed, and other thresholds (section C.3)."""
 
 from functools import partial
-from math import nan
+from math import isnan, nan
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import budget_key, files_of, method_label, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import FILES, SPEEDS, Results
-from budgeted_lora.reporting.table import Column, Record, Table, csv_only, number
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
 
@@ -133,19 +133,25 @@ def int8(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
         Column("seed", "Seed" if several["seed"] else "", 0),
         Column("plain_bytes", "Weights, MB", 2, factor=1e-6),
         Column("int8_bytes", "int8, MB", 2, factor=1e-6),
-        Column("", "Projections", text=lambda row: f"{number(times_smaller(row), 2)}× smaller"),
+        Column("", "Projections", text=lambda row: number(times_smaller(row), 2, unit="× smaller")),
         *csv_only("plain_projection_bytes", "int8_projection_bytes"),
         Column("ppl", "PPL", 2, error="ppl_se"),
         *csv_only("ppl_se"),
         Column("int8_ppl", "int8, PPL", 2, error="int8_ppl_se"),
         *csv_only("int8_ppl_se"),
-        Column("int8_loss_pct", "Change", text=lambda row: f"{row['int8_loss_pct']:+.2f} %"),
-        Column("int8_prefill", "Prefill", 2, "×"),
-        Column("int8_decode", "Decode", 2, "×"),
+        Column("int8_loss_pct", "Change", text=change_text),
+        Column("measured_int8_prefill", "Measured: prefill", 2, "×"),
+        Column("measured_int8_decode", "Measured: decode", 2, "×"),
     ]
     facts = {name: " and ".join(sorted({record[name] for record in made})) for name in ("dtype", "device")}
     version = " and ".join(sorted({record["versions"]["torchao"] for record in made}))
     return tabulate(results, rows=scores, columns=columns, version=version, **facts)
+
+
+def change_text(row: Record) -> str:
+    """By how much int8 changes the perplexity; a dash where one of the two is missing."""
+    change = row["int8_loss_pct"]
+    return ABSENT if isnan(change) else f"{change:+.2f} %"
 
 
 def times_smaller(row: Record) -> float:
