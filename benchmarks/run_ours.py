@@ -57,12 +57,22 @@ def main(options: dict[str, Any]) -> None:
     else:
         teacher = OnlineTeacher(load_model(world.teacher(kind), dtype=precision).to(place))
     student = load_model(world.student, dtype=torch.float32).to(place)
+    attend(student)
     modules, low_rank = install_method(student, chosen)
     trim_memory()
     train(
         student, modules, teacher, windows, chosen, log=TurnLog(turns), removal_order=low_rank.order, device=place,
         precision=precision,
     )  # fmt: skip
+
+
+def attend(student: Any) -> None:
+    """Training's own attention, where the commit that is measured has it (row 9 measures others)."""
+    try:
+        from budgeted_lora.models.attention import attend_in_blocks
+    except ImportError:
+        return
+    attend_in_blocks(student)
 
 
 def trim_memory() -> None:

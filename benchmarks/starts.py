@@ -1,6 +1,7 @@
 """Rows 10 and 11: the workflow itself. How long it takes from nothing, when nothing is to do, and to start a job."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -78,12 +79,16 @@ def measure_starts(context: Context) -> Iterator[Measure]:
 
 
 def measure_whole_run(context: Context, *, checkout: Path, commit: str, own: Path) -> Iterator[Measure]:
-    """Row 10: `snakemake main` in two fresh checkouts, one after the other."""
+    """Row 10: `snakemake main` in two fresh checkouts, one after the other, at the other commit's scale `mini`.
+
+    So both train the same students on the same tokens, whatever this commit's own scale says.
+    """
     common = {
         "row": 10, "what": "`snakemake main`, wall time", "against": f"commit {commit[:10]}", "shape": "mini",
         "threads": context.threads,
     }  # fmt: skip
     command = [*SNAKEMAKE, "main", "--cores", str(context.threads), "--config", "scale=mini", "--quiet"]
+    shutil.copyfile(checkout / "config" / "mini.yaml", own / "config" / "mini.yaml")
     samples = {}
     for name, folder in {"there": checkout, "here": own}.items():
         say(f"  `snakemake main` {name}")

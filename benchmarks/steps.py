@@ -10,10 +10,12 @@ from benchmarks.context import Context, available_bytes
 from benchmarks.measures import Goal, Measure, arm, limits, ratio, say
 from benchmarks.shapes import AFTER_SCHEDULE, Shape
 from benchmarks.turns import Run, needed, race, seconds
+from budgeted_lora.models.device import cpu_multiplies_bfloat16
 
 NAMES = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "f0.4": "F = 0.4", "f0": "F = 0"}
 PEER = "Trainer + PEFT"
-SAME_LOSS = 1e-4  # largest relative difference of the first losses
+KINDS = {1: "online", 2: "cached"}
+SAME_LOSS, SAME_IN_HALF = 1e-4, 1e-2  # largest relative difference of the first losses, in float32 and in autocast
 
 
 def length(context: Context, shape: Shape) -> tuple[int, int]:
@@ -24,15 +26,19 @@ def length(context: Context, shape: Shape) -> tuple[int, int]:
 
 
 def against_trainer(context: Context, rows: list[int]) -> Iterator[Measure]:
-    """Rows 1 and 2 in one race per shape and method: the peer, ours with the teacher online, ours with its cache."""
+    """Rows 1 and 2 in one race per shape, method and precision: the peer, ours with teacher online, with its cache."""
     for name in context.shapes:
         shape = context.shape(name)
         if reason := too_large(context, shape):
             for row in rows:
                 yield Measure(row=row, what="step", shape=name, threads=context.threads, skipped=reason)
             continue
+        precisions = [context.precision]
+        if context.device == "cpu" and name == "paper" and cpu_multiplies_bfloat16():
+            precisions += ["bfloat16"]
         for method in ("kd_full", "kd_lora"):
-            yield from one_race(context, shape, method, rows=rows)
+            for precision in precisions:
+                yield from one_race(context, shape, method, rows=rows, precision=precision)
 
 
 def too_large(context: Context, shape: Shape) -> str | None:
@@ -47,22 +53,21 @@ def too_large(context: Context, shape: Shape) -> str | None:
     return None
 
 
-def one_race(context: Context, shape: Shape, method: str, *, rows: list[int]) -> Iterator[Measure]:
+def one_race(context: Context, shape: Shape, method: str, *, rows: list[int], precision: str) -> Iterator[Measure]:
     rounds, steps = length(context, shape)
-    options = context.run_options(shape, method, steps=needed(rounds, steps))
+    options = context.run_options(shape, method, steps=needed(rounds, steps), precision=precision)
+    half = precision != context.precision  # on a CPU, autocast on both sides
     runs = {"peer": partial(Run, "run_peer", options, threads=context.threads)}
-    for row, kind in {1: "online", 2: "cached"}.items():
-        if row in rows:
-            own = options | {"cached": kind == "cached"}
-            runs[kind] = partial(Run, "run_ours", own, threads=context.threads)
-    say(f"  {shape.name}, {NAMES[method]}: {', '.join(runs)}")
+    for row in rows:
+        own = options | {"cached": KINDS[row] == "cached"} | ({"teacher": "half"} if half else {})
+        runs[KINDS[row]] = partial(Run, "run_ours", own, threads=context.threads)
+    say(f"  {shape.name}, {NAMES[method]}, {precision}: {', '.join(runs)}")
     answers, missing = race(runs, rounds=rounds, steps=steps)
-    for row, kind in {1: "online", 2: "cached"}.items():
-        if row not in rows:
-            continue
+    for row in rows:
+        kind = KINDS[row]
         common: dict[str, Any] = {
-            "row": row, "what": f"step, {NAMES[method]}", "against": PEER, "shape": shape.name,
-            "threads": context.threads, "peer": True,
+            "row": row, "what": f"step, {NAMES[method]}{', bfloat16' if half else ''}", "against": PEER,
+            "shape": shape.name, "threads": context.threads, "peer": True,
         }  # fmt: skip
         if kind not in answers or "peer" not in answers:
             absent = "peer" if "peer" in missing else kind
@@ -75,7 +80,7 @@ def one_race(context: Context, shape: Shape, method: str, *, rows: list[int]) ->
             **ratio(seconds(answers["peer"]), seconds(answers[kind])),
             **limits(goals.STEP[kind, method] if shape.name == "paper" else None),
             arms=arms(answers, shape, steps=steps, only=kind),
-            notes=step_notes(answers, kind, shape, steps=steps),
+            notes=step_notes(answers, kind, shape, steps=steps, tolerance=SAME_IN_HALF if half else SAME_LOSS),
         )
 
 
@@ -97,11 +102,11 @@ def arms(answers: dict[str, Any], shape: Shape, *, steps: int, only: str) -> dic
     return found
 
 
-def step_notes(answers: dict[str, Any], kind: str, shape: Shape, *, steps: int) -> list[str]:
+def step_notes(answers: dict[str, Any], kind: str, shape: Shape, *, steps: int, tolerance: float) -> list[str]:
     """Rates, memory, and whether both computed the same loss."""
     found = arms(answers, shape, steps=steps, only=kind)
     first, last = (relative(answers["peer"][n]["loss"], answers[kind][n]["loss"]) for n in (0, -1))
-    same = "" if first <= SAME_LOSS else "LOSSES DIFFER: "
+    same = "" if first <= tolerance else "LOSSES DIFFER: "
     return [
         f"ours {found[kind]['rate']}; peer {found['peer']['rate']}",
         f"{same}loss differs by {first:.0e} at step 1, {last:.0e} at the end",

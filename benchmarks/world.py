@@ -2,8 +2,9 @@
 
     python -m benchmarks.world SHAPE FOLDER {quick|full} {cpu|cuda}
 
-Weights and tokens are random; time does not depend on them. `narrow` is a teacher of width 8 with the same
-vocabulary: its output layer costs next to nothing, so a step that reads its cache shows the student's side alone.
+Weights and tokens are random; time does not depend on them. `half` is the teacher in bfloat16. `narrow` is a teacher of
+width 8 with the same vocabulary: its output layer costs next to nothing, so a step that reads its cache shows the
+student's side alone.
 """
 
 import sys
@@ -56,7 +57,8 @@ def make_world(root: Path, shape: Shape, *, device: torch.device) -> World:
     write_tokens(world.tokens, iter([ids]), vocab_size=shape.vocab_size, eos_id=0)
     windows = world.windows(length=shape.length)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for kind, sizes in {"teacher": shape, "narrow": replace(shape, **NARROW)}.items():
+    kinds = {"teacher": (shape, dtype), "half": (shape, torch.bfloat16), "narrow": (replace(shape, **NARROW), dtype)}
+    for kind, (sizes, dtype) in kinds.items():
         config = mistral_config(
             layers=sizes.teacher_layers, hidden=sizes.hidden, ffn=sizes.ffn, heads=sizes.heads,
             kv_heads=sizes.kv_heads, vocab_size=sizes.vocab_size, context=shape.length, end_id=0,

@@ -19,6 +19,7 @@ from budgeted_lora.files import write_json
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.method.projections import install
 from budgeted_lora.models.load import mistral_config, new_model
+from budgeted_lora.planning import devices
 from budgeted_lora.planning.costs import PROMPT_TOKENS, Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import GPUS, Slots, matching, named_device
 from budgeted_lora.planning.memory import KEPT, Network, evaluation_bytes, training_bytes
@@ -189,6 +190,18 @@ def test_training_memory_follows_batch_and_method() -> None:
     assert full - training_bytes(half, teacher=costs.teacher("0.13B"), **sizes) > 2 * GIB
 
 
+def test_attention_in_blocks_keeps_its_probabilities_on_a_cpu() -> None:
+    graph = graph_of("paper")
+    recipe = graph.recipe_of(next(iter(graph.cells)))
+    costs = ScaleCosts(graph, GPUS["a100-80gb"])
+    about = {"teacher": costs.teacher("0.13B"), "precision": "float32", "online": False, "device": "cpu"}
+    short, long = (recipe.model_copy(update={"sequence_length": length}) for length in (1024, 1025))
+    assert (costs.student(None).heads, recipe.sequence_length) == (12, 1024)
+    kept = training_bytes(short, student=costs.student(None), **about)
+    alone = training_bytes(long, student=costs.student(None), **about)
+    assert kept - alone == pytest.approx(1.15 * 4 * 6 * 12 * 512 * 1024 * recipe.micro_batch_windows, rel=0.05)
+
+
 def test_prompts_need_their_cache() -> None:
     network = Network(ModelShape(30, 1536, 384, 6144), 32_000)
     fixed = {"tokens": 1024, "prompt_tokens": 400, "device": "cuda"}
@@ -225,12 +238,18 @@ def test_half_an_hour_on_one_card() -> None:
 # --- devices
 
 
-def test_devices_by_name() -> None:
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: False)
     config = graph_of("paper").config
     assert named_device(None, config).name == "a100-80gb"
     assert named_device(None, graph_of("mini").config).name == "cpu"
     assert named_device("h100", config).computes_in("bfloat16") == "bfloat16"
-    assert named_device("cpu", config).computes_in("bfloat16") == "float32"
+    slow = named_device("cpu", config)
+    assert slow.computes_in("bfloat16") == "float32"
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
+    fast = named_device("cpu", config)
+    assert (fast.computes_in("bfloat16"), fast.computes_in("float32")) == ("bfloat16", "float32")
+    assert fast.rate("bfloat16", gradients=True) == 2 * slow.rate("bfloat16", gradients=True)
     with pytest.raises(BadInput, match="--device 'v100': expected one of a100-80gb, "):
         named_device("v100", config)
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import sha256_file, write_record
+from budgeted_lora.models.device import compute_dtype
 from budgeted_lora.models.load import load_model, save_model
 from budgeted_lora.stages import train_cell as stage
 from budgeted_lora.stages.cache_teacher import cache_teacher
@@ -178,6 +179,6 @@ def test_the_stage_writes_what_a_cell_reads(world, tmp_path):
         device="cpu",
         threads=1,
     )
-    assert open_cache(world, tmp_path).dtype == torch.float32  # bfloat16 is for GPUs
+    assert open_cache(world, tmp_path).dtype == compute_dtype("bfloat16", torch.device("cpu"))
     made = json.loads((tmp_path / "cache" / "provenance.json").read_text())["provenance"]
     assert (made["scale"], made["values"]["shape"]) == ("test", [WINDOWS, LENGTH, 16])

@@ -198,3 +198,11 @@ def loss_chunk(vocab_size: int, *, device: str, threads: int = 1) -> int:
     if device == "cuda":
         return max(1, 2**26 // vocab_size)
     return max(16, min(256 * threads, 2**25 * threads // vocab_size))
+
+
+LONGEST_IN_BLOCKS = 1024  # tokens of a window for whose attention a training on a CPU keeps the probabilities
+
+
+def probabilities_kept(length: int, *, device: str) -> float:
+    """Attention probabilities per token and head that a training keeps for its backward pass (`models.attention`)."""
+    return length / 2 if device == "cpu" and length <= LONGEST_IN_BLOCKS else 0.0

@@ -30,12 +30,18 @@ def choose_device(device: str) -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype in which student (by autocast) and teacher compute.
+    """The dtype in which student (by autocast) and teacher compute in training.
 
-    This is bfloat16 if `precision` asks for it and the device is a GPU that supports it, else float32.
+    This is bfloat16 if `precision` asks for it and the device multiplies in it, else float32.
     """
-    supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bfloat16()
     return torch.bfloat16 if precision == "bfloat16" and supported else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16 (AVX512_BF16 or AMX); others would emulate them."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def prepare(device: str, *, threads: int) -> torch.device:

@@ -171,7 +171,7 @@ class ScaleCosts:
 
     def _network(self, anatomy: Anatomy, *, layers: int | None = None, ffn: int | None = None) -> Network:
         shape = shape_of(anatomy, layers=layers, ffn=ffn)
-        return Network(shape, self.vocab_size, anatomy.tied, anatomy.beside(ffn=ffn))
+        return Network(shape, self.vocab_size, anatomy.tied, anatomy.beside(ffn=ffn), anatomy.heads)
 
     def _forward(self, network: Network) -> float:
         return forward_flops(network.shape, vocab_size=self.vocab_size, sequence_length=self.config.sequence_length)

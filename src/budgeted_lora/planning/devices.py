@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import Config
 from budgeted_lora.errors import BadInput
+from budgeted_lora.planning.machine import cpu_multiplies_bfloat16
 
 GIB = 2**30
 
@@ -21,7 +22,7 @@ class Device:
     """One accelerator, or the cores of one job.
 
     Attributes:
-        bfloat16, float32: dense peak in FLOP/s; bfloat16 is None for a device without such units.
+        bfloat16, float32: dense peak in FLOP/s; bfloat16 is None for a device without such products.
         forward, step: assumed share of the peak in a forward pass without gradients, and in a student's step.
         plain: assumed share of a GPU's float32 peak, whose plain cores are easier to keep busy.
         memory_bytes: of the card; None for a CPU, which uses the host's.
@@ -71,11 +72,11 @@ GPUS = {
 CORE_FLOPS = 100e9  # two 8-wide float32 multiply-adds per cycle at about 3 GHz
 
 
-def cpu(threads: int) -> Device:
-    """The CPU threads of one job as a device."""
+def cpu(threads: int, *, bfloat16: bool = False) -> Device:
+    """The CPU threads of one job as a device; with `bfloat16`, it multiplies in that twice as fast."""
     peak = threads * CORE_FLOPS
     source = f"{threads} thread{'s' if threads > 1 else ''} of 100 GFLOP/s each, a common core"
-    return Device("cpu", None, peak, 0.35, 0.25, None, source)
+    return Device("cpu", 2 * peak if bfloat16 else None, peak, 0.35, 0.25, None, source)
 
 
 def matching(name: str) -> Device:
@@ -101,7 +102,7 @@ def named_device(name: str | None, config: Config, *, utilisation: float | None 
     """
     name = name or ("a100-80gb" if config.device == "cuda" else "cpu")
     if name == "cpu":
-        device = cpu(min(config.threads.training, os.cpu_count() or 1))
+        device = cpu(min(config.threads.training, os.cpu_count() or 1), bfloat16=cpu_multiplies_bfloat16())
     elif name in GPUS:
         device = GPUS[name]
     else:

@@ -60,6 +60,15 @@ def this_machine(results: Path, *, hub_cache: Path | None = None) -> Machine:
     )
 
 
+def cpu_multiplies_bfloat16(described: Path = Path("/proc/cpuinfo")) -> bool:
+    """What `models.device` asks torch, from Linux's description of the CPU; False where there is none."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", described.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+
+
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     path = Path(path).absolute()

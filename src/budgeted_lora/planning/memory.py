@@ -7,7 +7,15 @@ two); the rest was counted from the code. Estimates are too large by `SLACK` rat
 from dataclasses import dataclass
 
 from budgeted_lora.config.recipe import Recipe
-from budgeted_lora.method.cost import ModelShape, dense_macs, loss_chunk, parameters, projections, trainable_parameters
+from budgeted_lora.method.cost import (
+    ModelShape,
+    dense_macs,
+    loss_chunk,
+    parameters,
+    probabilities_kept,
+    projections,
+    trainable_parameters,
+)
 
 SLACK = 1.15  # temporaries, fragments of the allocator
 CUDA_CONTEXT = 700 * 2**20  # a process's own share of GPU memory
@@ -56,6 +64,7 @@ class Network:
     vocab_size: int
     tied: bool = False  # whether the head is the embedding matrix
     beside: int | None = None  # weights of a layer in no projection's matrix; two norms when None
+    heads: int = 1
 
     @property
     def parameters(self) -> int:
@@ -104,7 +113,8 @@ def training_bytes(
     kind = "dense" if recipe.method == "kd_full" else "dropout" if recipe.dropout else "lora"
     merged = 4 * dense_macs(student.shape) if kind == "lora" and precision == "float32" else 0
     casts = 2 * (student.parameters + adapters) if precision == "bfloat16" else 0
-    activations = tokens * KEPT[precision, kind].bytes(student.shape, rank=recipe.rank or 0)
+    attended = 4 * student.shape.layers * student.heads * probabilities_kept(recipe.sequence_length, device=device)
+    activations = tokens * (KEPT[precision, kind].bytes(student.shape, rank=recipe.rank or 0) + attended)
     positions = min(tokens, loss_chunk(student.vocab_size, device=device))
     chunk = CHUNK_BYTES[device] * positions * student.vocab_size
     head = teacher.vocab_size * teacher.shape.hidden

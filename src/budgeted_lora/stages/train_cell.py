@@ -19,6 +19,7 @@ from budgeted_lora.method.cost import train_compute
 from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
 from budgeted_lora.method.schedule import BudgetRule
+from budgeted_lora.models.attention import attend_in_blocks
 from budgeted_lora.models.device import choose_device, compute_dtype, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
 from budgeted_lora.models.trained import save_trained
@@ -75,13 +76,14 @@ def train_cell(
     windows = training_windows(tokens, recipe, student=student, teacher=teacher, verify=processes.first)
     states = teacher_states(teacher, cache, windows, recipe, device=place, dtype=precision, verify=processes.first)
     model = load_model(student, dtype=torch.float32, verify=processes.first).to(place)
+    attend_in_blocks(model)
     modules, low_rank = install_method(model, recipe, InputStatistics.open(statistics) if statistics else None)
 
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
     inputs += [statistics] if statistics else []
     devices = processes.gather(device_in_use())
     meter = GpuMeter(cuda_uuids(devices) if processes.first else [])
-    own_state = state / f"{cell}-{state_key(recipe, inputs, place, threads=threads, processes=processes)}"
+    own_state = state / f"{cell}-{state_key(recipe, inputs, place, precision, threads=threads, processes=processes)}"
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
         log = StateLog(folder, modules, recipe, **every, meter=meter, curves=curves, writes=processes.first)
@@ -147,12 +149,18 @@ def training_windows(tokens: Path, recipe: Recipe, *, student: Path, teacher: Pa
 
 
 def state_key(
-    recipe: Recipe, inputs: Sequence[Path], device: torch.device, *, threads: int, processes: Processes
+    recipe: Recipe,
+    inputs: Sequence[Path],
+    device: torch.device,
+    precision: torch.dtype,
+    *,
+    threads: int,
+    processes: Processes,
 ) -> str:
     """Digest of all that determines the bytes of a run; a saved state is resumed only if its key matches."""
     digests = [sha256_file(path) for path in inputs]
-    values = [recipe.model_dump(mode="json"), digests, code_digest("train_cell"), torch.__version__, str(device)]
-    return short_hash([*values, threads, processes.count], digits=12)
+    values = [recipe.model_dump(mode="json"), digests, code_digest("train_cell"), torch.__version__]
+    return short_hash([*values, str(device), str(precision), threads, processes.count], digits=12)
 
 
 def teacher_states(
