@@ -150,7 +150,10 @@ class Training(Strict):
     warmup_cap: Positive = key(2000, "Largest number of warm-up steps. [S]")
     temperature: Above0 = key(3.0, "Distillation temperature T. [D]")
     kd_weight: Fraction = key(0.8, "Weight a of the distillation term. [D]")
-    precision: Precision = key("bfloat16", "bfloat16 is autocast, on devices that support it. [S]")
+    precision: Precision = key(
+        "bfloat16",
+        "bfloat16 is autocast on GPUs and CPUs that multiply in it (AVX512_BF16, AMX); others use float32. [S]",
+    )
     train_embeddings_head_norms: bool = key(False, "Whether LoRA methods also train embeddings, head and norms. [U]")
     teacher_cache: Literal["hidden", "online"] = key(
         "online", "hidden: compute the teacher's final hidden states once; online: run it with each student. [ours]"
