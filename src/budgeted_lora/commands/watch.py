@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from budgeted_lora.planning.costs import START_UP_SECONDS, ScaleCosts
 from budgeted_lora.planning.devices import Slots, matching, named_device
 from budgeted_lora.planning.machine import gpus
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.runs import JOBS, is_at_work, lives, living, run_record
+from budgeted_lora.workflow.runs import JOBS, age, is_at_work, lives, living, run_record
 
 RECENT = 5  # rows of history.csv from which the speed is taken
 TAIL = 2**14  # bytes of a file that grow while it is read
@@ -297,7 +296,7 @@ def holder_lives(folder: Path, *, elsewhere: bool) -> bool:
         if lives(int((folder / "lock").read_text())):
             return True
     with suppress(OSError):
-        return elsewhere and time.time() - (folder / "history.csv").stat().st_mtime < SILENT
+        return elsewhere and age((folder / "history.csv").stat().st_mtime) < SILENT
     return False
 
 
