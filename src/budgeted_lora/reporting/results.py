@@ -16,9 +16,11 @@ from pydantic import BaseModel
 from budgeted_lora.config.anatomy import SIZES, read_anatomy
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS
+from budgeted_lora.config.types import Method
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_listed, read_json
 from budgeted_lora.reporting.contents import Shown
+from budgeted_lora.reporting.records import read_csv, read_numbers, read_record, refuse_text
 from budgeted_lora.reporting.standing import Standing
 
 NOTHING = Shown("", "", (), ())  # where no single table or figure is made
@@ -155,8 +157,8 @@ class Results:
             return None
         for one in made_from(path):
             if one not in self.looked_at and self.holds(one):
-                self.looked_at[one] = of_uncommitted_code(read_json(self.root / one))
-        return read_json(self.root / path)
+                self.looked_at[one] = of_uncommitted_code(read_record(self.root / one))
+        return read_record(self.root / path)
 
     def uncommitted(self, paths: Iterable[str] | None = None) -> list[str]:
         """Cells and files, of those read, whose code was in no commit.
@@ -261,12 +263,12 @@ class Results:
     def history(self, cell: str) -> pd.DataFrame | None:
         """history.csv of a cell, one row per logged step."""
         path = self._checked(f"cells/{cell}/history.csv", record="train.json")
-        return None if path is None else pd.read_csv(path)
+        return None if path is None else read_numbers(path)
 
     def retention(self, cell: str) -> pd.DataFrame | None:
         """retention.csv of a cell: index step, one column per module, values in [0, 1]."""
         path = self._checked(f"cells/{cell}/retention.csv", record="train.json")
-        return None if path is None else pd.read_csv(path).set_index("step")
+        return None if path is None else read_numbers(path).set_index("step")
 
     def gates(self, cell: str) -> dict[str, list[float]] | None:
         """Trained gate values of each module of a cell, in [0, 1]; a module without gates is left out."""
@@ -308,8 +310,8 @@ class Results:
         if not self.exists(path):
             return None
         beside = (self.root / path).with_name(record)
-        about = read_json(beside) if beside.is_file() else {}
-        check_listed(self.root / path, about.get("provenance", {}).get("files"))
+        about = (read_record(beside) if beside.is_file() else {}).get("provenance")
+        check_listed(self.root / path, (about or {}).get("files"))
         return self.root / path
 
 
@@ -326,10 +328,14 @@ def read_lines(root: Path, path: Path) -> pd.DataFrame:
             f"--config scale={scale}`, in seconds, the list of cells by which `report --partial` tells what is missing"
         )
     empty = {name: [""] for name in ("cut_to", *optional_numbers(Recipe))}
-    frame = pd.read_csv(path, dtype=dict.fromkeys(LINE_TEXT, str), keep_default_na=False, na_values=empty)
+    frame = read_csv(path, dtype=dict.fromkeys(LINE_TEXT, str), keep_default_na=False, na_values=empty)
     absent = [name for name in LINE_COLUMNS if name not in frame.columns]
     if absent:
         raise BadInput(f"{path}: no column {', '.join(absent)}; expected {', '.join(LINE_COLUMNS)}")
+    refuse_text(path, frame[[name for name in LINE_COLUMNS if name not in LINE_TEXT]])
+    unknown = sorted(set(frame["method"]) - set(get_args(Method)))
+    if unknown:
+        raise BadInput(f"{path}: method {unknown[0]!r}, expected one of {', '.join(get_args(Method))}")
     return frame
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
-from budgeted_lora.files import read_json
+from budgeted_lora.reporting.records import read_record
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import duration
 
@@ -48,7 +48,7 @@ def millions(tokens: float) -> str:
 def provenances(results: Results, *stages: str) -> list[dict[str, Any]]:
     """What the results of these stages say of themselves, in the order of their paths."""
     paths = results.files([pattern for stage in stages for pattern in STAGES[stage]])
-    records = [read_json(path).get("provenance") for path in paths]
+    records = [read_record(path).get("provenance") for path in paths]
     return [record for record in records if record]
 
 
@@ -66,11 +66,12 @@ def time_sentence(results: Results) -> str:
     spent, begins, ends = Counter[str](), [], []
     for stage in STAGES:
         for about in provenances(results, stage):
-            if "started_at" in about:
+            if about.get("started_at"):
                 start = datetime.fromisoformat(about["started_at"])
-                spent[stage] += about["seconds"]
+                seconds = about.get("seconds", 0.0)
+                spent[stage] += seconds
                 begins.append(start)
-                ends.append(start + timedelta(seconds=about["seconds"]))
+                ends.append(start + timedelta(seconds=seconds))
     if not begins:
         return "unknown"
     span = (max(ends) - min(begins)).total_seconds()
