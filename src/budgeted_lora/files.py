@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from budgeted_lora.errors import BadInput
 
 SNAKEMAKE_MARK = ".snakemake_timestamp"
+TRIES, PAUSE = 5, 0.1  # seconds between tries; whoever asks whether a lock is held, holds it for a moment
 WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 KINDS = {
     dict: "an object", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false",
@@ -275,6 +277,19 @@ def lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool:
     return True
 
 
+def lock_alone(handle: int) -> bool:
+    """Locks an open file for this process alone; False only if another one keeps it for longer than `is_locked` does.
+
+    Raises:
+        BadInput: as `lock`.
+    """
+    for _ in range(TRIES - 1):
+        if lock(handle):
+            return True
+        time.sleep(PAUSE)
+    return lock(handle)
+
+
 def _name_of(handle: int) -> str:
     """The file of a descriptor, as far as the system tells."""
     try:
@@ -295,7 +310,10 @@ def locked(path: Path | str) -> Iterator[None]:
 
 
 def is_locked(path: Path | str) -> bool:
-    """Whether a process holds the exclusive lock of a file; False if there is no such file."""
+    """Whether a process holds the exclusive lock of a file; False if there is no such file.
+
+    The system tells only whoever asks for the lock, so it is held here, shared, for a moment (see `lock_alone`).
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):

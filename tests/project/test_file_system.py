@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from budgeted_lora import files
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, is_locked, lock, locked, write_text
+from budgeted_lora.training.state import LOCK, locked_folder
 
 
 @pytest.fixture
@@ -42,6 +44,26 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: py
         is_locked(tmp_path / "run.lock")
     with pytest.raises(BadInput, match="expected a file system with flock"), locked(tmp_path):
         pass
+
+
+def test_a_job_takes_its_lock_although_someone_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK).touch()
+    asking = os.open(tmp_path / LOCK, os.O_RDONLY)
+    assert lock(asking, shared=True)  # as `is_locked` does
+    waited = []
+
+    def pause(seconds: float) -> None:
+        if not waited:
+            os.close(asking)
+        waited.append(seconds)
+
+    monkeypatch.setattr(files.time, "sleep", pause)
+    with locked_folder(tmp_path):
+        assert waited == [files.PAUSE]
+        assert is_locked(tmp_path / LOCK)
+        with pytest.raises(BadInput, match=rf"process {os.getpid()} is using this folder"), locked_folder(tmp_path):
+            pass
+    assert len(waited) == files.TRIES
 
 
 def test_other_errors_of_a_lock_are_as_they_were(tmp_path: Path) -> None:

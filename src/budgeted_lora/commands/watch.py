@@ -1,8 +1,8 @@
 """How far a scale is: its jobs done and left, those at work, and the time that is left for all. Only reads.
 
-Nothing here takes the lock of a training, since a job that finds its own lock held ends. A job counts as done when all
-its files are there. What a job will take is what the plan says, times what finished jobs of its kind took against their
-plan; for kinds that the plan does not know, the mean of those that are finished.
+Nothing here asks for the lock of a training, which would hold it for a moment every few seconds. A job counts as done
+when all its files are there. What a job will take is what the plan says, times what finished jobs of its kind took
+against their plan; for kinds that the plan does not know, the mean of those that are finished.
 """
 
 import csv

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import lock, naming, sha256_file, write_with
+from budgeted_lora.files import lock_alone, naming, sha256_file, write_with
 
 LOCK = "lock"
 STATE = "state.safetensors"
@@ -40,7 +40,7 @@ def locked_folder(folder: Path) -> Iterator[Path]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("a+b", buffering=0) as handle:
-            if not lock(handle.fileno()):
+            if not lock_alone(handle.fileno()):
                 handle.seek(0)
                 holder = handle.read().decode().strip() or "unknown"
                 raise BadInput(f"{folder}: process {holder} is using this folder; wait for it or stop it")

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import is_locked, lock, naming
+from budgeted_lora.files import is_locked, lock, lock_alone, naming
 from budgeted_lora.workflow.slurm import cancel_jobs, queued_jobs
 
 RUN, JOBS = "run.lock", "jobs.lock"
 VARIABLE = "BUDGETED_LORA_RUN"  # tells a job its run: "<id> <folder of the locks>"
 TEMPORARY = (".*.tmp", ".collect.*")  # names of unfinished files; the second is that of earlier versions
 AHEAD = 60.0  # seconds by which clocks of machines that share a folder may differ
-TRIES, PAUSE = 5, 0.1  # a job that checks whether its run is alive holds run.lock for a moment
 
 
 def age(date: float) -> float:
@@ -204,11 +203,7 @@ def _alone(folder: Path, *, wait: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         handle = os.open(folder / RUN, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         before = _read(handle)
-        for attempt in range(TRIES):
-            if lock(handle):
-                break
-            time.sleep(PAUSE if attempt < TRIES - 1 else 0)
-        else:
+        if not lock_alone(handle):
             raise BadInput(f"{folder}: process {before.get('pid')} is running this workflow; wait for it, or end it")
         record = {"id": uuid.uuid4().hex, "pid": os.getpid()}
         record |= {key: before.get(key) for key in ("arguments", "slurm")}
