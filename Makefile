@@ -22,7 +22,7 @@ NEW_TORCH := $(if $(TORCH_INDEX),$(filter-out $(shell cat $(TORCH_FROM) 2>/dev/n
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce resume smoke test fuzz bench lint figures clean force
+.PHONY: help setup reproduce resume smoke test fuzz soak bench lint figures clean force
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +74,10 @@ FUZZ_SECONDS ?= 60
 
 fuzz: $(STAMP) ## run each fuzz test for FUZZ_SECONDS=60 with examples of its own
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $$(ls tests/*/test_fuzzed_*.py)
+
+soak: $(STAMP) ## kill a smoke run 25 times and compare every weight and score; SEED=, KILLS=, CORES=1
+	$(BIN)/python tools/soak.py $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) \
+	    $(if $(filter-out all,$(CORES)),--cores $(CORES))
 
 # The peers' packages, on top of those of $(VENV). Without them (no network) their lines say so and the others run.
 BENCH := .venv-bench
