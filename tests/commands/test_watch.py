@@ -68,6 +68,19 @@ def test_a_training_at_work_is_read_from_its_history(graph: Graph) -> None:
     assert one.seconds_left == pytest.approx(left)
 
 
+def test_a_training_of_less_than_a_token_a_second_has_no_time_left(graph: Graph) -> None:
+    begin_training(next(iter(graph.cells)), pid=os.getpid(), rows=2, speed=0)
+    [one] = look(graph).trainings
+    assert (one.step, one.tokens_per_second, one.seconds_left) == (2, None, None)
+
+
+def test_tasks_of_teachers_and_untrained_students_are_jobs_too(graph: Graph, tmp_path: Path) -> None:
+    tables = {"table2": SCALE["tables"]["table6"]}
+    asked = write_scale(tmp_path, SCALE, {"tables": tables, "evaluation": {"lm_eval": ["capitals"]}})
+    [tasks] = [kind for kind in look(asked).kinds if kind.kind == "tasks"]
+    assert tasks.count == len(asked.task_scores()) > len(asked.cells) == 2
+
+
 def test_a_long_history_is_read_from_its_end(graph: Graph) -> None:
     cell = next(iter(graph.cells))
     begin_training(cell, pid=os.getpid(), rows=2000)

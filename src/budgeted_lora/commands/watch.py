@@ -210,7 +210,7 @@ class Watcher:
     def _trainings(self) -> Iterator[Training]:
         """Students whose training is at work, by the folders of their states."""
         jobs = [what.split() for what in self._living(elsewhere=True)]
-        started = {Path(words[1]).name for words in jobs if words[0] == "train_cell" and len(words) > 1}
+        started = {Path(words[1]).name for words in jobs if words[:1] == ["train_cell"] and len(words) > 1}
         seen = set()
         for folder in sorted(Path(self.graph.results, "state").glob("*-*")):
             cell = folder.name.rpartition("-")[0]
@@ -261,11 +261,9 @@ def planned_jobs(graph: Graph) -> list[Planned]:
     jobs = []
     for name, (stage, users) in shared.items():
         kind, _, rest = name.partition(" ")
-        said = {"teacher": "pretrain teacher", "cache": "cache teacher", "statistics": "measure statistics of"}.get(
-            kind
-        )
         needed = frozenset(users) if kind == "cache" else frozenset()  # `prune --cache` removes it after use
-        jobs.append(Planned(kind, stage.files, tuple(stage.records), by_job.get(f"{said} {rest}"), cells=needed))
+        seconds = by_job.get(f"{IN_THE_PLAN.get(kind)} {rest}")
+        jobs.append(Planned(kind, stage.files, tuple(stage.records), seconds, cells=needed))
     return [*jobs, *references(graph, by_job), *own]
 
 
@@ -276,6 +274,8 @@ def references(graph: Graph, by_job: Mapping[str, float]) -> Iterator[Planned]:
             what = "teacher" if score.parent.parent.name == "teachers" else "untrained"
             files = (score, score.with_name("icl.json"))
             yield Planned("evaluate", files, files, by_job.get(f"evaluate {what} {score.parent.name}"))
+    for score in map(Path, graph.of_references("lm_eval.json") if graph.task_scores() else ()):
+        yield Planned("tasks", (score,), (score,), None)
 
 
 def seconds_in(path: Path) -> float | None:
@@ -306,16 +306,17 @@ def training(cell: str, history: Path, *, steps: int, step_tokens: int) -> Train
     if not rows:
         return Training(cell, 0, steps)
     last = rows[-1]
-    pace = fmean(1 / row["tokens_per_second"] for row in rows[-RECENT:] if row["tokens_per_second"] > 0)
+    paces = [1 / row["tokens_per_second"] for row in rows[-RECENT:] if row["tokens_per_second"] > 0]
+    pace = fmean(paces) if paces else None  # the history holds whole numbers: 0 is less than half a token a second
     return Training(
         cell=cell,
         step=int(last["step"]),
         steps=steps,
-        tokens_per_second=1 / pace,
+        tokens_per_second=1 / pace if pace else None,
         loss=last["loss"],
         target_fraction=last["target_fraction"],
         retained_fraction=last["retained_fraction"],
-        seconds_left=(steps - last["step"]) * step_tokens * pace,
+        seconds_left=(steps - last["step"]) * step_tokens * pace if pace else None,
     )
 
 
