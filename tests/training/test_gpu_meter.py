@@ -105,6 +105,16 @@ def test_a_resumed_run_goes_on_from_its_sums(nvml: Callable[..., Nvml]) -> None:
     assert (reading["peak_memory_bytes"], reading["joules"]) == (4_000_000_000, pytest.approx(110.0))
 
 
+def test_a_run_that_was_measured_in_part_has_no_energy(nvml: Callable[..., Nvml]) -> None:
+    """Its other part ran without the package, or before there was a meter."""
+    nvml()
+    meter = GpuMeter(["a"], every=60.0)
+    meter.resume(None)
+    with meter:
+        pass
+    assert (meter.reading()["joules"], meter.reading()["utilisation"]) == (None, 0.5)
+
+
 def test_what_a_gpu_does_not_count_is_null(nvml: Callable[..., Nvml]) -> None:
     """An older GPU counts no energy; a part of one tells no utilisation."""
     nvml(lacks=frozenset({"energy", "rates"}))

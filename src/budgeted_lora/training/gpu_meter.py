@@ -21,7 +21,7 @@ class GpuUse:
     Attributes:
         samples: of one GPU each; `busy` is the sum of the shares of time in which it computed, in [0, 1].
         peak_memory_bytes: largest of one GPU.
-        joules: of all GPUs together; None where one of them does not count them.
+        joules: of all GPUs together; None where one of them, or an earlier part of the run, did not count them.
     """
 
     samples: int = 0
@@ -60,8 +60,8 @@ class GpuMeter:
             self._thread.join()
 
     def resume(self, saved: dict[str, Any] | None) -> None:
-        """Goes on from what `state` said in an earlier part of the run."""
-        self.use = GpuUse(**saved) if saved else GpuUse()
+        """Goes on from what `state` said in an earlier part of the run; None means that it was not measured."""
+        self.use = GpuUse(**saved) if saved else GpuUse(joules=None)
 
     def state(self) -> dict[str, Any] | None:
         """The sums until now; None without a reading."""

@@ -76,7 +76,8 @@ class StateLog:
 
     def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         saved = self.state.restore(student, optimizer) or {}
-        self.meter.resume(saved.pop(GPU, None))
+        if saved:
+            self.meter.resume(saved.pop(GPU, None))
         self.progress = Progress(**saved)
         self._trained, self._saved_at = (student, optimizer), self.progress.step
         return self.progress
