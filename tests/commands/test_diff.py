@@ -104,6 +104,15 @@ def test_code_and_machine_count_unless_told_otherwise(run: Run, sides: tuple[Pat
     assert "were not compared" in done.out
 
 
+def test_versions_of_optional_packages_are_code_and_machine(sides: tuple[Path, Path]) -> None:
+    """A job that needs one, such as torchao, records them beside its numbers."""
+    for root, version in zip(sides, ("0.1", "0.2"), strict=True):
+        edit(root / SCORES / "icl.json", lambda record, version=version: record.update(versions={"torchao": version}))
+    found = compared(*sides)
+    assert ([change.key for change in found.provenance], found.files) == (["versions.torchao"], {})
+    assert compared(*sides, ignore_provenance=True).equal
+
+
 def test_perplexities_on_the_same_windows_are_paired(sides: tuple[Path, Path]) -> None:
     """The interval is that of the bootstrap of differences, far narrower than that of each."""
     frames = [pd.read_parquet(root / SCORES / "perplexity_windows.parquet") for root in sides]

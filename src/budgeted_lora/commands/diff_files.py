@@ -21,6 +21,7 @@ SKIPPED_KEYS = {
     "content_sha256": "digest of the whole record, with its provenance",
     "made_by": "name of the function that wrote the record",
     "devices": "the machine's processors",
+    "versions": "of optional packages, compared as code and machine",
     "gpu": "utilisation, memory and energy of the machine's GPUs",
     "peak_memory_bytes": "depends on the allocator and on what else runs",
     "tokens_per_second": "timing",

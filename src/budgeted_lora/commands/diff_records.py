@@ -111,8 +111,11 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def code_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Code, versions and machine of a record, flattened; with those of optional packages that its job has used."""
     about = record.get("provenance")
-    return flattened({name: about.get(name) for name in CODE}) if isinstance(about, dict) else {}
+    if not isinstance(about, dict):
+        return {}
+    return flattened({name: about.get(name) for name in CODE} | {"versions": record.get("versions")})
 
 
 def digests_of(path: Path) -> dict[str, str]:
