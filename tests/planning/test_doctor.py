@@ -79,6 +79,21 @@ def test_an_optional_package_is_needed_where_it_is_asked_for(monkeypatch: pytest
     assert finding.line() == "torchao, which evaluation.int8 needs; pip install -e '.[int8]'"
 
 
+def test_a_folder_of_tasks_holds_some(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+
+    def details() -> list[str]:
+        asking = graph_of("smoke", evaluation={"lm_eval": ["capitals"], "lm_eval_folder": str(folder)})
+        return [finding.detail for finding in checks.own_tasks(asking)]
+
+    assert details() == [f"{folder}: no YAML file, as a task is"]
+    folder.mkdir()
+    (folder / "capitals.jsonl").touch()
+    assert details() == [f"{folder}: no YAML file, as a task is"]
+    (folder / "capitals.yaml").touch()
+    assert details() == []
+
+
 def test_host_memory() -> None:
     [finding] = host(check(host_bytes=4 * GIB))
     assert finding.state == "short"

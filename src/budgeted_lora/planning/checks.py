@@ -159,6 +159,7 @@ def local_inputs(check: Check) -> Iterator[Finding]:
     """Files that the configuration names, a compiler if the scale compiles, and the corpus."""
     config, graph = check.config, check.graph
     yield from extras(graph)
+    yield from own_tasks(graph)
     yield from probe_files(graph)
     yield from local_teachers(graph)
     compiles = config.teachers == "pretrain" and config.pretraining.compile
@@ -173,6 +174,13 @@ def extras(graph: Graph) -> Iterator[Finding]:
     for what, (package, extra) in EXTRAS.items():
         if graph.asked(what) and importlib.util.find_spec(package) is None:
             yield missing("package", f"{package}, which evaluation.{what} needs", f"pip install -e '.[{extra}]'")
+
+
+def own_tasks(graph: Graph) -> Iterator[Finding]:
+    """A folder of tasks for lm-evaluation-harness that holds none: scoring comes after the trainings."""
+    folder = graph.config.evaluation.lm_eval_folder
+    if folder and graph.asked("lm_eval") and not any(name.endswith(".yaml") for name in graph.task_files()):
+        yield missing("tasks", f"{folder}: no YAML file, as a task is", "correct evaluation.lm_eval_folder")
 
 
 def probe_files(graph: Graph) -> Iterator[Finding]:
