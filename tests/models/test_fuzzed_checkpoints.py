@@ -53,7 +53,7 @@ def test_odd_configurations(made: Path, tmp_path: Path) -> None:
             with torch.no_grad():
                 assert load_model(folder)(input_ids=IDS).logits.shape[:2] == IDS.shape
 
-    fuzz(check, value=mutated(about), examples=15)
+    fuzz(check, value=mutated(about), examples=7)
 
 
 def test_odd_tensors(made: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_odd_tensors(made: Path, tmp_path: Path) -> None:
         if checked(file.parent):
             load_model(file.parent)
 
-    fuzz(check, entries=mutated(json.loads(data[8 : 8 + length])), examples=15)
+    fuzz(check, entries=mutated(json.loads(data[8 : 8 + length])), examples=7)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -82,7 +82,7 @@ def test_damaged_headers(made: Path, tmp_path: Path, name: str) -> None:
         if checked(folder):
             load_model(folder)
 
-    fuzz(check, start=damaged(data[:first]), examples=15)
+    fuzz(check, start=damaged(data[:first]), examples=7)
 
 
 def test_odd_index(shards: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_odd_index(shards: Path, tmp_path: Path) -> None:
         if checked(folder):
             load_model(folder)
 
-    fuzz(check, value=mutated(json.loads(path.read_text())), examples=15)
+    fuzz(check, value=mutated(json.loads(path.read_text())), examples=7)
 
 
 # --- tokenizers
@@ -127,7 +127,7 @@ def test_odd_tokenizers(shards: Path, tmp_path: Path, kind: str) -> None:
         used_or_refused(lambda: vocabulary_of(folder))
         used_or_refused(lambda: encoded(folder))
 
-    fuzz(check, value=mutated(json.loads(path.read_text())), examples=25)
+    fuzz(check, value=mutated(json.loads(path.read_text())), examples=12)
 
 
 def test_odd_parts_of_a_tokenizer(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_odd_parts_of_a_tokenizer(tmp_path: Path) -> None:
         used_or_refused(lambda: vocabulary_of(folder))
         used_or_refused(lambda: encoded(folder))
 
-    fuzz(check, value=mutated(parts), model=st.just(about) | mutated(about), examples=25)
+    fuzz(check, value=mutated(parts), model=st.just(about) | mutated(about), examples=12)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -159,7 +159,7 @@ def test_damaged_tokenizers(tmp_path: Path, name: str) -> None:
         used_or_refused(lambda: vocabulary_of(folder))
         used_or_refused(lambda: encoded(folder))
 
-    fuzz(check, data=damaged(path.read_bytes()), examples=25)
+    fuzz(check, data=damaged(path.read_bytes()), examples=12)
 
 
 def test_odd_settings_of_a_tokenizer(tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_odd_settings_of_a_tokenizer(tmp_path: Path) -> None:
         path.write_text(json.dumps(value))
         used_or_refused(lambda: encoded(folder))
 
-    fuzz(check, value=mutated(json.loads(path.read_text())), examples=25)
+    fuzz(check, value=mutated(json.loads(path.read_text())), examples=12)

@@ -84,7 +84,7 @@ def test_odd_records(root: Path, use: str) -> None:
         path, value = chosen
         restored(path, json.dumps(value).encode(), lambda: USES[use](Results.open(root)))
 
-    fuzz(check, chosen=st.one_of(choices), examples=SLOW.get(use, 4))
+    fuzz(check, chosen=st.one_of(choices), examples=SLOW.get(use, 2))
 
 
 @pytest.mark.parametrize("use", ["table2", "claims", "page"])
@@ -95,4 +95,4 @@ def test_damaged_files(root: Path, use: str) -> None:
     def check(chosen: tuple[Path, bytes]) -> None:
         restored(*chosen, lambda: USES[use](Results.open(root)))
 
-    fuzz(check, chosen=st.one_of(choices), examples=SLOW.get(use, 4))
+    fuzz(check, chosen=st.one_of(choices), examples=SLOW.get(use, 2))
