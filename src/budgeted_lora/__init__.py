@@ -1,3 +1,3 @@
 """Budgeted LoRA: distillation as structured compute allocation, regenerated end to end."""
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"

@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from budgeted_lora import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -213,3 +215,12 @@ def test_make_setup_names_the_missing_python(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert "no Python 3.11, 3.12 or 3.13 found (tried: no-such-python)" in run.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_changelog_and_citation_name_the_version() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)$", changes, re.MULTILINE)
+    assert versions == sorted(versions, reverse=True)
+    assert versions[0][0] == __version__
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (about["version"], str(about["date-released"])) == versions[0]
