@@ -225,5 +225,8 @@ def test_it_ends_when_all_is_done(graph: Graph, monkeypatch: pytest.MonkeyPatch)
     assert "all" in show_watch.render_view(watcher.look()).splitlines()[0]
 
 
-def test_a_scale_that_is_not_there_is_one_line(run: Run, graph: Graph) -> None:
+def test_a_scale_or_target_that_is_not_there_is_one_line(run: Run, graph: Graph) -> None:
     assert "nowhere.yaml" in run("watch", "nowhere").refusal()
+    for words in (["watch", "tiny"], ["doctor", "--scale", "tiny"]):
+        message = run(*words, "--target", "tabel6").refusal()
+        assert "scale tiny has no target 'tabel6'; expected one of its targets: all, main, " in message

@@ -26,6 +26,7 @@ from budgeted_lora.errors import BadInput, ProcessFailed, TrainingDiverged
 from budgeted_lora.method.cost import ModelShape
 from budgeted_lora.planning.doctor import examine
 from budgeted_lora.planning.findings import troubles
+from budgeted_lora.planning.start import known_targets
 from budgeted_lora.stages.dispatch import run_stage
 from budgeted_lora.workflow.graph import load_graph
 from budgeted_lora.workflow.runs import resume_run
@@ -145,7 +146,8 @@ def doctor(
 
     Exit status 0 if it can, 2 if it cannot.
     """
-    findings = examine(limited(graph_of(scale, config_folder, config), target or ()), slurm=slurm)
+    graph = graph_of(scale, config_folder, config)
+    findings = examine(limited(graph, known_targets(graph, target or ())), slurm=slurm)
     if as_json:
         print_json([asdict(item) for item in findings])
     else:
@@ -227,7 +229,7 @@ def watch(
     given = graph_of(scale, config_folder, config)
     run = last_run(given.results)
     graph = given if config else load_graph(config_folder / f"{scale}.yaml", run.get("config"))
-    watcher = Watcher(limited(graph, target or run.get("targets") or ()), run)
+    watcher = Watcher(limited(graph, known_targets(graph, target or ()) or run.get("targets") or ()), run)
     if as_json:
         print_json(asdict(watcher.look()))
     elif once or not sys.stdout.isatty():

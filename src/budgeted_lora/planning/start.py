@@ -4,6 +4,7 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from budgeted_lora.errors import BadInput
 from budgeted_lora.planning.checks import corpus_files
 from budgeted_lora.planning.doctor import refusal
 from budgeted_lora.planning.findings import troubles
@@ -21,6 +22,24 @@ def targets_of(graph: Graph) -> list[str]:
     return ["all", "main", "report", "claims", "figure2", "pareto", *calibration, *ablations, *jobs.tables]
 
 
+def no_target(graph: Graph, problem: str) -> str:
+    """A line for a word that is no target of the scale."""
+    return f"scale {graph.config.scale} has {problem}; expected one of its targets: {', '.join(targets_of(graph))}"
+
+
+def known_targets(graph: Graph, names: Iterable[str]) -> list[str]:
+    """The names as they are; those of files, which have a slash, are not checked.
+
+    Raises:
+        BadInput: one of them is no target of the scale.
+    """
+    names, known = list(names), targets_of(graph)
+    for name in names:
+        if "/" not in name and name not in known:
+            raise BadInput(no_target(graph, f"no target {name!r}"))
+    return names
+
+
 def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
     """Exit with status 2 and a one-line message if a requested target does not exist; also in a dry run.
 
@@ -33,9 +52,8 @@ def refuse_unknown_targets(graph: Graph, rules: Collection[str]) -> None:
     for name in sorted(name for name in requested_targets() if "/" not in name):
         empty = name == "ablations" and not ReportJobs(graph).names("ablations")
         if empty or name not in rules:
-            problem = f"scale {graph.config.scale} has {'no rows for' if empty else 'no target'} {name!r}"
-            targets = ", ".join(targets_of(graph))
-            print(f"budgeted-lora: {problem}; expected one of its targets: {targets}", file=sys.stderr, flush=True)
+            problem = no_target(graph, f"{'no rows for' if empty else 'no target'} {name!r}")
+            print(f"budgeted-lora: {problem}", file=sys.stderr, flush=True)
             sys.exit(2)
 
 
