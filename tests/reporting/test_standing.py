@@ -188,7 +188,8 @@ def test_every_record_of_the_workflow_is_of_a_stage() -> None:
     patterns = [pattern for found in facts.STAGES.values() for pattern in found]
     records = set()
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        found = re.findall(r'(?:record|out)=f"\{(results|shards\.folder)\}/([^"]+\.json)"', path.read_text())
+        text = path.read_text().replace("{{kind}}", "teachers")  # or students, whose records lie alike
+        found = re.findall(r'(?:record|out)=f"\{(results|shards\.folder)\}/([^"]+\.json)"', text)
         records |= {
             ("data/shards/" if root != "results" else "") + re.sub(r"\{\{.*?\}\}", "x", name) for root, name in found
         }

@@ -18,7 +18,7 @@ STAGES = {
     "caches": ("cache/*/provenance.json",),
     "training": ("cells/*/train.json",),
     "compression": ("cells/*/compressed/*/compression.json",),
-    "evaluation": ("cells/*/compressed/*/perplexity.json", "cells/*/compressed/*/icl.json"),
+    "evaluation": tuple(f"cells/*/compressed/*/{name}.json" for name in ("perplexity", "icl", "lm_eval", "int8")),
     "timing": ("speed/*.json",),
 }  # fmt: skip
 
