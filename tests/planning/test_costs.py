@@ -415,5 +415,5 @@ def test_energy_of_finished_trainings_tells_of_all(tmp_path: Path, monkeypatch: 
     energy = energy_of(costs)
     assert (energy.trainings, energy.joules) == (1, 7.2e6)
     assert energy.all_joules == pytest.approx(7.2e6 * sum(flops) / flops[0])
-    assert "Energy: 1 finished trainings took 2 kWh" in render_costs(costs, gpus=1, energy=energy)
+    assert "Energy: 1 finished training took 2 kWh" in render_costs(costs, gpus=1, energy=energy)
     assert as_json(costs, gpus=1, energy=energy)["energy"]["joules"] == 7.2e6

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from budgeted_lora.reporting.contents import FIGURES, TOKENS
 from budgeted_lora.reporting.figures.style import context
 from budgeted_lora.reporting.figures.tokens import tokens_figure
-from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Table
+from budgeted_lora.reporting.table import Table, millions
 from budgeted_lora.reporting.tables.tokens import PowerLaw, fit, length_curves, meeting_text
 from budgeted_lora.reporting.uncertainty import Bootstrap
 

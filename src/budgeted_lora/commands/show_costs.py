@@ -104,7 +104,8 @@ def render_costs(costs: ScaleCosts, *, gpus: int, energy: Energy | None = None) 
     text = f"Disk: {size(space.total)} in all: {parts}; a tenth more for small files."
     lines += ["", *_sums(costs, slots), "", *wrap(text, WIDTH, subsequent_indent="  ")]
     if energy:
-        done = f"{energy.trainings} finished trainings took {energy.joules / KWH:.2g} kWh on their GPUs"
+        trainings = f"{energy.trainings} finished training{'s' * (energy.trainings > 1)}"
+        done = f"{trainings} took {energy.joules / KWH:.2g} kWh on their GPUs"
         every = f"all {len(costs.cells)} take about {energy.all_joules / KWH:.2g} kWh at as much per FLOP"
         lines += wrap(f"Energy: {done}; {every}.", WIDTH, subsequent_indent="  ")
     lines.append("Not counted: corpus, compression, timing of structures, tables and figures.")

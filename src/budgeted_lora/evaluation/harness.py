@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def split_metrics(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str
     metrics, errors = {}, {}
     for key, value in result.items():
         metric, comma, filtered = key.partition(",")
-        if not comma or isinstance(value, str):  # a name of the task, or "N/A"
+        if not comma or not isinstance(value, Real):  # a name of the task, "N/A", or a metric that is no number
             continue
         kind, label = (errors, metric.removesuffix("_stderr")) if metric.endswith("_stderr") else (metrics, metric)
         kind[label if filtered == "none" else f"{label} ({filtered})"] = float(value)

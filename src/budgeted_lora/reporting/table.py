@@ -129,6 +129,14 @@ def mean_text(value: float, *, error: float, deviation: float, seeds: int, digit
     return measured(value, error, digits)
 
 
+def millions(tokens: float) -> str:
+    """Tokens as people say them: 2.55 B, 3.1 M, 40 k."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g} {unit}"
+    return f"{tokens:.0f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: 48 s, 12.5 min, 3.2 h."""
     if pd.isna(seconds):

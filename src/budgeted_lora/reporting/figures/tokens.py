@@ -5,8 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from budgeted_lora.reporting.figures.style import GREY, MARKERS, OTHER, colour
-from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import millions
 from budgeted_lora.reporting.tables.tokens import LengthCurve, length_curves
 
 BEYOND_LONGEST = 8  # how many times the longest run the fitted curves are drawn

@@ -6,7 +6,7 @@ from typing import Any
 
 from budgeted_lora.reporting.records import read_record
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import duration
+from budgeted_lora.reporting.table import duration, millions
 
 # JSON results by the stage that made them. A teacher's cache is judged by its bytes: what made it is beside it.
 STAGES = {
@@ -35,14 +35,6 @@ def students_sentence(results: Results) -> str:
     listed = len(results.cells)
     count = f"{len(cells)}" if len(cells) == listed else f"{len(cells)} of the {listed} that the configuration lists"
     return f"{count}, {length} training tokens each, {seeds} training seed{'s' if seeds > 1 else ''}"
-
-
-def millions(tokens: float) -> str:
-    """Tokens as people say them: 2.55 B, 3.1 M, 40 k."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g} {unit}"
-    return f"{tokens:.0f}"
 
 
 def provenances(results: Results, *stages: str) -> list[dict[str, Any]]:

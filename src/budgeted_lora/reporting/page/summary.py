@@ -10,9 +10,8 @@ import pandas as pd
 
 from budgeted_lora.reporting.contents import CONTROLS, TABLES
 from budgeted_lora.reporting.grouping import method_order
-from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Record, number
+from budgeted_lora.reporting.table import Record, millions, number
 from budgeted_lora.reporting.tables.controls import SMALLER, control_runs
 from budgeted_lora.reporting.uncertainty import lines
 

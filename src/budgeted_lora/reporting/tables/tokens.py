@@ -13,10 +13,9 @@ import pandas as pd
 
 from budgeted_lora.reporting.contents import TABLES, TOKENS
 from budgeted_lora.reporting.grouping import files_of, method_label, method_order
-from budgeted_lora.reporting.page.facts import millions
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, millions
 from budgeted_lora.reporting.tables.beyond import PAPER, rule_of
 from budgeted_lora.reporting.tables.controls import SMALLER, student_text
 from budgeted_lora.reporting.texts import tabulate
