@@ -218,11 +218,23 @@ def refusals(root: Path) -> Iterator[tuple[list[object], str]]:
     shutil.copytree(root, damaged)
     (damaged / SCORES / "icl.json").write_text("{")
     (root.parent / "text").write_text("no archive")
-    yield [root, root / "nowhere"], "no such folder or archive"
+    yield [root, root / "nowhere"], "no such folder, archive or cell"
     yield [root, empty], "holds no results"
     yield [root, root / "cells" / CELL], "holds several models"
     yield [root, root.parent / "text"], "neither zstd nor gzip"
     yield [root, damaged], "icl.json: not JSON"
+
+
+def test_cells_by_their_names(run: Run, sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    (sides[0].parent / "results").mkdir(exist_ok=True)
+    (sides[0].parent / "results" / "tiny").symlink_to(sides[0])
+    monkeypatch.chdir(sides[0].parent)
+    one, other = sorted(folder.name for folder in (sides[0] / "cells").iterdir())[:2]
+    assert run("diff", one, f"results/tiny/cells/{one}").status == 0
+    assert run("diff", one, other).status == 1
+    (sides[0].parent / "results" / "again").symlink_to(sides[1])
+    assert f"{one} begins the names of 2 cells, such as results/again/" in run("diff", one, other).refusal()
+    assert "no such folder, archive or cell" in run("diff", "nothing", other).refusal()
 
 
 def test_what_cannot_be_compared_is_one_line(run: Run, sides: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ from fixtures.tiny_scale import SCALE, TINY, write_scale
 from budgeted_lora import files
 from budgeted_lora.commands import show_watch
 from budgeted_lora.commands.chain import chain
-from budgeted_lora.commands.watch import Other, View, Watcher, bar_of
+from budgeted_lora.commands.watch import Other, View, Watcher, bar_of, scales_at_work
 from budgeted_lora.planning.costs import START_UP_SECONDS
 from budgeted_lora.training.progress import HISTORY
 from budgeted_lora.workflow.graph import Graph
@@ -175,7 +175,7 @@ def test_values_and_targets_are_those_of_the_last_run(run: Run, graph: Graph) ->
     (TINY / "run.lock").write_text(json.dumps({"id": "1", "pid": DEAD, "arguments": [], "slurm": None, "about": about}))
 
     def trainings(*words: str) -> int:
-        kinds = json.loads(run("watch", "tiny", "--json", *words).out)["kinds"]
+        kinds = json.loads(run("watch", "--scale", "tiny", "--json", *words).out)["kinds"]
         return next((kind["count"] for kind in kinds if kind["kind"] == "train"), 0)
 
     assert trainings() == 3
@@ -190,10 +190,10 @@ def test_it_prints_once_and_takes_no_lock_of_a_training(
     cell = next(iter(graph.cells))
     folder, taken = begin_training(cell, pid=os.getpid(), rows=2), []
     monkeypatch.setattr(files, "lock", lambda handle, **_: taken.append(os.readlink(f"/proc/self/fd/{handle}")) or True)
-    done = run("watch", "tiny")
+    done = run("watch", "--scale", "tiny")
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith("tiny: 0 of ")
-    assert "no run is at work" in done.out
+    assert "no run is at work here" in done.out
     assert f"{cell}     2   6       100  4.2500     0.500  0.625" in done.out
     assert str((folder / "lock").resolve()) not in taken
 
@@ -226,7 +226,17 @@ def test_it_ends_when_all_is_done(graph: Graph, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_scale_or_target_that_is_not_there_is_one_line(run: Run, graph: Graph) -> None:
-    assert "nowhere.yaml" in run("watch", "nowhere").refusal()
-    for words in (["watch", "tiny"], ["doctor", "--scale", "tiny"]):
+    assert "nowhere.yaml" in run("watch", "--scale", "nowhere").refusal()
+    for words in (["watch", "--scale", "tiny"], ["doctor", "--scale", "tiny"]):
         message = run(*words, "--target", "tabel6").refusal()
         assert "scale tiny has no target 'tabel6'; expected one of its targets: all, main, " in message
+
+
+def test_a_run_of_another_scale_is_named(tmp_path: Path) -> None:
+    for name in ("idle", "busy", "here"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.lock").touch()
+    with (tmp_path / "busy" / "run.lock").open() as handle:
+        assert files.lock(handle.fileno())
+        assert scales_at_work(tmp_path / "here") == ("busy",)
+    assert scales_at_work(tmp_path / "here") == ()

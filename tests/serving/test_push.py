@@ -141,6 +141,7 @@ def test_without_a_right_to_write_nothing_is_sent(hub: StandIn, folder: Path, ru
 @pytest.mark.parametrize("absent", ["config.json", "README.md", "model.safetensors"])
 def test_other_folders_are_refused(hub: StandIn, folder: Path, run: Callable[..., Outcome], absent: str) -> None:
     (folder / absent).unlink()
+    assert "no such folder; expected an exported folder" in run("push", folder / "nothing", REPO).refusal()
     assert "expected an exported folder" in run("push", folder, REPO).refusal()
     assert hub.asked == []
 

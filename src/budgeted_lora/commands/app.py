@@ -213,7 +213,7 @@ def cells(
 
 @app.command()
 def watch(
-    scale: Annotated[str, typer.Argument(metavar="[SCALE]", help="Name of a scale file, without its ending.")] = "mini",
+    scale: ScaleName = "mini",
     config_folder: ConfigFolder = Path("config"),
     config: Overrides = None,
     target: Annotated[list[str] | None, typer.Option(help="Target of the run. [those of the last run, or all]")] = None,
@@ -252,7 +252,9 @@ def why(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="results/<scale>, a cell or model in it, an export.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="results/<scale>, a cell (its folder or its name), a model, an export.")
+    ],
     b: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with, of the same kind.")],
     ignore_provenance: Annotated[
         bool, typer.Option("--ignore-provenance", help="Code, versions and machine may differ.")

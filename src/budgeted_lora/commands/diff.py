@@ -68,17 +68,28 @@ class Side:
         return Side(self.name, self.root, files)
 
 
+def cell_folder(path: Path) -> Path:
+    """The folder of the only cell below `results` whose name begins so, if there is no such path."""
+    if path.exists() or len(path.parts) != 1:
+        return path
+    found = sorted(folder for folder in Path("results").glob("*/cells/*") if folder.name.startswith(path.name))
+    if len(found) > 1:
+        raise BadInput(f"{path} begins the names of {len(found)} cells, such as {found[0]} and {found[1]}")
+    return found[0] if found else path
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Side]:
-    """A folder, or the results in an archive.
+    """A folder, the results in an archive, or the folder of a cell that is named.
 
     Raises:
-        BadInput: it is missing, or holds no results.
+        BadInput: it is missing, holds no results, or names several cells.
     """
+    path = cell_folder(path)
     with ExitStack() as stack:
         root = stack.enter_context(unpacked(path)) if path.is_file() else path
         if not root.is_dir():
-            raise BadInput(f"{path}: no such folder or archive")
+            raise BadInput(f"{path}: no such folder, archive or cell; expected for example results/smoke")
         side = Side(str(path), root, files_below(root))
         if side.is_tree and not any((root / name).is_dir() for name in TREE):
             raise BadInput(

@@ -68,7 +68,11 @@ def recipe_lines(graph: Graph, cell: str) -> list[str]:
         else [f"    {name}", in_yaml(value), ""]
         for name, value in values.items()
     ]
-    what = f"{len(differing)} values differ from the scale's defaults" if differing else "as the scale's defaults"
+    what = (
+        f"{len(differing)} value{'s differ' if len(differing) > 1 else ' differs'} from the scale's defaults"
+        if differing
+        else "as the scale's defaults"
+    )
     budget = f" at F = {mine.budget:g}" if mine.budget is not None else ""
     return [f"recipe, {what} for {mine.method}{budget}:", *table(rows)]
 

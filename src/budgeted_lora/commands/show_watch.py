@@ -17,7 +17,8 @@ def render_view(view: View) -> str:
         head = f"{view.scale}: all {view.count} jobs are done; tables and figures are not counted"
     else:
         left = f"about {duration(view.seconds_left)} left, {view.at_once} at once"
-        run = "" if view.at_work else "; no run is at work"
+        others = f"; one is at `--scale {view.elsewhere[0]}`" if view.elsewhere else ""
+        run = "" if view.at_work else f"; no run is at work here{others}"
         head = f"{view.scale}: {view.done} of {view.count} jobs done, {left}{run}"
     rows = [["", "done", "of", "took", "left"]]
     for kind in view.kinds:

@@ -99,6 +99,7 @@ class View:
     kinds: tuple[Kind, ...]
     trainings: tuple[Training, ...]
     others: tuple[Other, ...]
+    elsewhere: tuple[str, ...] = ()  # other scales with a run at work, where this one has none
 
     @property
     def done(self) -> int:
@@ -150,9 +151,11 @@ class Watcher:
         of_trainings = sum(kind.seconds_left for kind in kinds if kind.kind == "train")
         of_others = sum(kind.seconds_left for kind in kinds) - of_trainings
         shortest = self.slots.wall_seconds(trainings=of_trainings, others=of_others)
+        at_work = is_at_work(self.graph.results)
         return View(
             scale=self.graph.config.scale,
-            at_work=is_at_work(self.graph.results),
+            at_work=at_work,
+            elsewhere=() if at_work else scales_at_work(Path(self.graph.results)),
             at_once=self.slots.count,
             seconds_left=max([shortest, *left.values()]),
             kinds=tuple(kinds),
@@ -284,6 +287,12 @@ def seconds_in(path: Path) -> float | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         return max(float(record["provenance"]["seconds"]), float(record.get("train_seconds") or 0.0))
     return None
+
+
+def scales_at_work(results: Path) -> tuple[str, ...]:
+    """Other scales beside these results at which a run is at work."""
+    locks = sorted(results.parent.glob("*/run.lock"))
+    return tuple(lock.parent.name for lock in locks if lock.parent != results and is_at_work(lock.parent))
 
 
 def holder_lives(folder: Path, *, elsewhere: bool) -> bool:

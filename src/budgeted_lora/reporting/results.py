@@ -183,7 +183,7 @@ class Results:
         if self.holds(path):
             return True
         if not self.partial:
-            raise BadInput(f"{self.root / path}: no such result; run its job first, or ask for a partial report")
+            raise BadInput(f"{self.root / path}: no such result; run its job first, or see `report --partial`")
         if path not in self.missing:
             self.missing.append(path)
         return False

@@ -206,7 +206,9 @@ def origin_rows(known: Known) -> Rows:
         yield "Teacher", f"{known.recipe.teacher}: {source}"
     if known.manifest:
         yield "Data", data_of(known.manifest)
-    yield "Licence of the teacher", known.license or "not recorded; ask its makers before you pass the student on"
+    own = {"pretrain": "yours, who trained it", "shipped": "that of budgeted-lora, MIT"}
+    made_here = own.get(known.teacher.get("source", ""), "not recorded; ask its makers before you pass the student on")
+    yield "Licence of the teacher", known.license or made_here
 
 
 def data_of(manifest: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
     """
     from huggingface_hub import HfApi, constants
 
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; expected an exported folder")
     absent = [name for name in NEEDED if not (folder / name).is_file()]
     names = exported_names(folder)
     if absent or not any(map(WEIGHTS.fullmatch, names)):
