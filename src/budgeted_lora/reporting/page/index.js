@@ -54,6 +54,15 @@ document.addEventListener("click", (event) => {
   event.target.closest(".sortable td")?.parentNode.querySelector("button.origin")?.click();
 });
 
+// What scrolls sideways has a shadow at its right edge, until its end is in sight.
+const scrolling = [...document.querySelectorAll(".scroll")];
+const cue = (box) => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+for (const box of scrolling) box.addEventListener("scroll", () => cue(box), { passive: true });
+const cues = () => scrolling.forEach(cue);
+addEventListener("resize", cues);
+document.addEventListener("toggle", cues, true);
+cues();
+
 // A page that was copied alone says that its links lead nowhere.
 const { home } = document.documentElement.dataset;
 if (!decodeURI(location.pathname).replace(/[^/]*$/, "").endsWith(home ? `/${home}/` : "/")) {
