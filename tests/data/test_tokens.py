@@ -117,7 +117,7 @@ def test_missing_file_is_refused(tmp_path: Path, suffix: str) -> None:
 def test_a_record_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path, [[1]])
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(BadInput, match=r"x\.json: not the record of a token file"):
+    with pytest.raises(BadInput, match=r"x\.json: .*the record of a token file"):
         TokenFile.open(tmp_path / "x.bin")
 
 

@@ -70,12 +70,21 @@ class Perplexity(Record):
     conditions: Conditions | None = None
 
 
+class Probe(Read):
+    accuracy: Number = None
+    se: Number = None
+    n: Number = None
+    chance_constant: Number = None
+    chance_word: Number = None
+    ceiling: Number = None
+
+
 class InContext(Record):
     composite: float
     composite_se: float
     chance_composite: float
     per_seed: dict[str, float]
-    probes: dict[str, dict[str, Number]]
+    probes: dict[str, Probe]
 
 
 class Module(Read):
