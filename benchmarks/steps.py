@@ -34,7 +34,7 @@ def against_trainer(context: Context, rows: list[int]) -> Iterator[Measure]:
                 yield Measure(row=row, what="step", shape=name, threads=context.threads, skipped=reason)
             continue
         precisions = [context.precision]
-        if context.device == "cpu" and name == "paper" and cpu_multiplies_bfloat16():
+        if context.device == "cpu" and name == "paper" and not context.quick and cpu_multiplies_bfloat16():
             precisions += ["bfloat16"]
         for method in ("kd_full", "kd_lora"):
             for precision in precisions:

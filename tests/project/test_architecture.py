@@ -45,7 +45,7 @@ PLAN = {
 LOOSE = {"errors", "files", "provenance"}  # modules beside the packages
 
 LIGHT = ("config", "workflow", "planning", "reporting.contents")  # what Snakemake and `plan` import: quick to start
-HEAVY = {"torch", "pandas", "transformers"}
+HEAVY = {"torch", "pandas", "transformers", "pyarrow"}
 MEASURING = {"planning.measure", "planning.memory"}  # these two run a model
 
 # Stages of which a scale runs many short jobs. Importing transformers takes longer than all else that they import.

@@ -4,14 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from budgeted_lora.config.corpus import Corpus
 from budgeted_lora.config.your_scale import EFFORTS, HELD_OUT, YourScale
-from budgeted_lora.data.documents import Counts, distinct_documents, in_slice
-from budgeted_lora.data.overlap import shared_fractions
-from budgeted_lora.data.readers import read_documents
-from budgeted_lora.data.tokenizer import switch_off
 from budgeted_lora.errors import BadInput
 from budgeted_lora.planning.storage import TEXT_BYTES_PER_TOKEN
 
@@ -127,6 +121,13 @@ def survey(corpus: Corpus, *, enough: int, tokenizer: Path | None) -> Survey:
     Raises:
         BadInput: a file cannot be read.
     """
+    # Here and not above: readers load pyarrow, and `budgeted-lora plan` reads no text.
+    from tokenizers import Tokenizer
+
+    from budgeted_lora.data.documents import Counts, distinct_documents, in_slice
+    from budgeted_lora.data.readers import read_documents
+    from budgeted_lora.data.tokenizer import switch_off
+
     train = held_out = documents = 0
     sample: list[str] = []
     sides: dict[bool, list[str]] = {True: [], False: []}  # held out, training
@@ -152,6 +153,8 @@ def survey(corpus: Corpus, *, enough: int, tokenizer: Path | None) -> Survey:
 
 def _kept(held_out: list[str], train: list[str], corpus: Corpus) -> float:
     """Share of the held-out characters that stay, since their documents share little with training text."""
+    from budgeted_lora.data.overlap import shared_fractions
+
     if not held_out:
         return 0.0
     shares = shared_fractions(held_out, train, n=corpus.overlap_ngram)
