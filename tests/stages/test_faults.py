@@ -25,6 +25,7 @@ from fixtures.command_line import (
     status_of,
     train_words,
 )
+from fixtures.kills import stop_run
 from fixtures.snakemake_runs import snakemake
 from fixtures.training_world import LENGTH, VOCABULARY, World, make_recipe, make_world
 
@@ -295,26 +296,12 @@ def test_a_report_refuses_damaged_results(
 # --- states
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL where the point must be exact: nothing catches it."""
-
-
 def killed_in(module: object, name: str, words: Words, *, after: int) -> None:
     """Runs a command until the `after`-th call of a function of a module, and stops in the next."""
-    real, calls = getattr(module, name), []
-
-    def dying(*arguments: object, **keywords: object) -> object:
-        calls.append(1)
-        if len(calls) > after:
-            raise Killed
-        return real(*arguments, **keywords)
-
     text = [canonical_json(word) if isinstance(word, dict) else str(word) for word in words]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["budgeted-lora", *text])
-        patch.setattr(module, name, dying)
-        with pytest.raises(Killed):
-            cli.main()
+        stop_run(patch, module, name, cli.main, after=after)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.command_line import Words, as_text, cache_words, compress_words, pretrain_words, train_words
+from fixtures.kills import calls_of, stop_run
 from fixtures.training_world import LENGTH, World, make_recipe, make_world
 from safetensors import safe_open
 
@@ -262,34 +263,6 @@ def test_the_installed_command_too(world: World, whole: Callable[..., Path], tmp
 # --- a state of something else is not gone on from
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL where the point must be exact: nothing catches it."""
-
-
-def cut(monkeypatch: pytest.MonkeyPatch, module: object, name: str, run: Callable[[], object], *, after: int) -> None:
-    """Runs until the `after`-th call of a function of a module, and stops in the next."""
-    real, calls = getattr(module, name), []
-
-    def dying(*arguments: object, **keywords: object) -> object:
-        if len(calls) == after:
-            raise Killed
-        calls.append(1)
-        return real(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, dying)
-        with pytest.raises(Killed):
-            run()
-
-
-def calls_of(monkeypatch: pytest.MonkeyPatch, module: object, name: str, run: Callable[[], object]) -> int:
-    real, calls = getattr(module, name), []
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, lambda *a, **k: calls.append(1) or real(*a, **k))
-        run()
-    return len(calls)
-
-
 @pytest.fixture
 def other_world(tmp_path: Path) -> World:
     (tmp_path / "other").mkdir()
@@ -322,7 +295,7 @@ def test_a_teachers_state(
         pretraining.pretrain, "__kwdefaults__", pretraining.pretrain.__kwdefaults__ | {"checkpoint_every": 2}
     )
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    cut(monkeypatch, pretraining, "next_token_loss", lambda: pretrain_teacher(**arguments), after=4)
+    stop_run(monkeypatch, pretraining, "next_token_loss", lambda: pretrain_teacher(**arguments), after=4)
     arguments |= {
         "recipe": {"pretraining": arguments["pretraining"].model_copy(update={"weight_decay": 0.2})},
         "tokens": {"tokens": other_world.tokens},
@@ -343,7 +316,7 @@ def test_a_cells_state(
         "state": tmp_path / "state", "device": "cpu", "threads": 1, "log_every": 2, "checkpoint_every": 4,
     }  # fmt: skip
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    cut(monkeypatch, loop, "accumulate_gradients", lambda: stage.train_cell(**arguments), after=10)
+    stop_run(monkeypatch, loop, "accumulate_gradients", lambda: stage.train_cell(**arguments), after=10)
     arguments |= {
         "recipe": {"recipe": make_recipe("budgeted_lora", seed=1)},
         "tokens": {"tokens": other_world.tokens},
@@ -366,7 +339,7 @@ def test_a_caches_state(
             out=tmp_path / "cache", state=tmp_path / "state", device="cpu", threads=1,
         )  # fmt: skip
 
-    cut(monkeypatch, caching, "final_hidden", make, after=4)
+    stop_run(monkeypatch, caching, "final_hidden", make, after=4)
     changes = {
         "recipe": {"batch_windows": 3},
         "tokens": {"tokens": other_world.tokens},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.kills import stop_run
 from fixtures.training_world import make_recipe, make_world
 
 from budgeted_lora.config.scale import Config
@@ -38,26 +39,11 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
 @with_tensorboard
 def test_curves_are_the_history_and_change_no_byte(world, tmp_path, monkeypatch) -> None:
     train(world, tmp_path / "without")
     monkeypatch.setenv(curves.VARIABLE, str(tmp_path / "curves"))
-    real, steps = loop.accumulate_gradients, []
-
-    def dying(*arguments, **keywords):
-        steps.append(1)
-        if len(steps) == 7:
-            raise Killed
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(loop, "accumulate_gradients", dying)
-    with pytest.raises(Killed):
-        train(world, tmp_path / "with")
-    monkeypatch.setattr(loop, "accumulate_gradients", real)
+    stop_run(monkeypatch, loop, "accumulate_gradients", lambda: train(world, tmp_path / "with"), after=6)
     train(world, tmp_path / "with")  # goes on after step 4; the row of step 6 was written before and is again
 
     for name in ("trained/model.safetensors", "trained/adapter.json", "retention.csv"):

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from fixtures.kills import stop_run
 from fixtures.training_world import make_recipe, make_world
 
 from budgeted_lora.method import loop
@@ -133,10 +134,6 @@ def test_without_the_package_there_is_no_reading(monkeypatch: pytest.MonkeyPatch
     assert measured(["a"]) is None
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
 def test_train_json_says_what_a_gpu_took_and_nothing_of_a_cpu(
     tmp_path: Path, nvml: Callable[..., Nvml], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,22 +153,11 @@ def test_train_json_says_what_a_gpu_took_and_nothing_of_a_cpu(
     assert library.looks == {}
 
     monkeypatch.setattr(stage, "device_in_use", lambda: {"type": "cuda", "name": "made up", "uuid": "a"})
-    real, steps = loop.accumulate_gradients, []
-
-    def dying(*arguments, **keywords):
-        steps.append(1)
-        if len(steps) == 7:
-            raise Killed
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(loop, "accumulate_gradients", dying)
-    with pytest.raises(Killed):
-        train(tmp_path / "gpu")
+    stop_run(monkeypatch, loop, "accumulate_gradients", lambda: train(tmp_path / "gpu"), after=6)
     [state] = (tmp_path / "gpu" / "state").iterdir()
     kept = progress.TrainingState(state)._read()[0][progress.GPU]
     assert kept["joules"] == pytest.approx(10.0)
     library.looks.clear()
-    monkeypatch.setattr(loop, "accumulate_gradients", real)
     record = train(tmp_path / "gpu")["gpu"]
     # 12 steps: saved after steps 8 and 12, then the end; each look finds 10 J more than the one before.
     assert record["joules"] == pytest.approx(kept["joules"] + 30.0)

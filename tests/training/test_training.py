@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures.kills import calls_of, stop_run
 from fixtures.states import running
 from fixtures.training_world import LENGTH, VOCABULARY, make_recipe, make_world
 from safetensors.torch import load_file
@@ -254,38 +256,22 @@ def test_same_recipe_same_bytes(world, tmp_path, method):
     assert not equal(other, load_file(tmp_path / "one" / "trained" / "model.safetensors"))
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
 @pytest.mark.parametrize(("method", "stops"), [("kd_full", (6,)), ("kd_lora", (9,)), ("budgeted_lora", (0, 3, 7, 11))])
 def test_a_run_cut_at_any_step_ends_with_the_same_bytes(world, tmp_path, monkeypatch, method, stops):
     recipe = make_recipe(method)
     run_cell(world, recipe, tmp_path / "whole")
-    real = loop.accumulate_gradients
     for stop in stops:
-        out, calls = tmp_path / f"cut{stop}", []
-
-        def dying(*arguments, calls=calls, stop=stop, **keywords):
-            if len(calls) == stop:
-                raise Killed
-            calls.append(stop)
-            return real(*arguments, **keywords)
-
-        monkeypatch.setattr(loop, "accumulate_gradients", dying)
-        with pytest.raises(Killed):
-            run_cell(world, recipe, out)
+        out = tmp_path / f"cut{stop}"
+        run = partial(run_cell, world, recipe, out)
+        stop_run(monkeypatch, loop, "accumulate_gradients", run, after=stop)
         assert not (out / "train.json").exists()
         torch.rand(5)  # another generator state, which the resumed run must not see
-        counted = []
-        monkeypatch.setattr(loop, "accumulate_gradients", lambda *a, c=counted, **k: c.append(1) or real(*a, **k))
-        run_cell(world, recipe, out)
-        assert len(counted) == 12 - stop // 4 * 4
+        assert calls_of(monkeypatch, loop, "accumulate_gradients", run) == 12 - stop // 4 * 4
         for file in ("trained/model.safetensors", "trained/adapter.json", "retention.csv"):
             assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), (stop, file)
-        whole, cut = read_csv(tmp_path / "whole" / "history.csv"), read_csv(out / "history.csv")
+        whole, again = read_csv(tmp_path / "whole" / "history.csv"), read_csv(out / "history.csv")
         strip = [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in whole]
-        assert [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in cut] == strip
+        assert [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in again] == strip
 
 
 def test_a_run_killed_after_its_last_step_keeps_its_structure(world, tmp_path, monkeypatch):
@@ -293,13 +279,7 @@ def test_a_run_killed_after_its_last_step_keeps_its_structure(world, tmp_path, m
     run_cell(world, recipe, tmp_path / "whole")
     out = tmp_path / "cut"
 
-    def dying(*arguments, **keywords):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "save_trained", dying)
-        with pytest.raises(Killed):
-            run_cell(world, recipe, out)
+    stop_run(monkeypatch, stage, "save_trained", lambda: run_cell(world, recipe, out), after=0)
     run_cell(world, recipe, out)
     for file in ("trained/model.safetensors", "trained/adapter.json", "retention.csv"):
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
@@ -374,18 +354,8 @@ def test_a_real_blow_up_is_seen(world, tmp_path):
 
 
 def test_a_state_of_another_recipe_is_not_taken_up(world, tmp_path, monkeypatch):
-    real, calls = loop.accumulate_gradients, []
-
-    def dying(*arguments, **keywords):
-        calls.append(1)
-        if len(calls) > 6:
-            raise Killed
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(loop, "accumulate_gradients", dying)
-    with pytest.raises(Killed):
-        run_cell(world, make_recipe("kd_lora"), tmp_path / "out")
-    monkeypatch.setattr(loop, "accumulate_gradients", real)
+    first = partial(run_cell, world, make_recipe("kd_lora"), tmp_path / "out")
+    stop_run(monkeypatch, loop, "accumulate_gradients", first, after=6)
     changed = make_recipe("kd_lora", learning_rate=2e-2)
     assert equal(run_cell(world, changed, tmp_path / "out"), run_cell(world, changed, tmp_path / "fresh"))
 
