@@ -10,13 +10,12 @@ from benchmarks import goals
 from benchmarks.context import Context
 from benchmarks.measures import Measure, arm, limits, ratio, say
 from benchmarks.shapes import Shape
-from budgeted_lora.evaluation.speed import build, factor_ranks, time_decode, time_modules, time_prefill
+from budgeted_lora.evaluation.speed import DECODE_PROMPT, build, factor_ranks, time_decode, time_modules, time_prefill
 from budgeted_lora.method.cost import projections
 from budgeted_lora.models.device import on_device
 from budgeted_lora.models.load import mistral_config, new_model
 
 PLAIN = "two plain linear layers"
-PROMPT = 16  # tokens in the cache before decoding starts
 
 
 def plain_factors(shape: Shape, ranks: Mapping[str, int], *, length: int, like: nn.Module) -> nn.Module:
@@ -106,7 +105,7 @@ def measure_students(context: Context) -> Iterator[Measure]:
                         built, batch=1, length=length, keep=1, device=place, **repeats
                     ),
                     "decode, batch 1": lambda built=built, place=place: time_decode(
-                        built, batch=1, prompt=PROMPT, tokens=tokens, device=place, **repeats
+                        built, batch=1, prompt=DECODE_PROMPT, tokens=tokens, device=place, **repeats
                     ),
                 }
                 for kind, run in kinds.items():

@@ -20,6 +20,7 @@ from budgeted_lora.models.compressed import untrained
 from budgeted_lora.models.load import mistral_config, new_model
 
 WARM_UP = 2  # discarded passes per arm
+DECODE_PROMPT = 16  # tokens in the cache before decoding starts
 SAMPLE_SECONDS = 0.01  # shortest sample; shorter calls are repeated within one sample
 ARMS = ("dense", "compressed", "lora_unmerged")
 Models = Mapping[str, nn.Module]  # by arm

@@ -102,7 +102,7 @@ def _blocks(length: int) -> list[slice]:
 
 def _rows(x: Tensor, block: slice) -> Tensor:
     """The queries of a block of all heads that share a key: [G, R, L, D] -> [G, R x block, D]."""
-    return x[:, :, block].flatten(1, 2)
+    return _flat(x[:, :, block])
 
 
 def _put(x: Tensor, block: slice, rows: Tensor) -> None:
@@ -110,8 +110,9 @@ def _put(x: Tensor, block: slice, rows: Tensor) -> None:
     x[:, :, block] = rows.view(x.shape[0], x.shape[1], -1, x.shape[3])
 
 
-def _flat(scores: Tensor) -> Tensor:
-    return scores.flatten(1, 2)
+def _flat(x: Tensor) -> Tensor:
+    """[G, R, n, D] -> [G, R x n, D]."""
+    return x.flatten(1, 2)
 
 
 def _causal_softmax(scores: Tensor) -> Tensor:

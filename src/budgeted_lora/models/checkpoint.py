@@ -111,7 +111,7 @@ def header(file: Path) -> dict[str, Stored]:
     Raises:
         BadInput: not a safetensors file, its size differs from that of the header, or its weights are quantised.
     """
-    size = file.stat().st_size
+    size, unreadable = file.stat().st_size, f"{file}: unreadable header; damaged, or not a safetensors file"
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, LARGEST_HEADER):
@@ -119,10 +119,10 @@ def header(file: Path) -> dict[str, Stored]:
         try:
             about = Header.validate_json(stream.read(length))
         except ValidationError:
-            about = {"": {}}
+            raise BadInput(unreadable) from None
     metadata = about.pop("__metadata__", {})
     if isinstance(metadata, Entry) or not all(isinstance(entry, Entry) for entry in about.values()):
-        raise BadInput(f"{file}: unreadable header; damaged, or not a safetensors file")
+        raise BadInput(unreadable)
     end = max((entry.data_offsets[1] for entry in about.values()), default=0)
     if size != 8 + length + end:
         raise BadInput(f"{file}: {size} bytes, expected {8 + length + end}; truncated or damaged, fetch it again")

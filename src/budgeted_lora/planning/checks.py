@@ -18,7 +18,7 @@ from budgeted_lora.planning.costs import ScaleCosts
 from budgeted_lora.planning.devices import GPUS, Slots, cpu
 from budgeted_lora.planning.findings import Finding, gb, gib, missing, ok, short
 from budgeted_lora.planning.hub import cache_folder, spans, to_download
-from budgeted_lora.planning.machine import Machine, cpu_multiplies_bfloat16, existing, folder_bytes
+from budgeted_lora.planning.machine import Machine, existing, folder_bytes
 from budgeted_lora.planning.storage import disk, downloads, held_out_tokens
 from budgeted_lora.workflow.graph import Graph
 
@@ -46,8 +46,7 @@ class Check:
 
     @cached_property
     def costs(self) -> ScaleCosts:
-        own = cpu(self.config.threads.training, bfloat16=cpu_multiplies_bfloat16())
-        return ScaleCosts(self.graph, GPUS["a100-80gb"] if self.on_gpu else own)
+        return ScaleCosts(self.graph, GPUS["a100-80gb"] if self.on_gpu else cpu(self.config.threads.training))
 
     @property
     def slots(self) -> Slots:

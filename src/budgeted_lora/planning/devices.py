@@ -72,11 +72,11 @@ GPUS = {
 CORE_FLOPS = 100e9  # two 8-wide float32 multiply-adds per cycle at about 3 GHz
 
 
-def cpu(threads: int, *, bfloat16: bool = False) -> Device:
-    """The CPU threads of one job as a device; with `bfloat16`, it multiplies in that twice as fast."""
+def cpu(threads: int) -> Device:
+    """The CPU threads of one job as a device; one that multiplies in bfloat16 does so twice as fast."""
     peak = threads * CORE_FLOPS
     source = f"{threads} thread{'s' if threads > 1 else ''} of 100 GFLOP/s each, a common core"
-    return Device("cpu", 2 * peak if bfloat16 else None, peak, 0.35, 0.25, None, source)
+    return Device("cpu", 2 * peak if cpu_multiplies_bfloat16() else None, peak, 0.35, 0.25, None, source)
 
 
 def matching(name: str) -> Device:
@@ -102,7 +102,7 @@ def named_device(name: str | None, config: Config, *, utilisation: float | None 
     """
     name = name or ("a100-80gb" if config.device == "cuda" else "cpu")
     if name == "cpu":
-        device = cpu(min(config.threads.training, os.cpu_count() or 1), bfloat16=cpu_multiplies_bfloat16())
+        device = cpu(min(config.threads.training, os.cpu_count() or 1))
     elif name in GPUS:
         device = GPUS[name]
     else:

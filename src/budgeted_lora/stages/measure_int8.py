@@ -7,13 +7,11 @@ import torch
 from budgeted_lora.config.sections import Speed
 from budgeted_lora.config.types import Count, Packing, Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
-from budgeted_lora.evaluation import int8
+from budgeted_lora.evaluation import int8, speed
 from budgeted_lora.evaluation.perplexity import perplexity
 from budgeted_lora.models.device import on_device
 from budgeted_lora.models.load import load_model
 from budgeted_lora.provenance import Clock, write_result
-
-DECODE_PROMPT = 16  # tokens in the cache before decoding starts
 
 
 @torch.inference_mode()
@@ -58,7 +56,7 @@ def measure_int8(
             plain = plain.to(torch.bfloat16)
             small = int8.quantized(plain)
         lengths = {"length": sizes.length, "decode_tokens": sizes.decode_tokens, "repeats": sizes.repeats}
-        prompt = min(DECODE_PROMPT, sizes.length)
+        prompt = min(speed.DECODE_PROMPT, sizes.length)
         payload = {
             "perplexity": scored.summary(),
             "bytes": {"plain": int8.weight_bytes(plain), "int8": int8.weight_bytes(small)},

@@ -14,8 +14,6 @@ from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, project
 from budgeted_lora.models.device import on_device
 from budgeted_lora.provenance import Clock, write_result
 
-DECODE_PROMPT = 16  # tokens in the cache before decoding starts
-
 
 @torch.inference_mode()
 def measure_speed(
@@ -55,7 +53,7 @@ def measure_speed(
     macs, student_macs = sum(module["macs"] for module in structure["modules"]), dense_macs(shape.shape)
     with on_device(device, threads=threads) as chosen:
         torch.manual_seed(0)
-        prompt = min(DECODE_PROMPT, length)
+        prompt = min(speed.DECODE_PROMPT, length)
         models = speed.build(shape, ranks, length=max(length, prompt + decode_tokens), device=chosen)
         common = {"repeats": sizes.repeats, "device": chosen}
         result = {
