@@ -16,7 +16,7 @@ from benchmarks.measures import Measure, arm, limits, ratio, say, take_turns
 from budgeted_lora.data.tokens import Windows
 from budgeted_lora.evaluation.perplexity import perplexity
 from budgeted_lora.models.decoder import load_decoder
-from budgeted_lora.models.device import on_device
+from budgeted_lora.models.device import multiply_wide, on_device
 from budgeted_lora.models.load import load_model
 from budgeted_lora.training.cache import final_hidden
 
@@ -41,8 +41,11 @@ def plain_hidden(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model.model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def timed(run: Callable[[], Any], *, device: torch.device) -> Callable[[], float]:
+def timed(run: Callable[[], Any], *, hidden: int, device: torch.device) -> Callable[[], float]:
+    """A turn of `run`, with the products that the stages choose for a hidden size; 0 leaves torch's own."""
+
     def seconds() -> float:
+        multiply_wide(hidden, device)
         start = time.perf_counter()
         run()
         if device.type == "cuda":
@@ -84,7 +87,11 @@ def measure(context: Context) -> Iterator[Measure]:
             }
             for what, arms in {"scoring": scores, "teacher cache": states}.items():
                 samples = take_turns(
-                    {name: timed(run, device=place) for name, run in arms.items()}, rounds=context.rounds(7)
+                    {
+                        name: timed(run, hidden=shape.hidden if name == "ours" else 0, device=place)
+                        for name, run in arms.items()
+                    },
+                    rounds=context.rounds(7),
                 )
                 yield Measure(
                     row=8,

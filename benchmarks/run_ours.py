@@ -57,7 +57,7 @@ def main(options: dict[str, Any]) -> None:
     else:
         teacher = OnlineTeacher(load_model(world.teacher(kind), dtype=precision).to(place))
     student = load_model(world.student, dtype=torch.float32).to(place)
-    attend(student)
+    as_training_does(student, place)
     modules, low_rank = install_method(student, chosen)
     trim_memory()
     train(
@@ -66,13 +66,17 @@ def main(options: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def attend(student: Any) -> None:
-    """Training's own attention, where the commit that is measured has it (row 9 measures others)."""
+def as_training_does(student: Any, place: torch.device) -> None:
+    """Training's own attention and choice of products, where the commit that is measured has them (row 9)."""
     try:
         from budgeted_lora.models.attention import attend_in_blocks
+
+        attend_in_blocks(student)
+        from budgeted_lora.models.device import multiply_wide
+
+        multiply_wide(student.config.hidden_size, place)
     except ImportError:
         return
-    attend_in_blocks(student)
 
 
 def trim_memory() -> None:

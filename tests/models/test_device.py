@@ -1,13 +1,16 @@
 """Threads, devices and their precision."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models import device
-from budgeted_lora.models.device import compute_dtype, on_device
+from budgeted_lora.models.device import WIDE, compute_dtype, multiply_wide, on_device
 from budgeted_lora.planning import machine
 
 
@@ -43,3 +46,50 @@ def test_both_say_the_same_of_this_machine(tmp_path: Path) -> None:
     assert not machine.cpu_multiplies_bfloat16(tmp_path / "missing")
     if Path("/proc/cpuinfo").exists():
         assert machine.cpu_multiplies_bfloat16() == device.cpu_multiplies_bfloat16()
+
+
+@pytest.fixture
+def own_products() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_a_wide_model_multiplies_in_onednn_only_where_that_keeps_float32(
+    monkeypatch: pytest.MonkeyPatch, own_products: None
+) -> None:
+    cpu = torch.device("cpu")
+    assert not multiply_wide(WIDE - 1, cpu)
+    assert torch.get_float32_matmul_precision() == "highest"
+    chosen = multiply_wide(WIDE, cpu)
+    assert torch.get_float32_matmul_precision() == ("medium" if chosen else "highest")
+    monkeypatch.setattr(device, "_keeps_float32", lambda: False)
+    assert not multiply_wide(WIDE, cpu)
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision("high")
+    assert not multiply_wide(WIDE, torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_rounded_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device._keeps_float32()  # torch's default
+    exact = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: exact(a.bfloat16(), b.bfloat16()).float())
+    assert not device._keeps_float32()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 300),
+    inner=st.sampled_from([16, 256, 384]),
+    columns=st.integers(1, 300),
+    seed=st.integers(0, 99),
+)
+def test_products_of_wide_models_are_those_of_float64(rows: int, inner: int, columns: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    one, other = (torch.randn(n, inner, generator=random) for n in (rows, columns))
+    multiply_wide(WIDE, torch.device("cpu"))
+    try:
+        found = torch.nn.functional.linear(one, other)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(found.double(), one.double() @ other.double().T, rtol=0, atol=1e-6 * inner)

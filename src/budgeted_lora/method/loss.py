@@ -54,30 +54,32 @@ def distillation_loss(
         count: what the sums are divided by; N when None. Give the whole step's count to accumulate over
             micro-batches: their losses and gradients then add up to those of one batch.
     """
-    with torch.no_grad():
+    device = hidden.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.no_grad(), torch.autocast(device, enabled=False):
         count = max(len(labels) if count is None else count, 1)  # so that an empty batch has loss 0 and not NaN
-        device = hidden.device.type
         kl = ce = torch.zeros((), dtype=_at_least_float32(hidden), device=hidden.device)
+        inputs, weights = hidden.to(narrow), head.to(narrow)  # once: autocast would round them anew for every chunk
         hidden_gradient = torch.empty_like(hidden)
         head_gradient = torch.zeros_like(head) if head.requires_grad else None
         size = loss_chunk(len(head), device=device, threads=torch.get_num_threads())
         for chunk in _slices(len(labels), size):
-            logits = functional.linear(hidden[chunk], head)
+            logits = functional.linear(inputs[chunk], weights)
             gradient = logits.to(_at_least_float32(logits))  # of one dtype they share their memory
             for half in _slices(len(gradient), -(-len(gradient) // 2)):
-                with torch.autocast(device, enabled=False):
-                    teacher_logits = functional.linear(teacher_hidden[chunk][half], teacher_head)
+                teacher_logits = functional.linear(teacher_hidden[chunk][half], teacher_head)
                 sums = _gradient_in_place(
                     gradient[half], teacher_logits, labels[chunk][half], temperature=temperature, kd_weight=kd_weight,
                     count=count,
                 )  # fmt: skip
                 kl, ce = kl + sums[0], ce + sums[1]
                 del teacher_logits
-            hidden_gradient[chunk] = gradient @ head
-            if head_gradient is not None and torch.is_autocast_enabled(device):
-                head_gradient += gradient.T @ hidden[chunk]
+            gradient = gradient.to(narrow)
+            hidden_gradient[chunk] = gradient @ weights
+            if head_gradient is not None and narrow == head_gradient.dtype:
+                head_gradient.addmm_(gradient.T, inputs[chunk])
             elif head_gradient is not None:
-                head_gradient.addmm_(gradient.T, hidden[chunk])
+                head_gradient += gradient.T @ inputs[chunk]
             del logits, gradient  # before the next chunk's are made
         kl, ce = kl / count, ce / count
         loss = kd_weight * temperature**2 * kl + (1 - kd_weight) * ce

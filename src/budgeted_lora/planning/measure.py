@@ -20,7 +20,8 @@ from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.cost import forward_flops
 from budgeted_lora.method.loop import accumulate_gradients, apply_gradients, new_optimizer
 from budgeted_lora.method.projections import set_retentions
-from budgeted_lora.models.device import compute_dtype, peak_resident_bytes, prepare
+from budgeted_lora.models.attention import attend_in_blocks
+from budgeted_lora.models.device import compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import Device, of_one_process
@@ -95,6 +96,7 @@ def forward_measured(costs: ScaleCosts, *, threads: int) -> Device:
     about = {"vocab_size": costs.vocab_size, "context": length, "end_id": 0}
     sizes = _sizes(costs.config.teacher_ladder[costs.config.first_teacher].anatomy)
     model = new_model(mistral_config(**sizes, **about), seed=0).to(place).eval()
+    multiply_wide(model.config.hidden_size, place)
     ids = torch.from_numpy(RandomWindows(costs.vocab_size, length, 1).read(np.arange(1))[0])
     times = []
     for _ in range(WARM_UP + STEPS):
@@ -125,6 +127,8 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     about = {"vocab_size": costs.vocab_size, "context": recipe.sequence_length, "end_id": 0}
     shape = _sizes(first) | {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
     student = new_model(mistral_config(**shape, **about), seed=0).to(place)
+    attend_in_blocks(student)
+    multiply_wide(student.config.hidden_size, place)
     if costs.graph.cached:
         teacher: Any = RandomCache(torch.randn(costs.vocab_size, taught_by.hidden, device=place, dtype=precision))
     else:

@@ -16,7 +16,7 @@ from budgeted_lora.evaluation import icl as in_context
 from budgeted_lora.evaluation.perplexity import PerplexityResult, bits_per_byte, perplexity, scored_bytes, summarise
 from budgeted_lora.files import read_json, write_with
 from budgeted_lora.models.decoder import load_decoder
-from budgeted_lora.models.device import on_device
+from budgeted_lora.models.device import multiply_wide, on_device
 from budgeted_lora.provenance import Clock, write_result
 from budgeted_lora.stages.twins import RECORD, WINDOWS, Twins
 
@@ -64,7 +64,7 @@ def evaluate(
     validation, functions = _windows(*files, evaluation)
     about = {"scale": scale, "cell": cell, "values": evaluation.model_dump(mode="json")}
     with on_device(device, threads=threads) as chosen:
-        network = load_decoder(model).to(chosen)
+        network = _network(model, device=chosen)
         conditions = _conditions(*files, evaluation, device=chosen, threads=threads)
         known = Twins(out, conditions | {"validation_tokens": evaluation.validation_tokens})
         twin = known.twin("compressed", [model])
@@ -93,6 +93,13 @@ def evaluate(
             read = sorted(Path(evaluation.probes_folder).glob("*.json")) if evaluation.probes == "folder" else []
             inputs = [model, tokenizer, *read]
             write_result(out / "icl.json", payload, inputs=inputs, files=[frame], clock=clock, **about)
+
+
+def _network(model: Path, *, device: torch.device) -> torch.nn.Module:
+    """The compressed student, and the process set up for its width."""
+    network = load_decoder(model).to(device)
+    multiply_wide(network.model.embed_tokens.weight.shape[1], device)
+    return network
 
 
 def _windows(validation: TokenFile, functions: TokenFile, options: EvaluationOptions) -> tuple[Windows, Windows]:

@@ -20,7 +20,7 @@ from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, Teacher
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.models.attention import attend_in_blocks
-from budgeted_lora.models.device import choose_device, compute_dtype, peak_resident_bytes, prepare
+from budgeted_lora.models.device import choose_device, compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
 from budgeted_lora.models.trained import save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
@@ -77,6 +77,7 @@ def train_cell(
     states = teacher_states(teacher, cache, windows, recipe, device=place, dtype=precision, verify=processes.first)
     model = load_model(student, dtype=torch.float32, verify=processes.first).to(place)
     attend_in_blocks(model)
+    multiply_wide(model.config.hidden_size, place)
     modules, low_rank = install_method(model, recipe, InputStatistics.open(statistics) if statistics else None)
 
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
