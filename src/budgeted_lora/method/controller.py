@@ -1,5 +1,6 @@
 """The controller: how much of each dense path a training step retains (paper, section 3)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from budgeted_lora.config.recipe import ControllerKind
@@ -49,6 +50,19 @@ def module_targets(
     raise BadInput(f"controller is {kind!r}; module_targets knows greedy and uniform")
 
 
+def final_retentions(
+    costs: Sequence[int],
+    budget: float,
+    *,
+    kind: ControllerKind,
+    drop_threshold: float,
+    removal_order: Sequence[int] | None = None,
+) -> list[float]:
+    """Retentions in the limit of a long run: the controller's targets at the budget, small ones at 0."""
+    targets = module_targets(costs, budget, kind=kind, removal_order=removal_order)
+    return [0.0 if value < drop_threshold else value for value in targets]
+
+
 def smooth(value: float, target: float, *, smoothing: float, drop_threshold: float) -> float:
     """One step of the moving average of a retention; below the threshold it becomes exactly 0.
 
@@ -59,13 +73,13 @@ def smooth(value: float, target: float, *, smoothing: float, drop_threshold: flo
     return 0.0 if value < drop_threshold else value
 
 
-class Controller:
-    """Retentions of all modules during one training run.
+class Dial(ABC):
+    """Retentions of all modules during one training run; a subclass says how a step sets them.
 
     Args:
         costs: MACs of each module, in `named_modules()` order.
-        removal_order: for the greedy controller, the modules' indices in the order in which their dense paths go; by
-            ascending cost, as in the paper, when None.
+        removal_order: for a greedy walk, the modules' indices in the order in which their dense paths go; by ascending
+            cost, as in the paper, when None.
 
     Attributes:
         retentions: d of every module, in the order of `costs`; 1 before the first step.
@@ -75,7 +89,7 @@ class Controller:
         BadInput: no module, a cost that is not positive, or an order that is not a permutation.
     """
 
-    def __init__(self, costs: Sequence[int], rule: BudgetRule, *, removal_order: Sequence[int] | None = None) -> None:
+    def __init__(self, costs: Sequence[int], *, removal_order: Sequence[int] | None = None) -> None:
         if not costs or min(costs) < 1:
             raise BadInput("controller: expected at least one module, each with a positive cost")
         if removal_order is not None and sorted(removal_order) != list(range(len(costs))):
@@ -83,20 +97,13 @@ class Controller:
                 f"controller: removal_order has {len(removal_order)} indices; expected each of the {len(costs)} "
                 "modules once"
             )
-        self.costs, self.rule, self.removal_order = list(costs), rule, removal_order
+        self.costs, self.removal_order = list(costs), removal_order
         self.retentions = [1.0] * len(self.costs)
         self.target = 1.0
 
+    @abstractmethod
     def step(self, n: int, *, steps: int) -> list[float]:
         """Moves the retentions to step `n` of `steps` (n = 0 .. steps - 1); call it before the forward pass."""
-        rule = self.rule
-        self.target = rule.target_fraction(n / steps)
-        targets = module_targets(self.costs, self.target, kind=rule.controller, removal_order=self.removal_order)
-        self.retentions = [
-            smooth(value, target, smoothing=rule.smoothing, drop_threshold=rule.drop_threshold)
-            for value, target in zip(self.retentions, targets, strict=True)
-        ]
-        return list(self.retentions)
 
     @property
     def retained_fraction(self) -> float:
@@ -114,3 +121,21 @@ class Controller:
         if not all(0.0 <= value <= 1.0 for value in retentions):
             raise BadInput("controller state has a retention outside [0, 1]")
         self.retentions = [float(value) for value in retentions]
+
+
+class Controller(Dial):
+    """The paper's: retentions follow a budget that falls along its schedule."""
+
+    def __init__(self, costs: Sequence[int], rule: BudgetRule, *, removal_order: Sequence[int] | None = None) -> None:
+        super().__init__(costs, removal_order=removal_order)
+        self.rule = rule
+
+    def step(self, n: int, *, steps: int) -> list[float]:
+        rule = self.rule
+        self.target = rule.target_fraction(n / steps)
+        targets = module_targets(self.costs, self.target, kind=rule.controller, removal_order=self.removal_order)
+        self.retentions = [
+            smooth(value, target, smoothing=rule.smoothing, drop_threshold=rule.drop_threshold)
+            for value, target in zip(self.retentions, targets, strict=True)
+        ]
+        return list(self.retentions)

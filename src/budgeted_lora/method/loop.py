@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.controller import Controller
+from budgeted_lora.method.controller import Controller, Dial
 from budgeted_lora.method.loss import Losses, distillation_loss
 from budgeted_lora.method.projections import BudgetedLinear, set_retentions
 from budgeted_lora.method.schedule import BudgetRule
@@ -62,7 +62,7 @@ class RunLog(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def step(self, values: Tensor, *, rate: float, controller: Controller | None) -> None:
+    def step(self, values: Tensor, *, rate: float, controller: Dial | None) -> None:
         """Takes loss, KL, CE and gradient norm of the step that `Progress` counted last, [4] on the device.
 
         Raises:
@@ -121,6 +121,7 @@ def train(
     *,
     log: RunLog,
     removal_order: Sequence[int] | None = None,
+    controller: Dial | None = None,
     processes: Processes | None = None,
     device: torch.device,
     precision: torch.dtype,
@@ -134,6 +135,7 @@ def train(
         student: the causal language model; every parameter that requires a gradient is trained.
         modules: its budgeted projections by name; empty for KD Full.
         removal_order: indices of the projections in the order in which their dense paths go; the paper's when None.
+        controller: sets the retentions of each step; the recipe's own when None, see `new_controller`.
         processes: the processes that train together; this one alone when None. All end with the same weights.
         precision: bfloat16 for autocast, or float32.
 
@@ -144,7 +146,7 @@ def train(
     """
     processes = processes or Processes()
     numbers = window_order(recipe, available=windows.count)
-    controller = new_controller(recipe, modules, removal_order)
+    controller = controller or new_controller(recipe, modules, removal_order)
     optimizer = new_optimizer(student, recipe)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.manual_seed(recipe.seed)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.controller import DIGITS, module_targets, smooth
+from budgeted_lora.method.controller import DIGITS, final_retentions, smooth
 from budgeted_lora.method.cost import ModelShape, Projection, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 
@@ -128,11 +128,10 @@ def totals(shape: ModelShape, *, rank: int, decisions: Sequence[Decision], macs:
     )
 
 
-def final_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
-    """The retention of every module in the limit of a long run: the controller's targets at F, small ones at 0."""
+def planned_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
+    """The retention of every module in the limit of a long run, by the paper's order."""
     costs = [module.macs for module in projections(shape)]
-    targets = module_targets(costs, rule.budget, kind=rule.controller)
-    return [0.0 if value < rule.drop_threshold else value for value in targets]
+    return final_retentions(costs, rule.budget, kind=rule.controller, drop_threshold=rule.drop_threshold)
 
 
 def structure(
@@ -165,7 +164,7 @@ def structure(
     if not 0.0 <= svd_threshold <= 1.0:
         raise BadInput(f"svd_threshold is {svd_threshold}; expected a fraction between 0 and 1")
     modules = []
-    for projection, d in zip(projections(shape), final_retentions(shape, rule), strict=True):
+    for projection, d in zip(projections(shape), planned_retentions(shape, rule), strict=True):
         decision = decide(d, drop_threshold=rule.drop_threshold, svd_threshold=svd_threshold)
         sizes = {"d_in": projection.d_in, "d_out": projection.d_out, "lora_rank": rank, "multiple": rank_multiple}
         k = svd_rank(d, r_max=r_max, **sizes) if decision == "svd" else 0
@@ -237,7 +236,7 @@ def _last_below_thresholds(shape: ModelShape, rule: BudgetRule, *, svd_threshold
     """For each threshold the module that falls below it last. Retentions approach their targets from above, so the
     others need no watching."""
     costs = [module.macs for module in projections(shape)]
-    final = final_retentions(shape, rule)
+    final = planned_retentions(shape, rule)
     decisions = [decide(d, drop_threshold=rule.drop_threshold, svd_threshold=svd_threshold) for d in final]
     order = sorted(range(len(costs)), key=costs.__getitem__)
     watched = []

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import TrainingDiverged
 from budgeted_lora.files import naming
-from budgeted_lora.method.controller import Controller
+from budgeted_lora.method.controller import Dial
 from budgeted_lora.method.loop import Progress
 from budgeted_lora.method.projections import BudgetedLinear
 from budgeted_lora.training.curves import Curves
@@ -105,7 +105,7 @@ class StateLog:
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def step(self, values: Tensor, *, rate: float, controller: Controller | None) -> None:
+    def step(self, values: Tensor, *, rate: float, controller: Dial | None) -> None:
         if not self.writes:
             return
         self._recent.append(values)
@@ -117,7 +117,7 @@ class StateLog:
             self.state.save(*self._trained, values=asdict(self.progress) | {GPU: self.meter.state()})
             self._saved_at = self.progress.step
 
-    def _write_row(self, *, rate: float, controller: Controller | None) -> None:
+    def _write_row(self, *, rate: float, controller: Dial | None) -> None:
         """Writes the rows of the current step from the values of the steps since the last row."""
         progress, modules = self.progress, self.modules
         values = torch.stack(self._recent).tolist()  # the one point where the host waits for the device
