@@ -81,10 +81,22 @@ ask for nothing.
 Rows of one table that differ only in `seed` become one line of it, with mean and standard deviation over the seeds. A
 table with a new name needs no code: the report shows one line per recipe, with the keys in which its rows differ.
 `snakemake <name>` makes one table, `ablations` those beside the main ones, and `all` all of these. `controls` belongs
-to `main`; `sensitivity` and `beyond` are made only by their own names.
+to `main`; `sensitivity`, `beyond`, `elastic` and `tokens` are made only by their own names.
 
 A row with `compression: <sweep>` is trained once and compressed in several **variants**: one for each combination of
 the lists of that sweep in `sweeps`.
+
+A row with `budget: elastic` is one training for every budget. It needs such a sweep, with the list `budget` of the F
+that the trained student is cut to; each is a line of its table. Low-rank paths must start at an SVD and dense paths go
+by gradient; keys of the schedule are refused. [docs/beyond.md](../docs/beyond.md) says what it costs.
+
+```yaml
+sweeps:
+  dial: {budget: [0.0, 0.2, 0.4, 0.6, 0.8]}
+tables:
+  elastic:
+    - {method: budgeted_lora, budget: elastic, low_rank_init: activation_svd, order: gradient, compression: dial}
+```
 
 """
 

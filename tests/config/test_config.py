@@ -158,7 +158,7 @@ def test_bad_values_are_refused_in_one_line(write: Write, over: dict, expected: 
 BAD_ROWS = {
     "unknown key": ({"rnk": 1}, "unknown key rnk; did you mean rank?"),
     "a key of a section": ({"r_max": 8}, "unknown key r_max; there is compression.r_max"),
-    "F above 1": ({"budget": 1.2}, "budget is 1.2, expected a number from 0 to 1 or a list"),
+    "F above 1": ({"budget": 1.2}, "budget is 1.2, expected a number from 0 to 1 or elastic or a list"),
     "F below 0": (
         {"budget": [0.4, -0.1]},
         "budget is [0.4, -0.1], expected each value to be a number from 0 to 1, found -0.1 in it",

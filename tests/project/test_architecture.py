@@ -24,7 +24,7 @@ PLAN = {
     "provenance": ["files"],
     "config": ["errors"],
     "method": ["errors", "config.recipe"],
-    "beyond": ["errors", "files", "method"],
+    "beyond": ["errors", "files", "config.recipe", "method"],
     "data": ["errors", "files", "config"],
     "models": ["errors", "files", "config", "method"],
     "training": ["errors", "files", "config", "method", "beyond", "data"],
@@ -36,7 +36,10 @@ PLAN = {
         *["errors", "files", "provenance", "config", "method", "beyond", "data", "models", "training", "evaluation"],
         *["reporting", "workflow"],
     ],
-    "planning": ["errors", "files", "config", "method", "data", "models", "training", "reporting.contents", "workflow"],
+    "planning": [
+        *["errors", "files", "config", "method", "beyond.elastic", "data", "models", "training"],
+        *["reporting.contents", "workflow"],
+    ],
     "commands": [
         *["errors", "files", "provenance", "config", "method", "training.state", "reporting", "workflow", "stages"],
         *["planning", "serving"],

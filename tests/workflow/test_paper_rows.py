@@ -169,10 +169,10 @@ def test_a_missing_student_is_named_and_passes_nothing(results: Results, tmp_pat
 
 
 def test_the_papers_scale_has_the_tables_of_the_default_one() -> None:
-    """But for `beyond` and what the default scale adds because it trains little: seeds, and several lengths. What it
+    """But for `beyond`, `elastic` and what the default scale adds because it trains little: seeds, and lengths. What it
     moves from main to all, the other budgets and the uniform controller, stands in its table `continuum`."""
     mini = load_config(ROOT / "config" / "mini.yaml")
-    assert set(mini.tables) - set(PAPER.tables) == {"beyond", "continuum", "seeds", "tokens"}
+    assert set(mini.tables) - set(PAPER.tables) == {"beyond", "continuum", "elastic", "seeds", "tokens"}
     assert set(PAPER.tables) - set(mini.tables) == {"pareto"}
     papers, minis = (ReportJobs(graph).names("ablations") for graph in (GRAPH, Graph(mini)))
     assert papers == [name for name in minis if name not in ("continuum", "seeds")]

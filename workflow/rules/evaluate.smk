@@ -75,7 +75,7 @@ use rule evaluate_reference as score_cell with:
     benchmark:
         f"{results}/benchmarks/score_cell/{{cell}}_{{variant}}.tsv"
     params:
-        options=lambda wildcards: options.as_json(graph, options.evaluate(graph, cell=wildcards.cell, icl=False)),
+        options=lambda wildcards: options.as_json(graph, options.evaluate(graph, **wildcards, icl=False)),
         outside=graph.outside.identity(graph.probe_files()),
         tokens=lambda wildcards, input: dirname(input.manifest),
         out=lambda wildcards, output: dirname(output.perplexity),

@@ -82,7 +82,7 @@ def render_structures(graph: Graph) -> str:
     waiting = [item.cell for item in own if item.structure is None]
     if waiting:
         lines += ["", "The weights of these students decide their structure; it is known after `compress`:"]
-        lines += [f"  {cell}" for cell in waiting]
+        lines += [f"  {cell}" for cell in dict.fromkeys(waiting)]
     return text + "".join(f"{line}\n" for line in lines)
 
 

@@ -10,7 +10,7 @@ from budgeted_lora.commands.status import CellStatus, merged, mixed
 from budgeted_lora.commands.text import columns, size, table
 from budgeted_lora.config.messages import in_yaml
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.recipes import default_recipe
+from budgeted_lora.workflow.recipes import default_of
 
 IN_THE_ID = frozenset({"teacher", "init", "student_layers", "student_ffn", "seed"})  # every id contains them
 COLORS = {"done": typer.colors.GREEN, "missing": typer.colors.YELLOW, "stale": typer.colors.RED}
@@ -59,7 +59,7 @@ def render_why(graph: Graph, item: CellStatus) -> str:
 def recipe_lines(graph: Graph, cell: str) -> list[str]:
     """The recipe, one value per line; a value that differs from the scale's default is marked and followed by it."""
     mine = graph.recipe_of(cell)
-    default = default_recipe(graph.config, mine.method, mine.budget).model_dump(mode="json")
+    default = default_of(graph.config, mine).model_dump(mode="json")
     values = {name: value for name, value in mine.model_dump(mode="json").items() if value is not None}
     differing = {name for name, value in values.items() if value != default[name]}
     rows = [
@@ -73,7 +73,7 @@ def recipe_lines(graph: Graph, cell: str) -> list[str]:
         if differing
         else "as the scale's defaults"
     )
-    budget = f" at F = {mine.budget:g}" if mine.budget is not None else ""
+    budget = f" at F = {mine.budget:g}" if mine.budget is not None else ", elastic" if mine.elastic else ""
     return [f"recipe, {what} for {mine.method}{budget}:", *table(rows)]
 
 

@@ -58,6 +58,9 @@ def export(
     if not source.is_dir():
         graph = graph_of(scale, config_folder, config)
         cell = cell_named(graph, what)
+        if graph.recipe_of(cell).elastic and variant not in graph.cells[cell].variants:
+            known = " or ".join(graph.cells[cell].variants)
+            raise BadInput(f"{cell} was trained for every budget; expected one that it is cut to: --variant {known}")
         source = Path(graph.results) / "cells" / cell / "compressed" / variant / "model"
         if not source.is_dir():
             made = source.with_name("compression.json")

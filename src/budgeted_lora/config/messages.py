@@ -91,7 +91,8 @@ def wrong_value(key: Key, items: list[Mapping[str, Any]], values: Any) -> str:
     value = value_at(values, key.path, items[0]["input"])
     text = f"{place(key.path, values)} is {shown(value)}"
     if items[0]["type"] == "too_short" and not key.rest:
-        return f"{text}, expected at least {items[0]['ctx']['min_length']} entry"
+        least = items[0]["ctx"]["min_length"]
+        return f"{text}, expected at least {least} entr{'y' if least == 1 else 'ies'}"
     wanted = expected(key.annotation, key.metadata)
     if not isinstance(value, list):
         return f"{text}, expected {wanted}{hint(value, key.annotation)}"
@@ -178,7 +179,7 @@ def kind_text(kind: Any, metadata: tuple[Any, ...]) -> str:
     if origin is tuple:
         return f"a list of {len(arguments)}, each {expected(arguments[0])}"
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"
     return NAMES[kind] + limits_text(metadata)
 
 

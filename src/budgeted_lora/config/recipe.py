@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from budgeted_lora.config.types import (
+    BelowOne,
     ControllerKind,
     Fraction,
     Init,
@@ -36,6 +37,7 @@ class Recipe(Strict):
     alpha: float | None = None
     dropout: float = 0.0
     budget: Fraction | None = None
+    elastic_budgets: tuple[BelowOne, ...] | None = None
     schedule: str | None = None
     schedule_start: Fraction | None = None
     schedule_end: Fraction | None = None
@@ -67,16 +69,23 @@ class Recipe(Strict):
     def _complete(self) -> "Recipe":
         if self.method != "kd_full" and (self.rank is None or self.alpha is None):
             raise ValueError(f"{self.method} needs rank and alpha")
-        if self.method == "budgeted_lora" and self.budget is None:
+        if self.method == "budgeted_lora" and self.budget is None and not self.elastic:
             raise ValueError("budgeted_lora needs budget, the final dense fraction F from 0 to 1")
-        if self.method != "budgeted_lora" and self.budget is not None:
+        if self.method != "budgeted_lora" and (self.budget is not None or self.elastic):
             raise ValueError(f"{self.method} takes no budget")
+        if self.elastic and self.budget is not None:
+            raise ValueError(f"budget {self.budget:g} beside elastic_budgets; expected one budget or several")
         return self
 
     @property
     def plain(self) -> bool:
         """Whether removal order and ranks are the paper's: then the structure is known before training."""
         return self.order is None and self.rank_step is None
+
+    @property
+    def elastic(self) -> bool:
+        """Whether one training serves several budgets; compression then chooses one."""
+        return self.elastic_budgets is not None
 
     @property
     def tokens(self) -> int:

@@ -10,6 +10,8 @@ from budgeted_lora.config.types import (
     BelowOne,
     Between0And1,
     ControllerKind,
+    Elastic,
+    ElasticBudgets,
     Fraction,
     GateHardening,
     Init,
@@ -47,9 +49,13 @@ class Row(Lists):
 
     method: Method = key(..., "How the student is trained. [S]")
     teacher: str | list[str] | None = key(None, "Name in `teacher_ladder`; the first one when empty. [S]")
-    budget: Fraction | list[Fraction] | None = key(
-        None, "Final dense fraction F: required for budgeted_lora, refused for other methods. [S]"
+    budget: Fraction | Elastic | list[Fraction] | None = key(
+        None,
+        "Final dense fraction F: required for budgeted_lora, refused for other methods. elastic (ours): one training "
+        "for every F; the row's sweep says to which F the student is cut. Such rows stand in the table `elastic`, or "
+        "in one of a name of your own. [S]",
     )
+    elastic_budgets: ElasticBudgets | None = key(None, "Replaces `budget.elastic_budgets`; elastic only. [ours]")
     init: Init | list[Init] | None = key(None, "Replaces `training.init`. [S]")
     schedule: str | list[str] | None = key(None, "Name in `budget.schedules`; replaces `budget.schedule`. [S]")
     controller: ControllerKind | None = key(None, "Replaces `budget.controller`. [S]")
@@ -82,6 +88,7 @@ class Row(Lists):
 class Sweep(Lists):
     """Variants to compress one trained student in: every combination of the lists, other keys as in `compression`."""
 
+    budget: list[Fraction] | None = key(None, "Replaces `compression.budget`; elastic students need it. [ours]")
     rank_threshold: list[Fraction] | None = key(None, "Replaces `compression.rank_threshold`. [U]")
     svd_threshold: list[Fraction] | None = key(None, "Replaces `compression.svd_threshold`. [U]")
     r_max: list[Positive] | None = key(None, "Replaces `compression.r_max`. [U]")

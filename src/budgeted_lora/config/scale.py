@@ -143,6 +143,8 @@ def check_training(config: Config) -> str | None:
             return f"{', '.join(lacking)} must be given, since no checkpoint says it"
     if config.compression.undistilled:
         return "compression.undistilled is true: no trained student would be scored; put it in a list of sweeps"
+    if config.compression.budget is not None:
+        return "compression.budget stands in a list of sweeps, for rows with budget: elastic"
     if config.student.layers > first.layers:
         return f"student.layers {config.student.layers} exceeds the {first.layers} layers of the first teacher"
     if config.budget.schedule not in config.budget.schedules:

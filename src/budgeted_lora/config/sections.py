@@ -10,6 +10,7 @@ from budgeted_lora.config.types import (
     BelowOne,
     Between0And1,
     ControllerKind,
+    ElasticBudgets,
     Fraction,
     GateHardening,
     Growing,
@@ -203,10 +204,25 @@ class Budget(Strict):
     drop_threshold: Between0And1 = key(0.05, "A retention d below it becomes exactly 0 (tau_drop). [U]")
     gate_logit: float = key(2.0, "Initial gate logit. [U]")
     gate_lr_multiplier: Above0 = key(1.0, "Learning rate of the gates over the base rate. [U]")
+    elastic_budgets: ElasticBudgets = key(
+        [0.0, 0.2, 0.4, 0.6, 0.8],
+        "Budgets that the steps of a row with `budget: elastic` draw from; every other step takes the lowest and the "
+        "highest in turn. [ours]",
+    )
+
+    @model_validator(mode="after")
+    def _budgets_differ(self) -> "Budget":
+        if len(set(self.elastic_budgets)) < len(self.elastic_budgets):
+            raise ValueError("budget.elastic_budgets names a budget twice, expected each once")
+        return self
 
 
 class Compression(Growing):
-    LATER: ClassVar[frozenset[str]] = frozenset({"rank_multiple"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"budget", "rank_multiple"})
+
+    budget: Fraction | None = key(
+        None, "Elastic students only: the F that the trained student is cut to; stands in a list of sweeps. [ours]"
+    )
 
     rank_threshold: Fraction = key(0.5, "Ranks with a gate at or below it are removed (tau_rank). [U]")
     svd_threshold: Fraction = key(0.5, "Dense paths with a retention below it are approximated by SVD (tau_svd). [D]")

@@ -10,6 +10,7 @@ Packing = Literal["packed", "document"]  # how documents become windows; the key
 Precision = Literal["float32", "bfloat16"]
 ControllerKind = Literal["greedy", "uniform"]
 GateHardening = Literal["soft", "one"]
+Elastic = Literal["elastic"]  # what a row has in place of one budget: a training for several
 
 # Choices of which the first is the paper's; a recipe leaves that one out, and holds one of ours.
 OwnLowRankInit = Literal["svd", "activation_svd"]
@@ -25,6 +26,7 @@ Above0 = Annotated[float, Field(gt=0.0)]
 Between0And1 = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+ElasticBudgets = Annotated[list[BelowOne], Field(min_length=2)]
 Count = Annotated[int, Field(ge=0)]
 
 

@@ -43,7 +43,9 @@ class BudgetRule:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "BudgetRule":
-        """The rule in the recipe of a budgeted student."""
+        """The rule in the recipe of a budgeted student. Raises BadInput if it has several budgets."""
+        if recipe.elastic:
+            raise BadInput(f"budget: elastic has no schedule; its budgets are {recipe.elastic_budgets}")
         return cls(
             budget=recipe.budget,
             start=recipe.schedule_start,

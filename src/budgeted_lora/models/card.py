@@ -9,8 +9,17 @@ from budgeted_lora.config.recipe import Recipe
 NAMES = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}
 
 
-def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, Any]) -> str:
-    """The README.md of a compressed model: Markdown with the Hub's front matter."""
+def budget_fact(recipe: Recipe, budget: float | None) -> str:
+    """The budget of a compressed student in words; empty without one. `budget` is what an elastic one was cut to."""
+    if recipe.elastic:
+        return f"F = {budget:g}, cut from one training for every budget"
+    if recipe.budget is None:
+        return ""
+    return f"F = {recipe.budget:g}, schedule {recipe.schedule}, {recipe.controller} controller"
+
+
+def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, Any], budget: float | None = None) -> str:
+    """The README.md of a compressed model: Markdown with the Hub's front matter; `budget` as of `budget_fact`."""
     facts = {
         "Teacher": recipe.teacher,
         "Student": f"{recipe.student_layers} layers, initialised {recipe.init}",
@@ -19,8 +28,8 @@ def model_card(*, cell: str, scale: str, recipe: Recipe, totals: Mapping[str, An
     }
     if recipe.rank is not None:
         facts["LoRA"] = f"rank {recipe.rank}, alpha {recipe.alpha:g}"
-    if recipe.budget is not None:
-        facts["Budget"] = f"F = {recipe.budget:g}, schedule {recipe.schedule}, {recipe.controller} controller"
+    if fact := budget_fact(recipe, budget):
+        facts["Budget"] = fact
     facts |= {
         "Projections": f"{totals['kept']} dense, {totals['svd']} SVD and low rank, {totals['dropped']} low rank only",
         "MACs a token": f"{totals['macs']:,} of {totals['dense_macs']:,} dense ({totals['speedup_vs_dense']:.2f}x)",

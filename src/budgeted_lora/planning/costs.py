@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from budgeted_lora.beyond.elastic import scheduled_fraction
 from budgeted_lora.config.anatomy import Anatomy
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
 from budgeted_lora.method.cost import forward_flops, lora_macs, projections, step_flops
-from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.planning import memory
 from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
 from budgeted_lora.planning.memory import Network
@@ -182,7 +182,7 @@ class ScaleCosts:
         teacher_flops, student_flops = self._training_flops(recipe)
         measured = self.measured.get(calibration_key(recipe))
         if measured is not None:
-            seconds = recipe.tokens * measured.seconds(dense_fraction=dense_fraction(recipe))
+            seconds = recipe.tokens * measured.seconds(dense_fraction=scheduled_fraction(recipe))
         else:
             seconds = teacher_flops / self.device.rate(self.precision, gradients=False)
             seconds += student_flops / self.device.rate(self.precision, gradients=True)
@@ -226,7 +226,7 @@ class ScaleCosts:
             sequence_length=recipe.sequence_length,
             head_trained=recipe.train_embeddings_head_norms,
             rank=recipe.rank,
-            rho=dense_fraction(recipe),
+            rho=scheduled_fraction(recipe),
         )
         return recipe.tokens * (head if self.graph.cached else self._forward(teacher)), recipe.tokens * own
 
@@ -359,13 +359,3 @@ class ScaleCosts:
             return max(self._on_one_device(), default=(0, "no job"))
         teachers = self.graph.teachers
         return max((memory.host_bytes([self.teacher(name)], device="cuda"), f"teacher {name}") for name in teachers)
-
-
-def dense_fraction(recipe: Recipe) -> float:
-    """The scheduled share of the dense paths, averaged over training; 1 for students without a budget.
-
-    The greedy controller runs hardly more; the uniform one runs every dense path in full until all are dropped.
-    """
-    if recipe.method != "budgeted_lora":
-        return 1.0
-    return BudgetRule.of(recipe).mean_fraction

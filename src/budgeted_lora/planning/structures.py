@@ -8,19 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from budgeted_lora.beyond.elastic import scheduled_fraction
+from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, read_json
 from budgeted_lora.method.cost import projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import PlannedModule, Structure, totals
-from budgeted_lora.planning.costs import dense_fraction
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import student_shape
 
 
 @dataclass(frozen=True)
 class OwnStructure:
-    """A cell whose structure follows from its weights; `structure` is None until the cell is compressed."""
+    """A structure that follows from a student's weights; it is None until `record`, that of its compression, is there.
+
+    An elastic student has one for each budget it is cut to.
+    """
 
     cell: str
     record: Path
@@ -40,15 +45,25 @@ def planned_structures(graph: Graph) -> list[tuple[Structure, list[str]]]:
 
 
 def own_structures(graph: Graph) -> Iterator[OwnStructure]:
-    """One per cell whose removal order or ranks are not the paper's. Raises BadInput if a record is damaged."""
+    """Those of cells whose removal order or ranks are not the paper's. Raises BadInput if a record is damaged."""
     for cell in graph.cells:
-        if graph.recipe_of(cell).method == "budgeted_lora" and cell not in graph.planned:
-            record = Path(graph.of_cells([cell], "@compression.json")[0])
-            yield OwnStructure(cell, record, _read(graph, cell, record) if record.is_file() else None)
+        recipe = graph.recipe_of(cell)
+        if recipe.method == "budgeted_lora" and cell not in graph.planned:
+            for variant in graph.cells[cell].variants if recipe.elastic else (DEFAULT_VARIANT,):
+                record = Path(graph.of_cells([cell], f"compressed/{variant}/compression.json")[0])
+                rule = _rule(recipe, graph.variants[variant].budget)
+                yield OwnStructure(cell, record, _read(graph, recipe, rule, record) if record.is_file() else None)
 
 
-def _read(graph: Graph, cell: str, record: Path) -> Structure:
-    recipe, shape = graph.recipe_of(cell), student_shape(graph.config)
+def _rule(recipe: Recipe, budget: float | None) -> BudgetRule:
+    """The rule of a student; without a schedule if it is elastic and cut to a budget."""
+    if budget is None:
+        return BudgetRule.of(recipe)
+    return BudgetRule(budget=budget, start=0.0, end=0.0, drop_threshold=recipe.drop_threshold)
+
+
+def _read(graph: Graph, recipe: Recipe, rule: BudgetRule, record: Path) -> Structure:
+    shape = student_shape(graph.config)
     known = {projection.name: projection for projection in projections(shape)}
     try:
         modules = tuple(
@@ -61,9 +76,9 @@ def _read(graph: Graph, cell: str, record: Path) -> Structure:
     return Structure(
         shape=shape,
         rank=recipe.rank,
-        rule=BudgetRule.of(recipe),
+        rule=rule,
         schedule=recipe.schedule,
         modules=modules,
         totals=totals(shape, rank=recipe.rank, decisions=decisions, macs=macs),
-        train_compute=train_compute(shape, method=recipe.method, rank=recipe.rank, rho=dense_fraction(recipe)),
+        train_compute=train_compute(shape, method=recipe.method, rank=recipe.rank, rho=scheduled_fraction(recipe)),
     )

@@ -20,6 +20,7 @@ Target = Literal["main", "ablations", "own"]
 
 CONTROLS = "controls"  # configured table of what a reader would do instead; the Pareto plots show it too
 BEYOND = "beyond"  # configured table of other rules than the paper's
+ELASTIC = "elastic"  # configured table of students that one training serves at every budget
 TOKENS = "tokens"  # configured table of the same students at several lengths of training
 ICL_TABLES = frozenset({*MAIN_CELLS, BEYOND})  # configured tables whose students are scored in context
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
@@ -105,6 +106,7 @@ TABLES = by_name(
     ablation("thresholds", "compression", maker="tables.structure.thresholds"),
     ablation("sensitivity", maker="tables.sensitivity.sensitivity", beside=("table2", "table8"), target="own"),
     ablation(BEYOND, "icl", "train", "compression", "speed", maker="tables.beyond.beyond", target="own"),
+    ablation(ELASTIC, "train", "compression", maker="tables.elastic.elastic", target="own"),
     ablation(TOKENS, "references", maker="tables.tokens.tokens", beside=("table2",), target="own"),
 )
 TIMED: tuple[Reads, ...] = ("perplexity", "speed", "references")
@@ -120,6 +122,7 @@ FIGURES = by_name(
     Shown("loss_curves", "figures.training.loss_curves", MAIN_CELLS, ("curves", "references")),
     Shown(BEYOND, "figures.beyond.beyond_figure", (BEYOND, CONTROLS, "table2"), (*COSTS, "icl", "speed"), **OWN),
     Shown("beyond_why", "figures.beyond_why.beyond_why", (BEYOND,), WHY, **OWN),
+    Shown(ELASTIC, "figures.elastic.elastic_figure", (ELASTIC,), COSTS, **OWN),
     Shown(TOKENS, "figures.tokens.tokens_figure", (TOKENS, "table2"), ("perplexity", "references"), **OWN),
 )
 OWN_TARGETS = frozenset(name for name, table in TABLES.items() if table.target == "own")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 import pandas as pd
 from pydantic import BaseModel
@@ -83,7 +83,7 @@ SPEEDS = ("modules", "prefill", "decode")
 RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}
 LINE_TEXT = (
     "table", "cell", "variant", "truncation", "method", "teacher", "init", "schedule", "controller", "low_rank_init",
-    "order", "structure",
+    "order", "structure", "elastic_budgets",
 )  # fmt: skip
 # Of the variant, not of the cell.
 VARIANT_COLUMNS = ("variant", "rank_threshold", "svd_threshold", "cut_to", "truncation", "undistilled")
@@ -196,6 +196,7 @@ class Results:
     def listed(self, *tables: str) -> pd.DataFrame:
         """The cells that any of `tables` lists, one row each, without what belongs to a variant; may be empty."""
         mine = self.of_tables(*tables).drop_duplicates("cell").reset_index(drop=True)
+        mine["budget"] = mine["budget"].mask(is_elastic(mine))  # it is the variant's
         return mine.drop(columns=["table", *VARIANT_COLUMNS])
 
     def scores(self, *tables: str) -> pd.DataFrame:
@@ -339,9 +340,15 @@ def read_lines(root: Path, path: Path) -> pd.DataFrame:
     return frame
 
 
+def is_elastic(lines: pd.DataFrame) -> pd.Series:
+    """Of each line whether its student was trained for several budgets; lists of earlier versions know none."""
+    return lines.get("elastic_budgets", pd.Series("", lines.index)).fillna("").ne("")
+
+
 def optional_numbers(model: type[BaseModel]) -> list[str]:
-    """Fields of a model that hold a number or nothing."""
+    """Fields of a model that hold one number or nothing."""
     parts = {name: get_args(field.annotation) for name, field in model.model_fields.items()}
+    parts = {name: union for name, union in parts.items() if not any(get_origin(part) is tuple for part in union)}
     plain = {name: {(get_args(part) or [part])[0] for part in union} for name, union in parts.items()}
     return [name for name, kinds in plain.items() if type(None) in kinds and kinds & {int, float}]
 

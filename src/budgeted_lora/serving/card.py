@@ -14,7 +14,7 @@ import budgeted_lora
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file, short_hash
-from budgeted_lora.models.card import NAMES
+from budgeted_lora.models.card import NAMES, budget_fact
 from budgeted_lora.serving.export import Exported
 
 Rows = Iterator[tuple[str, str]]
@@ -164,9 +164,9 @@ def model_rows(exported: Exported, known: Known) -> Rows:
     if recipe is None:
         return
     yield "Method", f"{NAMES[recipe.method]}, {recipe.student_layers} layers, initialised {recipe.init}"
-    if recipe.budget is not None:
-        order = f", order {recipe.order}" if recipe.order else ""
-        yield "Budget", f"F = {recipe.budget:g}, schedule {recipe.schedule}, {recipe.controller} controller{order}"
+    settings = known.compression.get("provenance", {}).get("values", {}).get("settings", {})
+    if fact := budget_fact(recipe, settings.get("budget")):
+        yield "Budget", f"{fact}, order {recipe.order}" if recipe.order else fact
     if recipe.rank is not None:
         yield "LoRA", f"rank {recipe.rank}, alpha {recipe.alpha:g}"
     yield "Training", f"{recipe.tokens:,} tokens in {recipe.steps:,} steps, seed {recipe.seed}"

@@ -155,7 +155,7 @@ def compress_cell(
     """
     clock = Clock()
     with on_device("cpu", threads=threads):
-        before = open_student(student, trained, recipe, undistilled=variant.undistilled)
+        before = open_student(student, trained, recipe, undistilled=variant.undistilled, budget=variant.budget)
         check_digest(tokenizer)
         ids, mask = _parity_batch(tokens, recipe)
         model, records = compress_student(
@@ -170,7 +170,8 @@ def compress_cell(
             save_model(model, folder)
             copy_tokenizer(tokenizer, folder)
             copy_generation(student, folder)
-            write_text(folder / "README.md", model_card(cell=cell, scale=scale, recipe=recipe, totals=sums))
+            card = model_card(cell=cell, scale=scale, recipe=recipe, totals=sums, budget=variant.budget)
+            write_text(folder / "README.md", card)
         exact = all(record["exact"] for record in records)
         same = parity(before.model, load_model(out / "model"), ids=ids, mask=mask, exact=exact)
     payload = {"modules": records, "totals": sums, "parity": same}
@@ -181,12 +182,18 @@ def compress_cell(
     write_digest(out / "model")
 
 
-def open_student(student: Path, trained: Path, recipe: Recipe, *, undistilled: bool) -> TrainedStudent:
-    """The student to compress: trained, or as training began with it. Raises BadInput if its method is another one."""
+def open_student(
+    student: Path, trained: Path, recipe: Recipe, *, undistilled: bool, budget: float | None = None
+) -> TrainedStudent:
+    """The student to compress: trained, an elastic one set to a budget, or as training began with it.
+
+    Raises:
+        BadInput: its method is another one, or the budget is missing or too much.
+    """
     if undistilled:
         before = TrainedStudent(load_model(student).float().eval(), {}, "kd_full")
     else:
-        before = load_trained(student=student, trained=trained)
+        before = load_trained(student=student, trained=trained, budget=budget)
     if before.method != recipe.method:
         raise BadInput(f"{trained}: was trained by {before.method}; expected {recipe.method}")
     return before

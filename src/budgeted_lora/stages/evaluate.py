@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from budgeted_lora.config.sections import EvaluationOptions
-from budgeted_lora.config.types import Positive
+from budgeted_lora.config.types import Fraction, Positive
 from budgeted_lora.data.token_bytes import token_bytes
 from budgeted_lora.data.tokenizer import open_tokenizer
 from budgeted_lora.data.tokens import TokenFile, Windows
@@ -38,6 +38,7 @@ def evaluate(
     student: Path | None = None,
     uncompressed: Path | None = None,
     compression: Path | None = None,
+    budget: Fraction | None = None,
 ) -> None:
     """Writes perplexity.json and perplexity_windows.parquet, and with `icl` icl.json and icl_examples.parquet.
 
@@ -53,6 +54,7 @@ def evaluate(
             the model folder of the student before training.
         compression: record of the model's compression. If it approximated nothing, the trained student is the same
             function but for rounding: it is not scored again, and the record says so.
+        budget: F that an elastic student was cut to, at which the trained one is scored too.
 
     Raises:
         BadInput: a file cannot be used, a prompt is too long, or a likelihood is not finite.
@@ -65,7 +67,7 @@ def evaluate(
     about = {"scale": scale, "cell": cell, "values": evaluation.model_dump(mode="json")}
     with on_device(device, threads=threads) as chosen:
         network = _network(model, device=chosen)
-        conditions = _conditions(*files, evaluation, device=chosen, threads=threads)
+        conditions = _conditions(*files, evaluation, device=chosen, threads=threads, budget=budget)
         known = Twins(out, conditions | {"validation_tokens": evaluation.validation_tokens})
         twin = known.twin("compressed", [model])
         result, on_functions = _taken(twin) if twin else _scores(network, validation, functions, evaluation)
@@ -75,10 +77,7 @@ def evaluate(
         elif uncompressed is not None and (twin := known.twin("uncompressed", [student, uncompressed])):
             before = read_json(twin)["uncompressed"]
         elif uncompressed is not None:
-            from budgeted_lora.models.trained import load_trained  # with transformers, which takes seconds
-
-            trained = load_trained(student=student, trained=uncompressed).model.to(chosen)
-            before = _score(trained, validation, evaluation).summary()
+            before = _score(_trained(student, uncompressed, budget, chosen), validation, evaluation).summary()
         frame = out / WINDOWS
         columns = {"window": range(len(result.window_nll)), "nll": result.window_nll, "tokens": result.window_count}
         write_with(frame, pd.DataFrame(columns).to_parquet)
@@ -100,6 +99,13 @@ def _network(model: Path, *, device: torch.device) -> torch.nn.Module:
     network = load_decoder(model).to(device)
     multiply_wide(network.model.embed_tokens.weight.shape[1], device)
     return network
+
+
+def _trained(student: Path, trained: Path, budget: float | None, device: torch.device) -> torch.nn.Module:
+    """The trained student before compression."""
+    from budgeted_lora.models.trained import load_trained  # with transformers, which takes seconds
+
+    return load_trained(student=student, trained=trained, budget=budget).model.to(device)
 
 
 def _windows(validation: TokenFile, functions: TokenFile, options: EvaluationOptions) -> tuple[Windows, Windows]:
@@ -162,7 +168,13 @@ def _exact_parity(compression: Path | None) -> dict[str, Any] | None:
 
 
 def _conditions(
-    validation: TokenFile, functions: TokenFile, options: EvaluationOptions, *, device: torch.device, threads: int
+    validation: TokenFile,
+    functions: TokenFile,
+    options: EvaluationOptions,
+    *,
+    device: torch.device,
+    threads: int,
+    budget: float | None,
 ) -> dict[str, Any]:
     """All that determines the perplexity besides the weights."""
     manifest = validation.path.with_name("manifest.json")
@@ -175,6 +187,7 @@ def _conditions(
         "rows": options.rows,
         "batch_windows": options.batch_windows,
         **({"skip_windows": options.skip_windows} if options.skip_windows else {}),
+        **({} if budget is None else {"budget": budget}),
         "dtype": "float32",
         "device": device.type,
         "threads": threads,

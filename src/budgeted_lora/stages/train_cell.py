@@ -1,7 +1,7 @@
 """Stage: one student, from its untrained model to the files of its cell."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from budgeted_lora.beyond.elastic import ElasticController, scheduled_fraction
 from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe, compute_values
 from budgeted_lora.config.types import Positive
@@ -18,11 +19,10 @@ from budgeted_lora.files import sha256_file, short_hash, write_digest, write_wit
 from budgeted_lora.method.cost import train_compute
 from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
-from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.models.attention import attend_in_blocks
 from budgeted_lora.models.device import choose_device, compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
-from budgeted_lora.models.trained import save_trained
+from budgeted_lora.models.trained import Elastic, save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher
 from budgeted_lora.training.gpu_meter import GpuMeter
@@ -69,8 +69,7 @@ def train_cell(
         BadInput: inputs do not fit each other, or another process trains this cell.
         TrainingDiverged: see `loop.train`.
     """
-    clock, curves = Clock(), curves_of(cell)
-    processes = together or Processes()
+    clock, curves, processes = Clock(), curves_of(cell), together or Processes()
     place = prepare(device, threads=threads)
     precision = compute_dtype(recipe.precision, place)
     windows = training_windows(tokens, recipe, student=student, teacher=teacher, verify=processes.first)
@@ -88,14 +87,15 @@ def train_cell(
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
         log = StateLog(folder, modules, recipe, **every, meter=meter, curves=curves, writes=processes.first)
-        run = {"log": log, "removal_order": low_rank.order, "processes": processes}
+        run = {"log": log, "processes": processes} | steering(recipe, modules, low_rank.order)
         try:
             progress = train(model, modules, states, windows, recipe, **run, device=place, precision=precision)
         except StatesDiffer as error:
             raise BadInput(f"{folder}: {error}") from None
         if not processes.first:
             return
-        save_trained(out / "trained", model, method=recipe.method, modules=modules)
+        elastic = Elastic.of(recipe, low_rank.order)
+        save_trained(out / "trained", model, method=recipe.method, modules=modules, elastic=elastic)
         histories = copy_histories(folder, out)
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)} | measured(meter)
@@ -104,6 +104,16 @@ def train_cell(
         write_result(out / "train.json", results, files=histories, **about)
         write_digest(out / "trained")
         discard(folder)
+
+
+def steering(
+    recipe: Recipe, modules: Mapping[str, BudgetedLinear], removal_order: Sequence[int] | None
+) -> dict[str, Any]:
+    """The arguments of `loop.train` that say which dense paths a step has: an order, or an elastic run's controller."""
+    if not recipe.elastic:
+        return {"removal_order": removal_order}
+    costs = [module.macs for module in modules.values()]
+    return {"controller": ElasticController.of(recipe, costs, removal_order)}
 
 
 def cuda_uuids(devices: Sequence[dict[str, Any]]) -> list[str]:
@@ -187,9 +197,7 @@ def summary(
     """The results of train.json. Compute is that of the projections relative to KD Full (method.md, section 6)."""
     shape = model_shape(model)
     costs = {"method": recipe.method, "rank": recipe.rank}
-    scheduled = executed = 1.0
-    if recipe.method == "budgeted_lora":
-        scheduled = BudgetRule.of(recipe).mean_fraction
+    scheduled, executed = scheduled_fraction(recipe), 1.0
     loss, kl, ce, norm = progress.losses
     dense = sum(module.macs for module in model.modules() if isinstance(module, BudgetedLinear))
     if dense:

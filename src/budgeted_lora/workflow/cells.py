@@ -13,15 +13,17 @@ from pydantic import ValidationError
 from budgeted_lora.config.messages import describe, row_place
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.rows import Row
-from budgeted_lora.config.scale import DEFAULT_VARIANT, Config
+from budgeted_lora.config.scale import CLAIM_TABLES, DEFAULT_VARIANT, MAIN_CELLS, Config
 from budgeted_lora.config.sections import Compression
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
+from budgeted_lora.reporting.contents import ELASTIC, TABLES
 from budgeted_lora.workflow.recipes import recipe, step_text, student_shape, tokens_per_step
 
 VARIANT_SLUG = {
+    "budget": "F",
     "rank_threshold": "gate",
     "svd_threshold": "svd",
     "r_max": "rmax",
@@ -41,7 +43,7 @@ class Cell:
     """One trained student, the tables that list it, and its id.
 
     `variants` names the ways in which it is compressed and scored, each with the tables that list it; `default` is
-    always among them, and first.
+    always among them, and first, unless the student is elastic: without a budget it cannot be compressed.
     """
 
     id: str
@@ -88,8 +90,10 @@ def student_name(config: Config, values: Recipe) -> str:
 def variants_of(config: Config, row: Row) -> dict[str, Compression]:
     """The variants that a row lists, by folder name: `default`, or a slug of what differs. Raises BadInput."""
     refuse_variant(config.compression, row.method, key="compression")
-    if row.compression is None:
+    if row.compression is None and row.budget != "elastic":
         return {DEFAULT_VARIANT: config.compression}
+    if row.compression is None:
+        raise BadInput("budget: elastic needs compression: the name of a sweep with budget, the fractions F to cut to")
     if row.compression not in config.sweeps:
         raise BadInput(f"compression {row.compression!r} is not among sweeps: {', '.join(config.sweeps) or 'none'}")
     lists = config.sweeps[row.compression].model_dump(exclude_none=True)
@@ -101,6 +105,7 @@ def variants_of(config: Config, row: Row) -> dict[str, Compression]:
         except ValidationError as error:
             raise BadInput(f"sweeps.{row.compression}: {describe(error, Compression)}") from None
         refuse_variant(variant, row.method, key=f"sweeps.{row.compression}")
+        refuse_budget(variant, row, sweep=row.compression)
         differing = {name: value for name, value in values.items() if value != getattr(config.compression, name)}
         slug = "_".join(f"{VARIANT_SLUG[name]}{value}" for name, value in differing.items())
         variants[slug or DEFAULT_VARIANT] = variant
@@ -113,6 +118,21 @@ def refuse_variant(variant: Compression, method: str, *, key: str) -> None:
     for name in used:
         if used[name] and method != "kd_full":
             raise BadInput(f"{method} does not use {key}.{name}; remove it, or use kd_full")
+
+
+def refuse_budget(variant: Compression, row: Row, *, sweep: str) -> None:
+    """Raises BadInput if a variant of an elastic student names no budget, or one of another student does."""
+    elastic = row.budget == "elastic"
+    if elastic and variant.budget is None:
+        raise BadInput(f"sweeps.{sweep} has no budget; budget: elastic needs the fractions F that it is cut to")
+    if not elastic and variant.budget is not None:
+        raise BadInput(f"sweeps.{sweep}.budget is for rows with budget: elastic; remove it, or use another sweep")
+
+
+def refuse_table(table: str, row: Row) -> None:
+    """Raises BadInput if an elastic row stands in a table that knows one compressed student of each cell."""
+    if row.budget == "elastic" and table in {*MAIN_CELLS, *CLAIM_TABLES, *TABLES} - {ELASTIC}:
+        raise BadInput(f"budget: elastic stands in the table {ELASTIC} or in one of a name of your own, not in {table}")
 
 
 def cell_id(config: Config, values: Recipe) -> str:
@@ -128,6 +148,8 @@ def cell_id(config: Config, values: Recipe) -> str:
             parts.append(values.order)
         if values.schedule != "short":
             parts.append(values.schedule)
+    if values.elastic:
+        parts += ["elastic", values.order]
     if values.rank is not None and values.rank != config.lora.rank:
         parts.append(f"r{values.rank}")
     if values.low_rank_init is not None:
@@ -153,6 +175,7 @@ def cells(config: Config) -> list[Cell]:
             listed = {name: getattr(row, name) for name in LISTED if isinstance(getattr(row, name), list)}
             for combination in itertools.product(*listed.values()):
                 try:
+                    refuse_table(table, row)
                     values = recipe(config, row, **dict(zip(listed, combination, strict=True)))
                     check(config, values)
                     names = variants_of(config, row)
@@ -162,7 +185,7 @@ def cells(config: Config) -> list[Cell]:
                     raise BadInput(f"{place}: {message}") from None
                 key = cell_id(config, values)
                 recipes[key] = values
-                listing = variants.setdefault(key, {DEFAULT_VARIANT: []})
+                listing = variants.setdefault(key, {} if values.elastic else {DEFAULT_VARIANT: []})
                 for name in names:
                     listing[name] = list(dict.fromkeys([*listing.get(name, []), table]))
     return [
@@ -183,7 +206,7 @@ def check(config: Config, values: Recipe) -> None:
     narrowest = student_shape(config).narrowest
     if values.rank is not None and values.rank > narrowest:
         raise BadInput(f"rank {values.rank} exceeds {narrowest}, the smallest dimension of a projection")
-    if values.method == "budgeted_lora":
+    if values.method == "budgeted_lora" and not values.elastic:
         needed = steps_needed(
             student_shape(config), BudgetRule.of(values), svd_threshold=config.compression.svd_threshold
         )

@@ -134,8 +134,11 @@ class Graph:
     def structure_of(self, cell: str) -> str | None:
         """Name of a cell's structure: a planned one is shared by every cell whose compressed shapes are equal.
 
-        If the removal order or the ranks depend on the student's weights, the structure is the cell's own.
+        If the removal order or the ranks depend on the student's weights, the structure is the cell's own. An elastic
+        student has none: what is left of it depends on the budget it is cut to.
         """
+        if self.cells[cell].recipe.elastic:
+            return None
         if cell not in self.planned:
             return f"cell_{cell}" if self.cells[cell].recipe.method == "budgeted_lora" else None
         recipe, plan = self.cells[cell].recipe, self.planned[cell]

@@ -7,6 +7,7 @@ second part have the names of stages and return all the options of one job.
 from pathlib import Path
 from typing import Any
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.config.sections import Scoring
 from budgeted_lora.files import canonical_json, short_hash, write_text
 from budgeted_lora.reporting.contents import BEYOND
@@ -229,8 +230,9 @@ def compress_cell(graph: Graph, cell: str, variant: str) -> Options:
     return options | {"cell": cell, "scale": graph.config.scale, "threads": graph.config.threads.evaluation}
 
 
-def evaluate(graph: Graph, *, cell: str | None = None, icl: bool = True) -> Options:
-    options = {"evaluation": evaluation(graph), "cell": cell, "icl": icl}
+def evaluate(graph: Graph, *, cell: str | None = None, variant: str = DEFAULT_VARIANT, icl: bool = True) -> Options:
+    options, budget = {"evaluation": evaluation(graph), "cell": cell, "icl": icl}, graph.variants[variant].budget
+    options |= {} if budget is None else {"budget": budget}
     return options | _on_device(graph, threads=graph.config.threads.evaluation)
 
 

@@ -6,7 +6,7 @@ from budgeted_lora.config.anatomy import Anatomy
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.rows import Row
 from budgeted_lora.config.scale import Config
-from budgeted_lora.config.types import Method
+from budgeted_lora.config.types import Elastic, Method
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
 from budgeted_lora.method.schedule import BudgetRule
@@ -17,10 +17,15 @@ USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
     ("kd_full",): ("macs_of_budget",),
     ("kd_lora", "budgeted_lora"): ("rank", "alpha", "low_rank_init", "ranks", "train_embeddings_head_norms"),
     ("budgeted_lora",): (
-        "budget", "schedule", "controller", "order", "smoothing", "drop_threshold", "gate_logit", "gate_lr_multiplier",
+        "budget", "elastic_budgets", "schedule", "controller", "order", "smoothing", "drop_threshold", "gate_logit",
+        "gate_lr_multiplier",
     ),
 }  # fmt: skip
 NEEDS_STATISTICS = {"activation_svd", "activation", "gradient"}  # values of low_rank_init and order
+# One low-rank path must do at every F: so it holds the best approximation of W, and only the residual comes and goes,
+# in an order that every F shares. Of each key the values that an elastic row may have, its default first.
+ELASTIC_NEEDS = {"low_rank_init": ("activation_svd", "svd"), "order": ("gradient",), "controller": ("greedy",)}
+WITHOUT_SCHEDULE = ("schedule", "smoothing")
 
 
 def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
@@ -51,18 +56,54 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
             step, rank = values["rank_step"], values["rank"]
             raise BadInput(f"lora.rank_step {step} exceeds rank {rank}; expected at most the rank")
     if row.method == "budgeted_lora":
-        name, schedules = values["schedule"], config.budget.schedules
-        if name not in schedules:
-            raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
-        values["schedule_start"], values["schedule_end"] = schedules[name]
-        if values["controller"] != "greedy":
-            if "order" in given:
-                raise BadInput("order needs controller: greedy")
-            values["order"] = "mac"
+        values |= elastic_values(given, values) if row.budget == "elastic" else schedule_values(config, given, values)
         values["order"] = without(values["order"], "mac")
     if not (NEEDS_STATISTICS & {values.get("low_rank_init"), values.get("order")} or values.get("rank_step")):
         values["statistics_windows"] = None
     return Recipe.model_validate({name: value for name, value in values.items() if name in Recipe.model_fields})
+
+
+def schedule_values(config: Config, given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """How a student comes to its one budget: the ends of its schedule, and an order that its controller follows.
+
+    Args:
+        given: the row's own keys; values: the same over the scale's.
+
+    Raises:
+        BadInput: the row has a key without effect, or an unknown schedule.
+    """
+    if "elastic_budgets" in given:
+        raise BadInput("elastic_budgets has no effect without budget: elastic; remove it")
+    name, schedules = values["schedule"], config.budget.schedules
+    if name not in schedules:
+        raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
+    order = values["order"]
+    if values["controller"] != "greedy":
+        if "order" in given:
+            raise BadInput("order needs controller: greedy")
+        order = "mac"
+    start, end = schedules[name]
+    return {"schedule_start": start, "schedule_end": end, "order": order, "elastic_budgets": None}
+
+
+def elastic_values(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What an elastic student has in place of a budget and its schedule.
+
+    Args:
+        given: the row's own keys; values: the same over the scale's.
+
+    Raises:
+        BadInput: the row has a key of the schedule, or start, order or controller are others than it needs.
+    """
+    idle = next((name for name in WITHOUT_SCHEDULE if name in given), None)
+    if idle is not None:
+        raise BadInput(f"budget: elastic does not use {idle}; remove it, or use one budget")
+    for name, allowed in ELASTIC_NEEDS.items():
+        value = values[name] or "zero"  # the paper's start is empty here
+        if value not in allowed:
+            raise BadInput(f"budget: elastic needs {name}: {' or '.join(allowed)}; {name} is {value}")
+    nothing = dict.fromkeys(("budget", "schedule", "schedule_start", "schedule_end", "smoothing"))
+    return nothing | {"elastic_budgets": tuple(sorted(values["elastic_budgets"]))}
 
 
 def scale_values(config: Config, method: str) -> dict[str, Any]:
@@ -135,9 +176,15 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
     return layers, ffn
 
 
-def default_recipe(config: Config, method: Method, budget: float | None) -> Recipe:
-    """The recipe of a student with the scale's defaults."""
-    return recipe(config, Row(method=method, budget=budget))
+def default_recipe(config: Config, method: Method, budget: float | Elastic | None) -> Recipe:
+    """The recipe of a student with the scale's defaults; an elastic one starts and orders as it must."""
+    needed = {name: values[0] for name, values in ELASTIC_NEEDS.items()} if budget == "elastic" else {}
+    return recipe(config, Row(method=method, budget=budget, **needed))
+
+
+def default_of(config: Config, values: Recipe) -> Recipe:
+    """The scale's default for the method and budget of a recipe."""
+    return default_recipe(config, values.method, "elastic" if values.elastic else values.budget)
 
 
 def differences(config: Config, values: Recipe) -> dict[str, Any]:
@@ -145,7 +192,7 @@ def differences(config: Config, values: Recipe) -> dict[str, Any]:
 
     What follows from another value is left out: alpha in its usual ratio to the rank, the ends of a schedule.
     """
-    default = default_recipe(config, values.method, values.budget)
+    default = default_of(config, values)
     mine, usual = as_row(values), as_row(default)
     differing = {name: value for name, value in mine.items() if value != usual[name] and name != "alpha"}
     if values.rank is not None and values.alpha * default.rank != default.alpha * values.rank:

@@ -145,7 +145,8 @@ def cell_rows(graph: Graph) -> list[dict[str, Any]]:
 def table_lines(graph: Graph, table: str) -> list[dict[str, Any]]:
     """Lines of tables.csv: one per cell and variant that a configured table lists.
 
-    `cut_to` is the budget to whose MACs a variant truncates a student.
+    `cut_to` is the budget to whose MACs a variant truncates a student. The budget of an elastic student's line is that
+    of its variant.
     """
     lines = []
     for cell in graph.listed([table]):
@@ -158,8 +159,8 @@ def table_lines(graph: Graph, table: str) -> list[dict[str, Any]]:
                 "truncation": variant.truncation,
                 "undistilled": variant.undistilled,
             }
-            about = {"table": table, "cell": cell, "variant": name}
-            lines.append(about | facts | recipe_columns(graph, cell))
+            about = {"table": table, "cell": cell, "variant": name} | facts | recipe_columns(graph, cell)
+            lines.append(about if variant.budget is None else about | {"budget": variant.budget})
     return lines
 
 

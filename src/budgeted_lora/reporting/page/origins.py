@@ -15,7 +15,7 @@ import pandas as pd
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.page.facts import STAGES
-from budgeted_lora.reporting.results import FILES, RECIPE, Results, variant_folder
+from budgeted_lora.reporting.results import FILES, RECIPE, Results, is_elastic, variant_folder
 
 # Logs of the job that wrote a result, by the result's name without its ending; the first is shown that says anything.
 # {kind} and {name} are the first two parts of the result's path, {variant} that of a compressed model.
@@ -121,7 +121,11 @@ class Origins:
                 names += [FILES[kind].format(cell=name, variant=variant) for kind in kinds]
             default = variant_folder(name, DEFAULT_VARIANT)
             names += [f"{default}/lm_eval.json", f"{default}/int8.json", FILES["speed"].format(**cell)]
-            about = {"cell": name, "method": method_label(cell["method"], cell["budget"]), "teacher": cell["teacher"]}
+            method = method_label(cell["method"], cell["budget"])
+            if is_elastic(variants).any():
+                cell = cell.drop("budget")  # it is the first variant's
+                method = f"{method_label(cell['method'])}, elastic"
+            about = {"cell": name, "method": method, "teacher": cell["teacher"]}
             values = [(key, value) for key, value in recipe_values(cell) if key not in shared]
             about |= {"tables": " ".join(listing[name]), "values": values}
             rows.append(about | {"links": [self.link(path) for path in names if results.holds(path)]})

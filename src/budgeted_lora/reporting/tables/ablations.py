@@ -26,7 +26,7 @@ from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, Drawn, add_diffe
 HEADINGS = {
     "method": "Method", "teacher": "Teacher", "init": "Start", "temperature": "T", "kd_weight": "a", "rank": "r",
     "alpha": "alpha", "budget": "F", "schedule": "Schedule", "controller": "Controller", "tokens": "Tokens",
-    "student_layers": "Layers", "student_ffn": "FFN", "setting": "Compression",
+    "student_layers": "Layers", "student_ffn": "FFN", "setting": "Compression", "elastic_budgets": "Trained for F of",
 }  # fmt: skip
 # What follows from another column, or only says how a run was cut into jobs.
 FOLLOWS = {"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows"}

@@ -1,0 +1,36 @@
+"""Beyond the paper: perplexity at every budget of one training, beside students trained for one budget."""
+
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from budgeted_lora.reporting.figures.style import MARKERS, METHOD_COLOURS
+from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.table import millions
+from budgeted_lora.reporting.tables.elastic import elastic_lines
+
+INK = METHOD_COLOURS["budgeted_lora", "0.4"]
+DASHES = ("-", "--", ":")
+
+
+def elastic_figure(results: Results) -> Figure:
+    """Perplexity against F: a curve per elastic training, points of students for one F, strokes over their seeds."""
+    frame = elastic_lines(results)
+    figure, axes = plt.subplots(figsize=(7.2, 4.8))
+    styles = cycle(DASHES)
+    for position, ((elastic, tokens), mine) in enumerate(frame.groupby(["elastic", "tokens"])):
+        ink, marker = INK if elastic else METHOD_COLOURS["kd_lora", ""], MARKERS[position % len(MARKERS)]
+        look = {"linestyle": next(styles)} if elastic else {"linestyle": "none", "markersize": 10, "fillstyle": "none"}
+        label = f"{'one training for every F' if elastic else 'a training for this F'}, {millions(tokens)} tokens"
+        axes.plot(mine["budget"], mine["ppl"], color=ink, marker=marker, label=label, **look)
+        several = mine[mine["seeds"] > 1]
+        axes.vlines(several["budget"], several["ppl_low"], several["ppl_high"], color=ink, linewidth=7, alpha=0.3)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize="small")
+    axes.set_xlabel("F: share of the dense multiply-accumulates that is kept")
+    axes.set_ylabel("Validation perplexity (log scale, lower is better)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
+    return figure
