@@ -15,6 +15,7 @@ from benchmarks.context import Context
 from benchmarks.measures import Measure, arm, limits, ratio, say, take_turns
 from budgeted_lora.data.tokens import Windows
 from budgeted_lora.evaluation.perplexity import perplexity
+from budgeted_lora.models.attention import attend_as_teacher
 from budgeted_lora.models.decoder import load_decoder
 from budgeted_lora.models.device import multiply_wide, on_device
 from budgeted_lora.models.load import load_model
@@ -62,7 +63,7 @@ def measure(context: Context) -> Iterator[Measure]:
         say(f"  {name}: {windows.count} windows of {shape.length}")
         with on_device(context.device, threads=context.threads) as place:
             scoring = load_decoder(world.teacher(), dtype=None).to(place)  # as the stages load them
-            caching = load_model(world.teacher(), dtype=None).to(place)
+            caching = attend_as_teacher(load_model(world.teacher(), dtype=None)).to(place)
             theirs = AutoModelForCausalLM.from_pretrained(world.teacher(), dtype="auto", attn_implementation="sdpa")
             theirs = theirs.eval().to(place)
             batch = torch.from_numpy(windows.read(np.arange(shape.windows))[0]).to(place)

@@ -57,7 +57,7 @@ def main(options: dict[str, Any]) -> None:
     else:
         teacher = OnlineTeacher(load_model(world.teacher(kind), dtype=precision).to(place))
     student = load_model(world.student, dtype=torch.float32).to(place)
-    as_training_does(student, place)
+    as_training_does(student, teacher, place)
     modules, low_rank = install_method(student, chosen)
     trim_memory()
     train(
@@ -66,17 +66,19 @@ def main(options: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def as_training_does(student: Any, place: torch.device) -> None:
+def as_training_does(student: Any, teacher: Any, place: torch.device) -> None:
     """Training's own attention and choice of products, where the commit that is measured has them (row 9)."""
     try:
         from budgeted_lora.models.attention import attend_in_blocks
 
         attend_in_blocks(student)
+        from budgeted_lora.models.attention import attend_as_teacher
         from budgeted_lora.models.device import multiply_wide
-
-        multiply_wide(student.config.hidden_size, place)
     except ImportError:
         return
+    multiply_wide(student.config.hidden_size, place)
+    if isinstance(teacher, OnlineTeacher):
+        attend_as_teacher(teacher.model)
 
 
 def trim_memory() -> None:

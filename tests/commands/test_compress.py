@@ -15,6 +15,7 @@ from fixtures.command_line import Outcome
 from fixtures.own_model import write_own_model, write_text_file
 from transformers import AutoModelForCausalLM
 
+from budgeted_lora.commands.own_report import weights
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.planning import own_model
 
@@ -106,6 +107,15 @@ def test_a_request_is_written_shown_and_taken_up_again(here: Path, run: Run) -> 
     assert line.startswith('config/model.yaml: was written for another request, {"model": "model", "text": ["text/*')
 
 
+def test_smaller_dense_students_are_trained_where_asked(here: Path, run: Run) -> None:
+    run(WORDS, "--budgets", "0.4,0.6", SHORT)
+    assert "controls" not in load_config(FILE).tables
+    FILE.unlink()
+    outcome = run(WORDS, "--budgets", "0.4,0.6", "--controls", SHORT)
+    assert outcome.status == 0, outcome
+    assert load_config(FILE).tables["controls"][0].macs_of_budget == [0.6, 0.4]
+
+
 def test_tokens_are_chosen_by_a_measurement(here: Path, run: Run) -> None:
     outcome = run(WORDS, "--budgets", "0,0.4", "--half", "--hours", 0.05, "--rule", "paper")
     assert outcome.status == 0, outcome
@@ -181,17 +191,21 @@ def test_a_model_is_downloaded_from_a_hub_when_the_run_starts(here: Path, hub: s
 
 
 def test_a_model_and_a_text_become_a_student(here: Path, run: Run) -> None:
-    outcome = run(WORDS, "--budget", 0.4, SHORT, "--yes")
+    outcome = run(WORDS, "--budget", 0.4, "--controls", SHORT, "--yes")
     assert outcome.status == 0, outcome.err[-3000:]
     report = Path("reports/model/students.md").read_text()
     assert "| F = 0.4 |" in report
+    assert "| dense, " in report
     assert Path("reports/model/figures/pareto_mac_speedup.svg").is_file()
     assert Path("reports/model/index.html").is_file()
-    [folder] = Path("exported/model").iterdir()
+    [dense, folder] = sorted(Path("exported/model").iterdir(), key=lambda path: path.name.startswith("F0.4"))
+    assert dense.name.startswith("kd_full-")
+    sizes = [weights(one) for one in (dense, folder)]
+    assert all(f"| {size} |" in report for size in (*sizes, weights(Path("model"))))
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert model.config.num_hidden_layers == 4
-    [cell] = Path("results/model/cells").iterdir()
+    [cell] = Path("results/model/cells").glob("budgeted_lora*")
     scored = json.loads((cell / "compressed/default/perplexity.json").read_text())
     assert f"{scored['value']:,.2f}" in report
-    again = run(WORDS, "--budget", 0.4, SHORT, "--yes")
+    again = run(WORDS, "--budget", 0.4, "--controls", SHORT, "--yes")
     assert again.status == 0, again.err[-3000:]

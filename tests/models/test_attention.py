@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from budgeted_lora.method.cost import LONGEST_IN_BLOCKS as LONGEST
 from budgeted_lora.models import attention as module
-from budgeted_lora.models.attention import CausalAttention, attend_in_blocks
+from budgeted_lora.models.attention import CausalAttention, attend_as_teacher, attend_in_blocks
 from budgeted_lora.models.load import mistral_config, new_model, save_model
 
 
@@ -133,3 +133,13 @@ def test_the_files_of_a_model_do_not_say_so(tmp_path: Path) -> None:
     save_model(model, tmp_path / "after")
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("before", "after"))
     assert before == after
+
+
+def test_only_wide_teachers_attend_in_blocks(calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(20)[None]
+    narrow = decoder()
+    expected = attend_as_teacher(narrow)(input_ids=ids).logits
+    assert not calls
+    monkeypatch.setattr(module, "WIDE", narrow.config.hidden_size)
+    torch.testing.assert_close(attend_as_teacher(narrow)(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-7)
+    assert len(calls) == narrow.config.num_hidden_layers

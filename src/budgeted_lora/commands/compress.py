@@ -49,6 +49,7 @@ class Request:
     rank_multiple: int | None
     hours: float | None
     tokens: int | None
+    controls: bool
 
     def said(self) -> dict[str, object]:
         """What was given, by option."""
@@ -92,6 +93,9 @@ def compress(
         float | None, typer.Option(help="Train as many tokens as fit in this time, by a measurement. [1]")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Train so many tokens of each student instead.")] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Train a smaller dense student of the same MACs beside each budget's.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Of the scale, config/NAME.yaml. [from MODEL]")] = None,
     cores: Annotated[int | None, typer.Option(help="CPU cores to use. [all]")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
@@ -104,7 +108,7 @@ def compress(
         raise BadInput(f"{context.args[0]!r}: one word too many; expected one MODEL, and --text '*.jsonl' in quotes")
     request = Request(
         model, tuple(text or ()), text_field, speedup, budget, param_reduction, budgets, student_layers, half,
-        checked_rule(rule), rank, rank_multiple, hours, tokens,
+        checked_rule(rule), rank, rank_multiple, hours, tokens, controls,
     )  # fmt: skip
     refuse_request(request)
     refuse_outside_a_checkout()
@@ -211,13 +215,13 @@ def planned_scale(request: Request, *, name: str, cores: int) -> tuple[YourScale
         raise BadInput(f"--rank {rank}: expected at most {choices.student.narrowest}, the narrowest projection")
     budgets = budgets_of(request, choices)
     fewest = choices.steps_needed(budgets)
-    threads = max(1, cores // len(budgets))
+    threads = max(1, cores // (len(budgets) * (1 + request.controls)))
     scale = YourScale(
         name=name, what=f"{model.described()}; a student of {layers} layers", request=request.said(),
         source=model.source, place=model.place, sizes=model.anatomy.entry, limit=model.limit, files=request.text,
         text_field=request.text_field, characters=None, layers=layers, budgets=budgets, rule=request.rule, rank=rank,
         rank_multiple=multiple, tokens=1, batch_windows=1, effort=EFFORTS[-1], threads=threads, on_gpu=bool(gpus()),
-        measured=False,
+        measured=False, controls=request.controls,
     )  # fmt: skip
     corpus = Corpus(source="files", files=list(request.text), text_field=request.text_field)
     survey(corpus, enough=1, tokenizer=None)  # whether it can be read at all

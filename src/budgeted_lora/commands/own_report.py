@@ -1,42 +1,55 @@
 """What a reader gets at the end of `compress`: the students' folders, and a short report with the Pareto plot."""
 
 from dataclasses import replace
+from math import nan, prod
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import safe_open
 
 from budgeted_lora.commands.students import export_folder
 from budgeted_lora.commands.text import table
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.files import write_text
-from budgeted_lora.reporting.contents import TABLES
+from budgeted_lora.reporting.contents import CONTROLS, TABLES
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import ABSENT, number
 from budgeted_lora.workflow.graph import Graph
 
 SHOWN = replace(TABLES["table2"], reads=("perplexity", "icl", "compression", "speed"))
-COLUMNS = ("", "perplexity", "bits per byte", "in context", "fewer MACs", "reads", "writes", "folder")
+COLUMNS = ("", "weights", "perplexity", "bits per byte", "in context", "fewer MACs", "reads", "writes", "folder")
 PAGE = """# {scale}
 
 {table}
 
 ![Perplexity against multiply-accumulates](figures/pareto_mac_speedup.svg)
 
-- Perplexity and bits per byte: of {tokens:,} held-out tokens, lower is better. In context: mean accuracy of 19 tasks.
+{control}- Weights: with embeddings; tied ones count once. In context: mean accuracy of 19 tasks.
+- Perplexity and bits per byte: of {tokens:,} held-out tokens, lower is better.
 - Fewer MACs: those of the model's projections over the student's, counted. Reads and writes: measured here, a prompt
   and new tokens of one sequence, against the same student with all its dense paths.
 - The folders load with transformers alone. All numbers, curves, and how they were made: [index.html](index.html).
+"""
+CONTROL = """- Dense: smaller students without low-rank paths, each with the MACs of one F, distilled on as many tokens.
 """
 
 
 def finish(graph: Graph) -> str:
     """Exports every student of a finished scale and writes its short report; returns what to tell."""
     results = Results.open(graph.results).of(SHOWN)
-    folders = {cell: exported(graph, cell) for cell in graph.listed(["table2"])}
-    rows = shown_rows(results, folders, layers=graph.config.student.layers)
+    tables = [table for table in ("table2", CONTROLS) if table in graph.config.tables]
+    folders = {cell: exported(graph, cell) for cell in graph.listed(tables)}
+    [teacher] = graph.config.teacher_ladder
+    folders[teacher] = Path(graph.results) / "teachers" / teacher / "model"
+    rows = shown_rows(results, folders, layers=graph.config.student.layers, tables=tables)
     page = Path(graph.reports) / "students.md"
-    text = PAGE.format(scale=graph.config.scale, table=markdown(rows), tokens=graph.config.corpus.validation_tokens)
+    text = PAGE.format(
+        scale=graph.config.scale,
+        table=markdown(rows),
+        control=CONTROL if CONTROLS in tables else "",
+        tokens=graph.config.corpus.validation_tokens,
+    )
     write_text(page, text)
     return "\n".join(["", *table(rows, numbers=range(1, len(rows[0]) - 1)), "", f"report: {page}"])
 
@@ -52,21 +65,39 @@ def exported(graph: Graph, cell: str) -> Path:
     return folder
 
 
-def shown_rows(results: Results, folders: dict[str, Path], *, layers: int) -> list[tuple[str, ...]]:
+def shown_rows(results: Results, folders: dict[str, Path], *, layers: int, tables: list[str]) -> list[tuple[str, ...]]:
     """Headings, then a row for the model itself and one for each student; no column in which nothing was measured.
 
     Args:
+        folders: of the model by its name, and of each student by its cell.
         layers: of the students.
+        tables: whose cells are shown; those of `controls` are smaller dense students, which nothing was timed with.
     """
     [model] = results.teachers().to_dict("records")
-    rows = [COLUMNS, (str(model["name"]), *scores(model), "1.00x", "", "", "")]
-    for one in results.scores().to_dict("records"):
+    own = folders[model["name"]]
+    rows = [COLUMNS, (str(model["name"]), weights(own), *scores(model), "1.00x", "", "", "")]
+    runs = results.scores(*tables)
+    dense = model["layers"] / layers * runs["dense_macs"].max()  # of the model's projections
+    for one in runs.to_dict("records"):
+        control = pd.notna(one["student_ffn"])
         label = one["method"] if pd.isna(one["budget"]) else f"F = {one['budget']:g}"
-        fewer = one["speedup_vs_dense"] * model["layers"] / layers
-        speeds = (number(value, 2, unit="x") for value in (fewer, one["measured_prefill"], one["measured_decode"]))
-        rows.append((label, *scores(one), *speeds, str(folders[one["cell"]])))
+        if control:
+            label = f"dense, {one['student_layers']:g} layers, FFN {one['student_ffn']:g}"
+        timed = (nan, nan) if control else (one["measured_prefill"], one["measured_decode"])
+        speeds = (number(value, 2, unit="x") for value in (dense / one["macs"], *timed))
+        folder = folders[one["cell"]]
+        rows.append((label, weights(folder), *scores(one), *speeds, str(folder)))
     kept = [at for at in range(len(COLUMNS)) if at == 0 or any(row[at] not in ("", ABSENT) for row in rows[1:])]
     return [tuple(row[at] for at in kept) for row in rows]
+
+
+def weights(folder: Path) -> str:
+    """The weights in the files of a folder, in millions; tied ones count once."""
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as opened:
+            count += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return f"{count / 1e6:,.1f} M"
 
 
 def scores(one: dict[str, Any]) -> tuple[str, str, str]:

@@ -73,15 +73,23 @@ evaluation:
 speed: {batch: 1, length: $timed_length, decode_tokens: 16, repeats: 5}   # one sequence, as on a reader's own machine
 
 # The students: one for each dense fraction F, the share of the projections' multiply-accumulates that stay dense.
-# Below, and yours to add to table2: what you would get otherwise, at the same training.
-#   - {method: kd_full}                            # the student with all of its paths
-#   - {method: kd_full, macs_of_budget: $budget}       # a smaller dense student of the same multiply-accumulates
+# Yours to add to table2, the student with all of its paths at the same training: - {method: kd_full}
+# $controls_why
 tables:
   table2:
     - {method: budgeted_lora, budget: $budgets}
   table8:                   # the same students, shown by what is left of each
     - {method: budgeted_lora, budget: $budgets}
+$controls""")
+
+CONTROLS = Template("""\
+  controls:                 # smaller dense students with the MACs of each F: fewer layers, narrower feed-forwards
+    - {method: kd_full, macs_of_budget: $budgets}
 """)
+WHY = {
+    False: "`--controls` trains a smaller dense student of the same multiply-accumulates beside each.",
+    True: "Beside each, what you would get otherwise: a smaller dense student of the same multiply-accumulates.",
+}
 
 RULES = {
     "recommended": {
@@ -132,6 +140,7 @@ class YourScale:
         limit: largest number of positions that the model takes.
         on_gpu: sizes of batches are those for a GPU.
         measured: whether `tokens` were chosen by time.
+        controls: whether a smaller dense student is trained beside each.
     """
 
     name: str
@@ -155,6 +164,7 @@ class YourScale:
     threads: int
     on_gpu: bool
     measured: bool
+    controls: bool = False
 
     @property
     def length(self) -> int:
@@ -219,8 +229,9 @@ class YourScale:
             prompts_at_once=64 if self.on_gpu else 8,
             context=min(1024, self.limit),
             timed_length=min(256, self.length),
-            budget=min(self.budgets),
             budgets=list(self.budgets),
+            controls_why=WHY[self.controls],
+            controls=CONTROLS.substitute(budgets=list(self.budgets)) if self.controls else "",
         )
 
 

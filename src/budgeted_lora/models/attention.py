@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from budgeted_lora.method.cost import LONGEST_IN_BLOCKS
+from budgeted_lora.models.device import WIDE
 
 NAME = "causal_blocks"
 BLOCK = 32  # queries of a block
@@ -89,6 +90,13 @@ def attend_in_blocks(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def attend_as_teacher(model: PreTrainedModel) -> PreTrainedModel:
+    """A teacher that uses this attention if it is wide; forward passes alone of a narrow one take longer with it."""
+    if model.config.hidden_size >= WIDE:
+        attend_in_blocks(model)
+    return model
 
 
 def _by_key_head(x: Tensor, keys: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method.cost import forward_flops
 from budgeted_lora.method.loop import accumulate_gradients, apply_gradients, new_optimizer
 from budgeted_lora.method.projections import set_retentions
-from budgeted_lora.models.attention import attend_in_blocks
+from budgeted_lora.models.attention import attend_as_teacher, attend_in_blocks
 from budgeted_lora.models.device import compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import mistral_config, new_model
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
@@ -133,7 +133,8 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
         teacher: Any = RandomCache(torch.randn(costs.vocab_size, taught_by.hidden, device=place, dtype=precision))
     else:
         with torch.device(place):
-            teacher = OnlineTeacher(new_model(mistral_config(**_sizes(taught_by), **about), seed=0).to(precision))
+            beside = new_model(mistral_config(**_sizes(taught_by), **about), seed=0).to(precision)
+        teacher = OnlineTeacher(attend_as_teacher(beside))
     # How low-rank paths start, and in which order dense paths go, takes no time; both would need input statistics.
     plain = {"low_rank_init": None, "order": None, "rank_step": None, "statistics_windows": None}
     modules, _ = install_method(student, recipe.model_copy(update=plain))

@@ -22,7 +22,7 @@ CONTROLS = "controls"  # configured table of what a reader would do instead; the
 BEYOND = "beyond"  # configured table of other rules than the paper's
 ELASTIC = "elastic"  # configured table of students that one training serves at every budget
 TOKENS = "tokens"  # configured table of the same students at several lengths of training
-ICL_TABLES = frozenset({*MAIN_CELLS, BEYOND})  # configured tables whose students are scored in context
+ICL_TABLES = frozenset({*MAIN_CELLS, BEYOND, CONTROLS})  # configured tables whose students are scored in context
 PARETO = ("pareto_train_compute", "pareto_mac_speedup", "pareto_measured_speedup")
 
 
@@ -96,7 +96,7 @@ TABLES = by_name(
     Shown("lm_eval", "tables.harness.lm_eval", MAIN_CELLS, ("references", "lm_eval"), asked=True),
     Shown("int8", "tables.structure.int8", MAIN_CELLS, ("perplexity", "int8"), asked=True),
     Shown("published_perplexities", "tables.main.published_perplexities", ("table2",), ()),
-    Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), COSTS, optional=True),
+    Shown(CONTROLS, "tables.controls.controls", (CONTROLS, "table2"), (*COSTS, "icl"), optional=True),
     ablation("table3"),
     ablation("table4"),
     ablation("table5"),

@@ -7,6 +7,7 @@ import torch
 from budgeted_lora.config.types import Positive
 from budgeted_lora.data.tokens import TokenFile, Windows
 from budgeted_lora.files import short_hash
+from budgeted_lora.models.attention import attend_as_teacher
 from budgeted_lora.models.device import compute_dtype, multiply_wide, prepare
 from budgeted_lora.models.load import check_vocabulary, load_model
 from budgeted_lora.provenance import Clock, write_result
@@ -42,7 +43,7 @@ def cache_teacher(
     place = prepare(device, threads=threads)
     file = TokenFile.open(tokens)
     check_vocabulary(teacher, vocab_size=file.vocab_size, what=f"the token file {tokens} (for the teacher)")
-    model = load_model(teacher, dtype=compute_dtype(precision, place))
+    model = attend_as_teacher(load_model(teacher, dtype=compute_dtype(precision, place)))
     multiply_wide(model.config.hidden_size, place)
     cut = Windows(file, sequence_length, rows)
     about = describe_cache(model, cut, count=windows, batch_windows=batch_windows, teacher=teacher)

@@ -19,7 +19,7 @@ from budgeted_lora.files import sha256_file, short_hash, write_digest, write_wit
 from budgeted_lora.method.cost import train_compute
 from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
-from budgeted_lora.models.attention import attend_in_blocks
+from budgeted_lora.models.attention import attend_as_teacher, attend_in_blocks
 from budgeted_lora.models.device import choose_device, compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
 from budgeted_lora.models.trained import Elastic, save_trained
@@ -186,7 +186,7 @@ def teacher_states(
 ) -> TeacherStates:
     """The teacher's hidden states, from its cache or computed beside the student."""
     if cache is None:
-        return OnlineTeacher(load_model(teacher, dtype=dtype, verify=verify).to(device))
+        return OnlineTeacher(attend_as_teacher(load_model(teacher, dtype=dtype, verify=verify)).to(device))
     count = min(recipe.steps * recipe.batch_windows, windows.count)
     return HiddenCache.open(cache, teacher=teacher, windows=windows, count=count, device=device, verify=verify)
 

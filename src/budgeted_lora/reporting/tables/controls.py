@@ -80,6 +80,7 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
         *PPL,
         Column("to_budgeted", "To Budgeted LoRA", text=lambda row: difference_text(row["to_budgeted_difference"])),
         *csv_only("to_budgeted_se", "to_budgeted_low", "to_budgeted_high"),
+        Column("icl", "ICL %", 1, factor=100.0),
         Column("", "MACs, of dense", text=lambda row: number(row["share"], 3)),
         Column("", "Train compute", text=lambda row: number(row["train_compute"], 2)),
     ]
