@@ -204,7 +204,7 @@ def test_a_model_and_a_text_become_a_student(here: Path, run: Run) -> None:
     assert all(f"| {size} |" in report for size in (*sizes, weights(Path("model"))))
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert model.config.num_hidden_layers == 4
-    [cell] = Path("results/model/cells").glob("budgeted_lora*")
+    [cell] = Path("results/model/cells").glob("budgeted-lora*")
     scored = json.loads((cell / "compressed/default/perplexity.json").read_text())
     assert f"{scored['value']:,.2f}" in report
     again = run(WORDS, "--budget", 0.4, "--controls", SHORT, "--yes")

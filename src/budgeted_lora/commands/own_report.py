@@ -76,7 +76,7 @@ def shown_rows(results: Results, folders: dict[str, Path], *, layers: int, table
     [model] = results.teachers().to_dict("records")
     own = folders[model["name"]]
     rows = [COLUMNS, (str(model["name"]), weights(own), *scores(model), "1.00x", "", "", "")]
-    runs = results.scores(*tables)
+    runs = pd.concat([results.scores(table) for table in tables])
     dense = model["layers"] / layers * runs["dense_macs"].max()  # of the model's projections
     for one in runs.to_dict("records"):
         control = pd.notna(one["student_ffn"])

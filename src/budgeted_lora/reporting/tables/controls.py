@@ -4,12 +4,13 @@ A smaller KD Full student (fewer layers, narrower feed-forwards) is trained with
 truncated SVD brings the KD Full student there without training. Both are counted against the scale's dense student.
 """
 
+from dataclasses import replace
 from math import nan
 
 import pandas as pd
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.contents import CONTROLS, TABLES
+from budgeted_lora.reporting.contents import CONTROLS, COSTS, TABLES, Reads
 from budgeted_lora.reporting.grouping import method_label, method_order
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
@@ -20,14 +21,14 @@ from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences,
 SMALLER, TRUNCATED = "smaller KD Full", "KD Full cut by SVD"
 
 
-def control_runs(results: Results) -> pd.DataFrame:
-    """One row per control run (`Results.runs`), with costs relative to the scale's dense student.
+def control_runs(results: Results, *, reads: tuple[Reads, ...] = COSTS) -> pd.DataFrame:
+    """One row per control run (`Results.runs`) with what `reads` names, costs relative to the scale's dense student.
 
     Further columns: `kind`, `share` (MACs of the projections over those of the dense student). `train_compute` and
     `speedup_vs_dense`, relative to the control itself in its result files, are made relative to the scale's KD Full
     and dense student.
     """
-    results = results.of(TABLES[CONTROLS])
+    results = results.of(replace(TABLES[CONTROLS], reads=reads))
     scores = results.runs(CONTROLS)
     dense = scale_dense_macs(results)
     scores["kind"] = [TRUNCATED if pd.isna(ffn) else SMALLER for ffn in scores["student_ffn"]]
@@ -50,7 +51,7 @@ def scale_dense_macs(results: Results) -> float:
 
 def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
     """Controls beside the budgeted students with the same MACs, and KD Full and KD LoRA with all of them."""
-    tried = control_runs(results)
+    tried = control_runs(results, reads=TABLES[CONTROLS].reads)
     compared = method_order(results.runs("table2"))
     compared = compared[compared["teacher"].isin(tried["teacher"])].reset_index(drop=True)
     compared["kind"] = [method_label(row.method, row.budget) for row in compared.itertuples()]
