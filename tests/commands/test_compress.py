@@ -15,9 +15,13 @@ from fixtures.command_line import Outcome
 from fixtures.own_model import write_own_model, write_text_file
 from transformers import AutoModelForCausalLM
 
+from budgeted_lora.commands import clock
+from budgeted_lora.commands.clock import Clock
 from budgeted_lora.commands.own_report import weights
 from budgeted_lora.config.scale import load_config
-from budgeted_lora.planning import own_model
+from budgeted_lora.planning import measure, own_model
+from budgeted_lora.planning.costs import Measured, calibration_key
+from budgeted_lora.workflow.graph import load_graph
 
 Run = Callable[..., Outcome]
 FILE = Path("config/model.yaml")
@@ -71,6 +75,10 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "rule": ([*WORDS, "--budget", 0.4, "--rule", "best"], "--rule best: expected recommended or paper"),
         "name": ([*WORDS, "--budget", 0.4, "--name", "a/b"], "--name 'a/b': expected letters, digits"),
         "another scale": ([*WORDS, "--budget", 0.4, "--name", "mini"], "config/mini.yaml: is there already, and not"),
+        "controls": (
+            [*WORDS, "--budget", 0, "--rank", 1, "--student-layers", 1, "--controls"],
+            "--controls: F = 0 leaves the MACs of 1 layers without feed-forwards; expected a larger F or --rank",
+        ),
         "cores": ([*WORDS, "--budget", 0.4, "--cores", 999], "--cores 999: expected 1 to"),
         "no model": (["compress", "./none", *WORDS[2:], "--budget", 0.4], "MODEL './none': no such folder, and not"),
         "no checkpoint": (["compress", "text", *WORDS[2:], "--budget", 0.4], "MODEL text: no config.json; expected"),
@@ -114,6 +122,7 @@ def test_smaller_dense_students_are_trained_where_asked(here: Path, run: Run) ->
     outcome = run(WORDS, "--budgets", "0.4,0.6", "--controls", SHORT)
     assert outcome.status == 0, outcome
     assert load_config(FILE).tables["controls"][0].macs_of_budget == [0.6, 0.4]
+    assert "Beside them, dense students of the same MACs: " in outcome.out
 
 
 def test_tokens_are_chosen_by_a_measurement(here: Path, run: Run) -> None:
@@ -129,6 +138,23 @@ def test_tokens_are_chosen_by_a_measurement(here: Path, run: Run) -> None:
     assert outcome.status == 2
     assert "--hours 0.001: the fewest steps" in outcome.err
     assert not FILE.exists()
+
+
+def test_each_kind_of_student_is_timed(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dense student is smaller than the one beside it, and has no low-rank paths."""
+    run(WORDS, "--budgets", "0,0.4", "--controls", SHORT)
+    draft = load_graph(FILE)
+    dense, budgeted = Measured(whole=1.0, without=1.0, peak_bytes=1), Measured(whole=9.0, without=7.0, peak_bytes=1)
+    found = {
+        calibration_key(recipe): dense if recipe.student_ffn else budgeted
+        for recipe in map(draft.recipe_of, draft.cells)
+    }
+    assert len(found) == 3  # two dense students, and all budgets together
+    device = Clock.assumed(draft).device
+    monkeypatch.setattr(clock, "costs_of", lambda *a, **k: SimpleNamespace(measured=found, device=device))
+    monkeypatch.setattr(measure, "forward_measured", lambda costs, *, threads: costs.device)
+    measured = Clock.measured(draft)
+    assert sorted(step.whole for step in measured.steps.values()) == [1.0, 1.0, 9.0]
 
 
 def test_a_model_of_the_hub_is_pinned_to_a_commit(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,3 +222,24 @@ def test_bfloat16_logits_are_summed_in_float32():
     expected, _, _ = reference(student, teacher, labels, mask, temperature=3.0, kd_weight=0.8)
     assert losses.loss.dtype == torch.float32
     assert losses.loss.item() == pytest.approx(expected.item(), rel=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_under_autocast_products_alone_are_rounded(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """A trained head in float32: against float64 of the rounded inputs, in one chunk and in eight."""
+    monkeypatch.setattr(loss_module, "loss_chunk", lambda *a, **k: chunk)
+    hidden, head, teacher_hidden, teacher_head, labels = hidden_batch(dtype=torch.float32)
+    given = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = distillation_loss(*given, teacher_hidden, teacher_head, labels, temperature=3.0, kd_weight=0.8)
+    found.loss.backward()
+
+    exact = [tensor.bfloat16().double().requires_grad_() for tensor in (hidden, head)]
+    teacher = teacher_hidden.double() @ teacher_head.double().T
+    every = torch.ones_like(labels, dtype=torch.bool)
+    expected, *_ = reference(exact[0] @ exact[1].T, teacher, labels, every, temperature=3.0, kd_weight=0.8)
+    expected.backward()
+    torch.testing.assert_close(found.loss.double(), expected, rtol=1e-2, atol=1e-2)
+    for mine, theirs in zip(given, exact, strict=True):
+        assert mine.grad.dtype == torch.float32
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=0, atol=2e-2 * float(theirs.grad.abs().max()))

@@ -58,16 +58,21 @@ def test_a_wide_model_multiplies_in_onednn_only_where_that_keeps_float32(
     monkeypatch: pytest.MonkeyPatch, own_products: None
 ) -> None:
     cpu = torch.device("cpu")
-    assert not multiply_wide(WIDE - 1, cpu)
+    multiply_wide(WIDE - 1, cpu)
     assert torch.get_float32_matmul_precision() == "highest"
-    chosen = multiply_wide(WIDE, cpu)
-    assert torch.get_float32_matmul_precision() == ("medium" if chosen else "highest")
-    monkeypatch.setattr(device, "_keeps_float32", lambda: False)
-    assert not multiply_wide(WIDE, cpu)
-    assert torch.get_float32_matmul_precision() == "highest"
+    for keeps, chosen in ((True, "medium"), (False, "highest")):
+        monkeypatch.setattr(device, "_keeps_float32", lambda keeps=keeps: keeps)
+        multiply_wide(WIDE, cpu)
+        assert torch.get_float32_matmul_precision() == chosen
     torch.set_float32_matmul_precision("high")
-    assert not multiply_wide(WIDE, torch.device("cuda"))
+    multiply_wide(WIDE, torch.device("cuda"))
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_a_choice_of_products_ends_with_its_block(own_products: None) -> None:
+    with on_device("cpu", threads=1):
+        torch.set_float32_matmul_precision("medium")
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_rounded_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from budgeted_lora.commands.plan import costs_of
+from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.your_scale import YourScale
 from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import Device, Slots, matching, named_device
@@ -26,16 +28,24 @@ def slots_of(scale: YourScale, *, cores: int) -> Slots:
     return Slots(max(1, len(gpus()) if scale.on_gpu else cores // scale.threads))
 
 
+Kind = tuple[str, int, int | None]
+
+
+def kind_of(recipe: Recipe) -> Kind:
+    """What a step's time depends on besides its windows, within one scale: method, layers, feed-forwards."""
+    return recipe.method, recipe.student_layers, recipe.student_ffn
+
+
 @dataclass(frozen=True)
 class Clock:
     """Rates of this machine: of the device table, or measured.
 
     Attributes:
-        step: of a student's training; None where the device's rate counts.
+        steps: of the trainings that were measured, by kind; the device's rate counts for others.
     """
 
     device: Device
-    step: Measured | None = None
+    steps: Mapping[Kind, Measured] = field(default_factory=dict)
 
     @classmethod
     def assumed(cls, draft: Graph) -> "Clock":
@@ -52,14 +62,17 @@ class Clock:
         costs = costs_of(draft, device=None, utilisation=None, calibrate=True)
         if not costs.measured:
             return cls(costs.device)
-        step = next(iter(costs.measured.values()))  # students differ in their budgets alone
-        return cls(forward_measured(costs, threads=draft.config.threads.evaluation), step)
+        recipes = [draft.recipe_of(cell) for cell in draft.cells]
+        found = {kind_of(recipe): costs.measured.get(calibration_key(recipe)) for recipe in recipes}
+        steps = {kind: step for kind, step in found.items() if step is not None}
+        return cls(forward_measured(costs, threads=draft.config.threads.evaluation), steps)
 
     def costs(self, scale: YourScale) -> ScaleCosts:
         """The costs of all jobs of a scale."""
         graph = drafted(scale)
-        keys = {calibration_key(graph.recipe_of(cell)) for cell in graph.cells}
-        return ScaleCosts(graph, self.device, measured=dict.fromkeys(keys, self.step) if self.step else None)
+        recipes = [graph.recipe_of(cell) for cell in graph.cells]
+        known = {calibration_key(one): self.steps[kind_of(one)] for one in recipes if kind_of(one) in self.steps}
+        return ScaleCosts(graph, self.device, measured=known or None)
 
     def seconds(self, scale: YourScale, *, cores: int) -> float:
         """Of all jobs of a scale, on so many cores."""

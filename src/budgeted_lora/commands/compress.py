@@ -214,6 +214,8 @@ def planned_scale(request: Request, *, name: str, cores: int) -> tuple[YourScale
     if rank > choices.student.narrowest:
         raise BadInput(f"--rank {rank}: expected at most {choices.student.narrowest}, the narrowest projection")
     budgets = budgets_of(request, choices)
+    if request.controls:
+        choices.refuse_controls(budgets)
     fewest = choices.steps_needed(budgets)
     threads = max(1, cores // (len(budgets) * (1 + request.controls)))
     scale = YourScale(

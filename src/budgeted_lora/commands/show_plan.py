@@ -16,7 +16,8 @@ def render_own_plan(
     scale: YourScale, model: OwnModel, choices: Choices, found: Survey, costs: ScaleCosts, *, slots: Slots
 ) -> str:
     """What is shown before a run is started."""
-    return "\n".join([*_students(scale, model, choices), *_text(scale, found), *_time(scale, costs, slots)])
+    lines = [*_students(scale, model, choices), *_controls(costs), *_text(scale, found), *_time(scale, costs, slots)]
+    return "\n".join(lines)
 
 
 def _students(scale: YourScale, model: OwnModel, choices: Choices) -> Iterator[str]:
@@ -28,6 +29,14 @@ def _students(scale: YourScale, model: OwnModel, choices: Choices) -> Iterator[s
         ratio, whole = choices.speedup(budget), choices.speedup_with_head(budget)
         rows.append((f"{budget:g}", f"{ratio:.2f}x fewer", f"{whole:.2f}x", f"{choices.reduction(budget):.1f} % fewer"))
     yield from (f"  {line}" for line in table(rows, numbers=range(4)))
+
+
+def _controls(costs: ScaleCosts) -> Iterator[str]:
+    """The smaller dense students that are trained beside them, where there are any."""
+    recipes = [costs.graph.recipe_of(cell) for cell in costs.graph.cells]
+    dense = [f"{one.student_layers} layers with FFN {one.student_ffn}" for one in recipes if one.student_ffn]
+    if dense:
+        yield f"Beside them, dense students of the same MACs: {', '.join(dense)}."
 
 
 def _text(scale: YourScale, found: Survey) -> Iterator[str]:

@@ -60,24 +60,19 @@ def prepare(device: str, *, threads: int) -> torch.device:
     return choose_device(device)
 
 
-def multiply_wide(hidden: int, device: torch.device) -> bool:
+def multiply_wide(hidden: int, device: torch.device) -> None:
     """Chooses who multiplies in float32 on a CPU, for a model of this hidden size: oneDNN if it is wide, else MKL.
 
     oneDNN takes 0.8 of MKL's time or less for many tokens and wide matrices, and more for one token or narrow ones.
     torch sends float32 products there only together with leave to round their inputs to bfloat16. A CPU with AMX takes
     that leave; others compute in float32 all the same. A product that rounding would change tells which it is, and
     where it is rounded MKL keeps the work. On a GPU nothing changes.
-
-    Returns:
-        Whether oneDNN multiplies.
     """
     if device.type != "cpu":
-        return False
+        return
     torch.set_float32_matmul_precision("medium" if hidden >= WIDE else "highest")
     if hidden >= WIDE and not _keeps_float32():
         torch.set_float32_matmul_precision("highest")
-        return False
-    return hidden >= WIDE
 
 
 def _keeps_float32() -> bool:
@@ -90,17 +85,20 @@ def _keeps_float32() -> bool:
 def on_device(device: str, *, threads: int) -> Iterator[torch.device]:
     """Yields the device for evaluation and gives torch `threads` CPU threads until the block ends.
 
+    What the block chose by `multiply_wide` ends with it, too.
+
     Raises:
         BadInput: see `choose_device`.
     """
     chosen = choose_device(device)
     keep_freed_memory()
-    threads_before = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(threads)
     try:
         yield chosen
     finally:
-        torch.set_num_threads(threads_before)
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
 
 
 def keep_freed_memory() -> bool:

@@ -5,6 +5,7 @@ layers. They are those of the planned structure, whose dense paths go by ascendi
 larger paths go earlier; each saves more, so that the student has about as many MACs or a few fewer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import Structure, steps_needed, structure
-from budgeted_lora.workflow.recipes import shape_of
+from budgeted_lora.workflow.recipes import narrowed, shape_of
 
 GRID = [n / 100 for n in range(100, -1, -1)]  # the values of F that are tried, the largest first
 RANK_SHARE = 6  # hidden size over rank; the paper's 768 / 128
@@ -53,6 +54,16 @@ class Choices:
     def whole_macs(self) -> int:
         """MACs of the model's projections, per token."""
         return dense_macs(shape_of(self.model))
+
+    def refuse_controls(self, budgets: Sequence[float]) -> None:
+        """Raises BadInput if an F leaves too few MACs for a dense student beside its own."""
+        for budget in budgets:
+            layers, ffn = narrowed(self.student, macs=self.structure(budget).totals.macs)
+            if ffn < 1:
+                raise BadInput(
+                    f"--controls: F = {budget:g} leaves the MACs of {layers} layers without feed-forwards; expected a "
+                    "larger F or --rank"
+                )
 
     def structure(self, budget: float) -> Structure:
         return structure(

@@ -167,13 +167,18 @@ def control_shape(config: Config, budget: float) -> tuple[int, int]:
     Raises:
         BadInput: the budget leaves no MACs for feed-forwards.
     """
-    full = student_shape(config)
     macs = planned(config, default_recipe(config, "budgeted_lora", budget)).totals.macs
-    layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
-    ffn = min(full.ffn, (macs // layers - 2 * full.hidden * (full.attention + full.kv)) // (3 * full.hidden))
+    layers, ffn = narrowed(student_shape(config), macs=macs)
     if ffn < 1:
         raise BadInput(f"macs_of_budget {budget:g}: {layers} layers leave no MACs for feed-forwards")
     return layers, ffn
+
+
+def narrowed(full: ModelShape, *, macs: int) -> tuple[int, int]:
+    """Layers and feed-forward size of a dense student of `macs` (see `control_shape`); a size below 1 is none."""
+    layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
+    ffn = (macs // layers - 2 * full.hidden * (full.attention + full.kv)) // (3 * full.hidden)
+    return layers, min(full.ffn, ffn)
 
 
 def default_recipe(config: Config, method: Method, budget: float | Elastic | None) -> Recipe:
