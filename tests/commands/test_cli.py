@@ -410,3 +410,23 @@ def test_plan_of_a_shipped_scale_is_the_papers(
         assert item["speedup_vs_lora"] == pytest.approx(lora, abs=0.005)
         assert item["param_reduction_pct"] == pytest.approx(reduction, abs=0.05)
         assert compute is None or item["train_compute"] == pytest.approx(compute, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["compress", "--fast"], "No such option: --fast; see `budgeted-lora compress --help`"),
+        (["compress"], "Missing argument 'model'; see `budgeted-lora compress --help`"),
+        (["compres"], "No such command 'compres'"),
+        (["cells", "--scale"], "Option '--scale' requires an argument"),
+        (["plan", "--utilisation", "much"], "Invalid value for '--utilisation': "),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(run: Run, words: list[str], line: str) -> None:
+    assert run(words).refusal().startswith(line)
+
+
+def test_without_words_the_help_is_shown(run: Run) -> None:
+    outcome = run()
+    assert (outcome.status, outcome.err) == (2, "")
+    assert "compress" in outcome.out

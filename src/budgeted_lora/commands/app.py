@@ -36,6 +36,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(compressing)
 app.add_typer(students)
 
+WRONG_WORDS: Any = typer.BadParameter.__base__  # click's UsageError; newer versions of typer carry click inside
+
 
 def print_version(requested: bool) -> None:
     """Print the package's version, and its commit if it is in a checkout; then end."""
@@ -324,13 +326,28 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def refused_words(error: Any) -> int:
+    """Says in one line what is wrong with a command line; without any words, shows the help. Returns the exit status."""
+    if "NoArgs" in type(error).__name__:
+        print(error.format_message())
+    else:
+        words = error.ctx.command_path if error.ctx else "budgeted-lora"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        print(f"budgeted-lora: {message}; see `{words} --help`", file=sys.stderr)
+    return 2
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and exit status 2, any other refusal in one line and status 1.
 
     Errors of the system, such as a full disk or a read-only folder, count among the latter; the line names the file.
     """
     try:
-        app()
+        sys.exit(app(prog_name="budgeted-lora", standalone_mode=False))
+    except WRONG_WORDS as error:
+        sys.exit(refused_words(error))
+    except typer.Abort:  # a question that was answered by Ctrl-C
+        sys.exit(1)
     except (BadInput, TrainingDiverged, ProcessFailed) as error:
         print(f"budgeted-lora: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)
