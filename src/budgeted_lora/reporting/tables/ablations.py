@@ -29,7 +29,10 @@ HEADINGS = {
     "student_layers": "Layers", "student_ffn": "FFN", "setting": "Compression", "elastic_budgets": "Trained for F of",
 }  # fmt: skip
 # What follows from another column, or only says how a run was cut into jobs.
-FOLLOWS = {"steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows"}
+FOLLOWS = {
+    "steps", "schedule_start", "schedule_end", "batch_windows", "micro_batch_windows", "statistics_windows",
+    "importance_windows",
+}  # fmt: skip
 # Words of a recipe in the order they are shown; numbers ascend.
 WORDS = ("mixed", "middle", "last", "first", "scratch", "none", "short", "long")
 
@@ -196,7 +199,7 @@ def varying(frame: pd.DataFrame) -> list[str]:
         if name not in RECIPE or name in FOLLOWS or name in names:
             continue
         values = frame[name].div(frame["rank"]) if name == "alpha" else frame[name]  # alpha as a rule grows with r
-        if values.groupby(frame["method"]).nunique().max() > 1:
+        if values.groupby(frame["method"]).nunique(dropna=False).max() > 1:
             names.append(name)
     return names
 
