@@ -34,7 +34,7 @@ class TrainedStudent:
 
 
 @dataclass(frozen=True)
-class Elastic:
+class Removal:
     """What sets an elastic student to a budget.
 
     Attributes:
@@ -46,7 +46,7 @@ class Elastic:
     drop_threshold: float
 
     @classmethod
-    def of(cls, recipe: Recipe, removal_order: Sequence[int] | None) -> "Elastic | None":
+    def of(cls, recipe: Recipe, removal_order: Sequence[int] | None) -> "Removal | None":
         """That of an elastic recipe; None for the others."""
         return cls(tuple(removal_order or ()), recipe.drop_threshold) if recipe.elastic else None
 
@@ -58,7 +58,7 @@ class Elastic:
 
 
 def adapter_record(
-    method: str, modules: Mapping[str, BudgetedLinear], *, elastic: Elastic | None = None
+    method: str, modules: Mapping[str, BudgetedLinear], *, removal: Removal | None = None
 ) -> dict[str, Any]:
     """The content of adapter.json; rank and alpha are those of the first module, and null for KD Full."""
     first = next(iter(modules.values()), None)
@@ -68,13 +68,13 @@ def adapter_record(
         "alpha": None if first is None else first.scale * first.rank,
         "modules": {
             name: {
-                "d": None if elastic else module.retention,
+                "d": None if removal else module.retention,
                 "rank": module.rank,
                 "gates": None if module.gates() is None else module.gates().tolist(),
             }
             for name, module in modules.items()
         },
-        **({"elastic": asdict(elastic)} if elastic else {}),
+        **({"elastic": asdict(removal)} if removal else {}),
     }
 
 
@@ -84,12 +84,12 @@ def save_trained(
     *,
     method: str,
     modules: Mapping[str, BudgetedLinear],
-    elastic: Elastic | None = None,
+    removal: Removal | None = None,
 ) -> None:
     """Writes the two files of a trained student, each whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in own_state(model).items()}
     write_with(Path(folder) / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    write_record(Path(folder) / ADAPTER, adapter_record(method, modules, elastic=elastic))
+    write_record(Path(folder) / ADAPTER, adapter_record(method, modules, removal=removal))
 
 
 def load_trained(*, student: Path | str, trained: Path | str, budget: float | None = None) -> TrainedStudent:
@@ -121,7 +121,7 @@ def load_trained(*, student: Path | str, trained: Path | str, budget: float | No
             raise BadInput(f"{trained}: trained for {'every budget' if elastic else 'one budget'}; {wanted}")
         retentions = [record["modules"][name]["d"] for name in modules]
         if elastic:
-            retentions = Elastic(**elastic).retentions(modules, budget)
+            retentions = Removal(**elastic).retentions(modules, budget)
         set_retentions(modules, retentions)
         state = load_file(trained / WEIGHTS)
         state |= {name: state[EMBEDDINGS] for name in tied_names(model)}

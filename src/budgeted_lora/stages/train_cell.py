@@ -22,7 +22,7 @@ from budgeted_lora.method.projections import BudgetedLinear, model_shape
 from budgeted_lora.models.attention import attend_as_teacher, attend_in_blocks
 from budgeted_lora.models.device import choose_device, compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
-from budgeted_lora.models.trained import Elastic, save_trained
+from budgeted_lora.models.trained import Removal, save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher
 from budgeted_lora.training.gpu_meter import GpuMeter
@@ -94,8 +94,8 @@ def train_cell(
             raise BadInput(f"{folder}: {error}") from None
         if not processes.first:
             return
-        elastic = Elastic.of(recipe, low_rank.order)
-        save_trained(out / "trained", model, method=recipe.method, modules=modules, elastic=elastic)
+        removal = Removal.of(recipe, low_rank.order)
+        save_trained(out / "trained", model, method=recipe.method, modules=modules, removal=removal)
         histories = copy_histories(folder, out)
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)} | measured(meter)
