@@ -23,7 +23,7 @@ BEYOND = {
 }
 
 
-def compressed(graph: Graph, cell: str, **changed: object) -> Path:
+def compressed(graph: Graph, cell: str, *, variant: str = "default") -> Path:
     """The record of a compression that kept layer 0 and dropped the rest, at half the rank."""
     shape = student_shape(graph.config)
     modules = [
@@ -34,9 +34,9 @@ def compressed(graph: Graph, cell: str, **changed: object) -> Path:
         }
         for module in projections(shape)
     ]  # fmt: skip
-    path = Path(graph.of_cells([cell], "@compression.json")[0])
+    path = Path(graph.of_cells([cell], f"compressed/{variant}/compression.json")[0])
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"modules": modules} | changed))
+    path.write_text(json.dumps({"modules": modules}))
     return path
 
 
@@ -74,13 +74,37 @@ def test_a_structure_of_its_own_is_known_after_compression(tmp_path: Path, monke
     assert after.split("known after `compress`")[1].split("\n", 1)[1].split() == own[1:]
     *rest, mine = structures_json(graph)
     assert rest == planned
-    assert (mine["cell"], mine["budget"], mine["kept"], mine["dropped"]) == (own[0], 0.4, 7, 7)
+    assert (mine["cell"], mine["variant"], mine["budget"]) == (own[0], "default", 0.4)
+    assert (mine["kept"], mine["dropped"]) == (7, 7)
     assert {module["rank"] for module in mine["modules"]} == {2}
     alone = render_structures(tiny(tables={"table7": BEYOND["table7"]}).graph)
     assert alone.strip().startswith(own[0]), "a scale whose every order is its own has no other structure to show"
     path.write_text('{"modules": [{"name": "model.layers.9.mlp.up_proj"}]}')
     with pytest.raises(BadInput, match=r"compression.json: not the record of a compression \(KeyError"):
         render_structures(graph)
+
+
+def test_structures_of_one_student_say_which_variant_they_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"method": "budgeted_lora", "budget": "elastic", "low_rank_init": "svd", "order": "gradient"}
+    sweep = {"budget": [0.0, 0.4, 0.8], "rank_multiple": [1, 2]}
+    graph = tiny(tables={"elastic": [row | {"compression": "dial"}]}, sweeps={"dial": sweep}).graph
+    [cell] = graph.cells
+    names = list(graph.cells[cell].variants)
+    for name in names[2:4]:
+        compressed(graph, cell, variant=name)
+    text = render_structures(graph)
+    assert [line for line in text.splitlines() if "as it was" in line] == [
+        f"{cell} F0.4, as it was compressed",
+        f"{cell} F0.4_multiple2, as it was compressed",
+    ]
+    waiting = text.split("known after `compress`:\n")[1]
+    assert " ".join(waiting.split()) == f"{cell}: F0.0, F0.0_multiple2, F0.8, F0.8_multiple2"
+    assert max(map(len, waiting.splitlines())) <= 100
+    places = [(item["variant"], item["budget"]) for item in structures_json(graph)]
+    assert places == [(name, 0.4) for name in names[2:4]]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -83,8 +83,19 @@ def test_chat_puts_the_prompt_through_the_template(root: Path, run: Run, tmp_pat
     assert run("generate", tmp_path / "out", "w14", "--chat").out == talked
 
 
+def test_a_cell_of_several_models_lists_them(run: Run, tmp_path: Path) -> None:
+    cell = tmp_path / "cell"
+    for name in ("F0.4", "F0.0"):
+        student_folder(cell / "compressed" / name / "model", tiny(layers=2))
+    (cell / "compressed" / "F0.8").mkdir()
+    message = run("generate", cell, PROMPT).refusal()
+    assert "its models are compressed/F0.0/model, compressed/F0.4/model; add one of these to the path" in message
+    assert run("generate", cell / "compressed/F0.4/model", PROMPT).status == 0
+
+
 def test_refusals(root: Path, run: Run, tmp_path: Path) -> None:
-    assert "expected a model folder" in run("generate", tmp_path, PROMPT).refusal()
+    message = run("generate", tmp_path, PROMPT).refusal()
+    assert "nor in model or compressed/*/model below it; expected a model folder" in message
     assert "the prompt has no token" in run("generate", root / "teacher", "").refusal()
     assert "no chat template; leave out --chat" in run("generate", root / "teacher", PROMPT, "--chat").refusal()
     long = " ".join(["w3"] * SHAPE["context"])

@@ -8,6 +8,7 @@ from typing import Any
 from budgeted_lora.commands.plan import Energy
 from budgeted_lora.commands.show_structures import describe_structure, render_plan
 from budgeted_lora.commands.text import WIDTH, duration, size, table
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.planning.costs import CellCost, ScaleCosts
 from budgeted_lora.planning.devices import EFFICIENCY, Slots
 from budgeted_lora.planning.findings import Finding, gib, troubles
@@ -63,7 +64,11 @@ def totals(costs: ScaleCosts, *, gpus: int) -> dict[str, Any]:
 
 def structures_json(graph: Graph) -> list[dict[str, Any]]:
     """What `plan --json` prints: the planned structures, then those that finished compressions left."""
-    compressed = [{"cell": item.cell} | item.structure.as_json() for item in own_structures(graph) if item.structure]
+    compressed = [
+        {"cell": item.cell, "variant": item.variant} | item.structure.as_json()
+        for item in own_structures(graph)
+        if item.structure
+    ]
     return [item.as_json() for item in graph.structures().values()] + compressed
 
 
@@ -78,11 +83,18 @@ def render_structures(graph: Graph) -> str:
     lines = []
     for item in own:
         if item.structure is not None:
-            lines += ["", f"{item.cell}, as it was compressed", *describe_structure(item.structure, sums=True)]
-    waiting = [item.cell for item in own if item.structure is None]
+            variant = "" if item.variant == DEFAULT_VARIANT else f" {item.variant}"
+            lines += ["", f"{item.cell}{variant}, as it was compressed"]
+            lines += describe_structure(item.structure, sums=True)
+    waiting: dict[str, list[str]] = {}
+    for item in own:
+        if item.structure is None:
+            waiting.setdefault(item.cell, []).append(item.variant)
     if waiting:
         lines += ["", "The weights of these students decide their structure; it is known after `compress`:"]
-        lines += [f"  {cell}" for cell in dict.fromkeys(waiting)]
+        for cell, variants in waiting.items():
+            named = cell if variants == [DEFAULT_VARIANT] else f"{cell}: {', '.join(variants)}"
+            lines += wrap(named, WIDTH, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
     return text + "".join(f"{line}\n" for line in lines)
 
 

@@ -24,10 +24,11 @@ from budgeted_lora.workflow.recipes import student_shape
 class OwnStructure:
     """A structure that follows from a student's weights; it is None until `record`, that of its compression, is there.
 
-    An elastic student has one for each budget it is cut to.
+    An elastic student has one for each variant that it is compressed as, and so for each budget.
     """
 
     cell: str
+    variant: str
     record: Path
     structure: Structure | None
 
@@ -52,7 +53,8 @@ def own_structures(graph: Graph) -> Iterator[OwnStructure]:
             for variant in graph.cells[cell].variants if recipe.elastic else (DEFAULT_VARIANT,):
                 record = Path(graph.of_cells([cell], f"compressed/{variant}/compression.json")[0])
                 rule = _rule(recipe, graph.variants[variant].budget)
-                yield OwnStructure(cell, record, _read(graph, recipe, rule, record) if record.is_file() else None)
+                found = _read(graph, recipe, rule, record) if record.is_file() else None
+                yield OwnStructure(cell, variant, record, found)
 
 
 def _rule(recipe: Recipe, budget: float | None) -> BudgetRule:

@@ -6,12 +6,15 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.data.tokenizer import switch_off
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.device import choose_device
 from budgeted_lora.models.load import load_model, quietly
 
-PLACES = ("model", "compressed/default/model")  # of the model, in the folder of a teacher or student, or of a cell
+# Of the model, in the folder of a teacher or student, or of a cell.
+PLACES = ("model", f"compressed/{DEFAULT_VARIANT}/model")
+VARIANTS = "compressed/*/model"
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ def model_folder(folder: Path) -> Path:
     """The folder that holds config.json: the one named, or the model within that of a teacher, student or cell.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or a cell has several and none by default, as that of an elastic student.
     """
     for place in (folder, *(folder / name for name in PLACES)):
         if (place / "config.json").is_file():
             return place
-    raise BadInput(f"{folder}: no config.json, nor in {' or '.join(PLACES)} below it; expected a model folder")
+    found = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"{VARIANTS}/config.json"))
+    if found:
+        raise BadInput(f"{folder}: its models are {', '.join(found)}; add one of these to the path")
+    raise BadInput(f"{folder}: no config.json, nor in {PLACES[0]} or {VARIANTS} below it; expected a model folder")
 
 
 def generate(
