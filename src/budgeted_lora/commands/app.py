@@ -327,7 +327,7 @@ def print_json(value: Any) -> None:
 
 
 def refused_words(error: Any) -> int:
-    """Says in one line what is wrong with a command line; without any words, shows the help. Returns the exit status."""
+    """Says in one line what is wrong with a command line; shows the help if it is empty. Returns the exit status."""
     if "NoArgs" in type(error).__name__:
         print(error.format_message())
     else:
