@@ -84,7 +84,7 @@ $controls""")
 
 CONTROLS = Template("""\
   controls:                 # smaller dense students with the MACs of each F: fewer layers, narrower feed-forwards
-    - {method: kd_full, macs_of_budget: $budgets}
+    - {method: kd_full, macs_of_budget: $budgets, init: importance}   # the layers that change hidden states most
 """)
 WHY = {
     False: "`--controls` trains a smaller dense student of the same multiply-accumulates beside each.",
