@@ -107,7 +107,7 @@ def test_a_request_is_written_shown_and_taken_up_again(here: Path, run: Run) -> 
     assert config.corpus.validation_tokens == 8192
     assert config.student.layers == 4
 
-    edited = FILE.read_text().replace("1.0e-3", "2.0e-3")
+    edited = FILE.read_text().replace("1.0e-4", "2.0e-4")
     FILE.write_text(edited)
     assert "going on with it as it is now" in run(WORDS, "--speedup", 1.5, SHORT).out
     assert FILE.read_text() == edited

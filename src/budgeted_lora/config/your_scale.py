@@ -45,7 +45,7 @@ training:
   micro_batch_windows: $micro_batch_windows   # of them at a time: more is faster on a GPU and takes memory
   precision: bfloat16       # where the device has it, else float32
   teacher_cache: $teacher_cache   # hidden: the model's states are computed once and kept; online: with each student
-  learning_rate: {budgeted_lora: 1.0e-3}   # the constant to vary first
+  learning_rate: {kd_full: 1.0e-4, budgeted_lora: 1.0e-4}   # the constant to vary first; 1e-3 spoilt SmolLM2
   betas: [0.9, 0.95]        # dense paths go within a fifth of the run: a longer memory would outlast much of it
   train_embeddings_head_norms: false   # they are pretrained, and stay; true trains them too
   log_every: $log_every
