@@ -16,6 +16,7 @@ from budgeted_lora.commands.status import CellStatus, Inspector
 from budgeted_lora.config.sections import EvaluationOptions
 from budgeted_lora.files import read_json, write_record, write_text
 from budgeted_lora.provenance import Clock, write_result
+from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.stages.compress_cell import compress_cell
 from budgeted_lora.stages.cut_student import cut_student
 from budgeted_lora.stages.evaluate import evaluate
@@ -95,10 +96,11 @@ def make_cell(graph: Graph, cell: str) -> None:
             model=out / "model", tokens=data, tokenizer=data / "tokenizer", out=out,
             evaluation=EvaluationOptions(**options.evaluation(graph)), device="cpu", icl=False, **about,
         )  # fmt: skip
-    if graph.structure_of(cell) in graph.timed():
+    if set(graph.cells[cell].tables) & ICL_TABLES:
         out = place / "compressed/default"
         made(out / "icl.json", options.evaluation(graph))
         write_text(out / "icl_examples.parquet", "x")
+    if graph.structure_of(cell) in graph.timed():
         time_cell(graph, cell)
 
 
