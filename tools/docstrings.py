@@ -1,6 +1,6 @@
 """English text that every machine here has: the docstrings of installed Python packages, as documents of a .jsonl file.
 
-    python tools/docstrings.py text/docstrings.jsonl
+    python tools/docstrings.py docstrings.jsonl
 
 For trying `budgeted-lora compress` without a corpus of one's own. Files that cannot be parsed are left out.
 """
