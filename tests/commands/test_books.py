@@ -7,7 +7,7 @@ import click
 import pytest
 from fixtures.tiny_scale import SCALE as BASE
 from fixtures.tiny_scale import TINY, write_scale
-from fixtures.training_world import make_world
+from fixtures.training_world import lay_out_world
 
 from budgeted_lora.commands.chain import chain, data_and_teachers
 from budgeted_lora.commands.prune import leftovers, remove
@@ -51,13 +51,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         graph = scale(folder)
         data, teacher = TINY / "data", TINY / "teachers/A/model"
-        make_world(data)
-        shutil.rmtree(data / "student")
-        teacher.parent.mkdir(parents=True)
-        shutil.move(data / "teacher", teacher)
-        for name in ("validation", "functions"):
-            for ending in ("bin", "idx", "json"):
-                shutil.copyfile(data / f"train.{ending}", data / f"{name}.{ending}")
+        lay_out_world(data, teacher=teacher)
         student = TINY / "students/mixed"
         cut_student(
             **options.student(graph, "mixed"), teacher=teacher, out=student / "model",

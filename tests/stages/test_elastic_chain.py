@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from fixtures.tiny_scale import SCALE, TINY, write_scale
-from fixtures.training_world import make_world
+from fixtures.training_world import lay_out_world
 
 from budgeted_lora.commands.status import Inspector
 from budgeted_lora.errors import BadInput
@@ -46,13 +46,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with chdir(folder):
         graph = write_scale(folder, SCALE, OWN, {"device": "cpu"})
         data, teacher, student = TINY / "data", TINY / "teachers/A/model", TINY / "students/mixed"
-        make_world(data)
-        shutil.rmtree(data / "student")
-        teacher.parent.mkdir(parents=True)
-        shutil.move(data / "teacher", teacher)
-        for name in ("validation", "functions"):
-            for ending in ("bin", "idx", "json"):
-                shutil.copyfile(data / f"train.{ending}", data / f"{name}.{ending}")
+        lay_out_world(data, teacher=teacher)
         cut = options.cut_student(graph, "mixed")
         run("cut_student", cut, teacher=teacher, out=student / "model", record=student / "student.json")
         measured = {"out": student / "statistics", "record": student / "statistics.json"}
