@@ -75,6 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
         return apply(q, *more)
 
     monkeypatch.setattr(module.CausalAttention, "apply", counted)
+    monkeypatch.setattr(module, "FEWEST", 0)
     return seen
 
 
@@ -87,6 +88,17 @@ def test_a_model_computes_the_same(calls: list[torch.Size], length: int) -> None
     for mine, theirs in zip(outputs(model, ids), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
     assert calls == [torch.Size([2, 6, length, 4])] * 2
+
+
+def test_small_layers_are_left_to_transformers(calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = decoder(), torch.arange(40)[None] % 31
+    attend_in_blocks(model)
+    monkeypatch.setattr(module, "FEWEST", 40 * 24 + 1)
+    outputs(model, ids)
+    assert not calls
+    monkeypatch.setattr(module, "FEWEST", 40 * 24)
+    outputs(model, ids)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("case", ["padding", "one token", "cache", "window", "too long"])
@@ -116,6 +128,7 @@ def test_all_but_plain_causal_attention_goes_to_transformers(calls: list[torch.S
 def test_autocast_attends_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, apply = [], CausalAttention.apply
     monkeypatch.setattr(module.CausalAttention, "apply", lambda q, *more: seen.append(q.dtype) or apply(q, *more))
+    monkeypatch.setattr(module, "FEWEST", 0)
     model = decoder()
     attend_in_blocks(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -314,12 +314,17 @@ TERMINATED, KILLED = -signal.SIGTERM, -signal.SIGKILL
     ids=["killed", "aborted", "terminated", "status", "input", "input of another", "diverged", "disk", "bug"],
 )
 def test_the_first_cause_is_what_is_told(
-    tmp_path: Path, errors: dict[int, Exception], statuses: dict[int, int], expected: Exception
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    errors: dict[int, Exception],
+    statuses: dict[int, int],
+    expected: Exception,
 ) -> None:
     for rank, error in errors.items():
         launching._report(tmp_path / f"{rank}.json", error)
     found = launching._failure(2, tmp_path, {rank: (status, 10 + rank) for rank, status in statuses.items()})
     assert type(found) is type(expected)
     assert str(found).startswith(str(expected))
+    assert capsys.readouterr().err.startswith("\n") == (0 not in errors)  # what is told starts a line of its own
     if isinstance(expected, OSError):
         assert (found.errno, found.filename) == (expected.errno, expected.filename)

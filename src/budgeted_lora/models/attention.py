@@ -3,8 +3,8 @@
 Each block of queries meets only the keys up to its end, keys and values are not repeated for the heads that share them,
 and the probabilities are kept for the backward pass. Both passes together take 0.6 of the time of torch's own kernel at
 the paper's width and 0.85 at mini's (benchmarks/NOTES.md); in bfloat16 that kernel is slower still. The probabilities
-are heads x length / 2 numbers per token, so longer windows and all but plain causal attention go to transformers'
-function.
+are heads x length / 2 numbers per token, so longer windows go to transformers' function, and so do small layers, where
+the many small products of the blocks cost more than they save, and all but plain causal attention.
 """
 
 from typing import Any
@@ -20,6 +20,7 @@ from budgeted_lora.models.device import WIDE
 
 NAME = "causal_blocks"
 BLOCK = 32  # queries of a block
+FEWEST = 2**16  # numbers in the queries of a layer, B x heads x L x D
 
 
 class CausalAttention(torch.autograd.Function):
@@ -75,7 +76,8 @@ def attention(
     length = query.shape[2]
     plain = attention_mask is None and not dropout and key.shape[2] == length and query.shape[1] % key.shape[1] == 0
     causal = options.get("is_causal") is not False and getattr(module, "is_causal", True)
-    if not plain or not causal or not 1 < length <= LONGEST_IN_BLOCKS or query.device.type != "cpu":
+    fits = 1 < length <= LONGEST_IN_BLOCKS and query.numel() >= FEWEST
+    if not plain or not causal or not fits or query.device.type != "cpu":
         options |= {"scaling": scaling, "dropout": dropout}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

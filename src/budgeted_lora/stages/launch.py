@@ -123,6 +123,8 @@ def _failure(count: int, folder: Path, statuses: Mapping[int, tuple[int, int]]) 
 
     number = min(statuses, key=lateness)
     status, pid = statuses[number]
+    if 0 in statuses and 0 not in reports:  # the progress bar of a process that was ended is still open
+        print(file=sys.stderr)
     if number not in reports:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return ProcessFailed(
