@@ -94,7 +94,7 @@ $(BENCH_STAMP): benchmarks/requirements.txt $(STAMP)
 bench: $(BENCH_STAMP) ## measure speed beside peers, into benchmarks/results; QUICK=1, ROWS=1,3, see above
 	$(BENCH)/bin/python -m benchmarks.run $(if $(QUICK),--quick) $(if $(ROWS),--rows $(ROWS)) \
 	    $(if $(THREADS),--threads $(THREADS)) $(if $(SHAPES),--shapes $(SHAPES)) $(if $(DEVICE),--device $(DEVICE)) \
-	    $(if $(BASE),--base $(BASE))
+	    $(if $(BASE),--base $(BASE)) $(if $(TARGET),--target $(TARGET))
 
 lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ class Context:
     Attributes:
         folder: temporary files, shared by all rows of one call of `make bench`.
         base: commit to compare with, for rows 9 and 10; empty for none.
+        target: what `snakemake` is asked for in row 10.
         shapes: names of the shapes to measure, of those a row has.
     """
 
@@ -27,6 +28,7 @@ class Context:
     quick: bool
     folder: Path
     base: str = ""
+    target: str = "main"
     shapes: list[str] = field(default_factory=lambda: ["mini", "paper", "1B"])
 
     @property

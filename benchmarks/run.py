@@ -1,6 +1,7 @@
 """Measures the rows of the table side by side and writes benchmarks/results/<device>.{json,md,svg}.
 
     python -m benchmarks.run [--quick] [--rows 1,3] [--threads 1,2] [--shapes mini,paper] [--device cpu] [--base REV]
+        [--target main]
 
 Every row runs in a process of its own, with one thread and with all. A row that breaks is reported and the others run.
 """
@@ -132,6 +133,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shapes", default="", help="of mini, paper, 1B")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--base", default="", help="commit for rows 9 and 10")
+    parser.add_argument("--target", default="main", help="what row 10 asks `snakemake` for")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -169,7 +171,7 @@ def main() -> int:
     try:
         with checked_out(base, folder / "base") as checkout, checked_out(commit, folder / "own") as own:
             options = {
-                "device": device, "quick": chosen.quick, "folder": str(folder), "base": base,
+                "device": device, "quick": chosen.quick, "folder": str(folder), "base": base, "target": chosen.target,
                 "checkout": str(checkout), "own": str(own),
             }  # fmt: skip
             if chosen.shapes:

@@ -79,19 +79,19 @@ def measure_starts(context: Context) -> Iterator[Measure]:
 
 
 def measure_whole_run(context: Context, *, checkout: Path, commit: str, own: Path) -> Iterator[Measure]:
-    """Row 10: `snakemake main` in two fresh checkouts, one after the other, at the other commit's scale `mini`.
+    """Row 10: `snakemake main`, or another target, in two fresh checkouts, one after the other, at the other commit's scale `mini`.
 
     So both train the same students on the same tokens, whatever this commit's own scale says.
     """
     common = {
-        "row": 10, "what": "`snakemake main`, wall time", "against": f"commit {commit[:10]}", "shape": "mini",
+        "row": 10, "what": f"`snakemake {context.target}`, wall time", "against": f"commit {commit[:10]}", "shape": "mini",
         "threads": context.threads,
     }  # fmt: skip
-    command = [*SNAKEMAKE, "main", "--cores", str(context.threads), "--config", "scale=mini", "--quiet"]
+    command = [*SNAKEMAKE, context.target, "--cores", str(context.threads), "--config", "scale=mini", "--quiet"]
     shutil.copyfile(checkout / "config" / "mini.yaml", own / "config" / "mini.yaml")
     samples = {}
     for name, folder in {"there": checkout, "here": own}.items():
-        say(f"  `snakemake main` {name}")
+        say(f"  `snakemake {context.target}` {name}")
         try:
             samples[name] = [seconds_of(command, threads=1, folder=folder, source=folder / "src")]
         except Failed as error:
