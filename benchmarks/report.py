@@ -82,14 +82,20 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def write(stem: Path, result: dict[str, Any], *, rows: Sequence[int]) -> None:
-    """Writes JSON, Markdown and figure. Lines of rows that this run left out stay from the file that is there."""
+def write(stem: Path, result: dict[str, Any]) -> None:
+    """Writes JSON, Markdown and figure.
+
+    Of the file that is there stay the lines whose row this run did not measure with their threads and shape.
+    """
     path = stem.with_name(stem.name + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     commit = result["machine"]["git_commit"]
     entries = [line.as_json() | {"commit": commit} for line in result["lines"]]
     if path.exists():
-        entries += [line for line in json.loads(path.read_text())["lines"] if line["row"] not in rows]
+        # a row that broke has a line without a shape
+        anew = {(line.row, line.threads, shape) for line in result["lines"] for shape in (line.shape, "")}
+        before = json.loads(path.read_text())["lines"]
+        entries += [line for line in before if (line["row"], line["threads"], line["shape"]) not in anew]
     places: dict[tuple[str, ...], int] = {}
     for entry in entries:
         places.setdefault(place_of(entry), len(places))

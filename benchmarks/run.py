@@ -191,7 +191,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     result = {"machine": machine, "quick": chosen.quick, "seconds": round(time.perf_counter() - start), "lines": found}
     stem = result_name(machine, quick=chosen.quick)
-    write(chosen.out / stem, result, rows=rows)
+    write(chosen.out / stem, result)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = used.ru_utime + used.ru_stime
     say(f"{result['seconds']} s ({processor:.0f} s of processors); {chosen.out.name}/{stem}.json, .md and .svg")

@@ -79,13 +79,13 @@ def measure_starts(context: Context) -> Iterator[Measure]:
 
 
 def measure_whole_run(context: Context, *, checkout: Path, commit: str, own: Path) -> Iterator[Measure]:
-    """Row 10: `snakemake main`, or another target, in two fresh checkouts, one after the other, at the other commit's scale `mini`.
+    """Row 10: `snakemake main`, or another target, in two fresh checkouts, one after the other.
 
-    So both train the same students on the same tokens, whatever this commit's own scale says.
+    Both have the other commit's scale `mini`: they train the same students on the same tokens.
     """
     common = {
-        "row": 10, "what": f"`snakemake {context.target}`, wall time", "against": f"commit {commit[:10]}", "shape": "mini",
-        "threads": context.threads,
+        "row": 10, "what": f"`snakemake {context.target}`, wall time", "against": f"commit {commit[:10]}",
+        "shape": "mini", "threads": context.threads,
     }  # fmt: skip
     command = [*SNAKEMAKE, context.target, "--cores", str(context.threads), "--config", "scale=mini", "--quiet"]
     shutil.copyfile(checkout / "config" / "mini.yaml", own / "config" / "mini.yaml")

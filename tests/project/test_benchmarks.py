@@ -72,16 +72,21 @@ def result(*lines: Measure) -> dict[str, object]:
     return {"machine": machine, "quick": False, "lines": list(lines)}
 
 
-def test_results_are_written_and_rows_left_out_stay(tmp_path: Path) -> None:
+def test_results_are_written_and_lines_left_out_stay(tmp_path: Path) -> None:
     goal = Goal(at_least=1.4, aim=1.6)
     first = line(0.9, goal=goal, peer=True, shape="paper", q1=0.8, q3=1.0)
-    report.write(tmp_path / "cpu", result(first, replace(first, row=2, value=1.5)), rows=[1, 2])
-    report.write(tmp_path / "cpu", result(replace(first, value=None, skipped="no peer")), rows=[1])
+    others = [replace(first, row=2, value=1.5), replace(first, threads=2, value=1.6), replace(first, shape="mini")]
+    broken = replace(first, shape="", value=None, skipped="broke")
+    report.write(tmp_path / "cpu", result(first, broken, *others))
+    report.write(tmp_path / "cpu", result(replace(first, value=None, skipped="no peer")))
     kept = json.loads((tmp_path / "cpu.json").read_text())["lines"]
-    assert [(entry["row"], entry["value"], entry["commit"][:4]) for entry in kept] == [
-        (1, None, "0123"),
-        (2, 1.5, "0123"),
+    assert [(entry["row"], entry["threads"], entry["shape"], entry["value"]) for entry in kept] == [
+        (1, 1, "paper", None),
+        (1, 2, "paper", 1.6),
+        (1, 1, "mini", 0.9),
+        (2, 1, "paper", 1.5),
     ]
+    assert {entry["commit"][:4] for entry in kept} == {"0123"}
     page = (tmp_path / "cpu.md").read_text()
     assert "skipped: no peer" in page
     assert "1.50x (0.80 to 1.00)" in page
