@@ -59,7 +59,7 @@ def test_arms_take_turns_and_each_comes_first():
     assert min(samples["a"]) > 3  # the warm-up is not among the samples
 
 
-def test_speedups_are_ratios_of_medians_with_paired_quartiles():
+def test_speedups_are_medians_of_the_ratios_within_a_round():
     dense, compressed = [4.0, 8.0, 4.0, 40.0, 4.0], [2.0, 4.0, 2.0, 20.0, 1.0]
     result = describe({"dense": dense, "compressed": compressed, "lora_unmerged": [6.0] * 5})
     assert result["dense"]["median_s"] == 4.0
@@ -68,6 +68,7 @@ def test_speedups_are_ratios_of_medians_with_paired_quartiles():
     assert (result["speedup_q1"], result["speedup_q3"]) == (2.0, 2.0)  # a slow round slows both arms
     assert result["speedup_vs_lora"] == 3.0
     assert "speedup_vs_lora" not in describe({"dense": [1.0, 1.0], "compressed": [1.0, 1.0]})
+    assert describe({"dense": [4.0, 500.0, 500.0], "compressed": [2.0, 250.0, 2.0]})["speedup"] == 2.0
 
 
 def test_short_calls_are_repeated_within_a_sample(monkeypatch):

@@ -304,6 +304,15 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
             {"method": "budgeted_lora", "budget": 0.4, "controller": "uniform", "order": "energy"},
             "order needs controller: greedy",
         ),
+        (
+            {"method": "budgeted_lora", "budget": 0.4, "controller": "uniform", "train_dense": "kept"},
+            "train_dense needs controller: greedy",
+        ),
+        (
+            {"method": "budgeted_lora", "budget": 0.4, "train_dense": "all"},
+            "train_dense: all needs low_rank_init: svd or activation_svd; low_rank_init is zero",
+        ),
+        ({"method": "kd_lora", "train_dense": "kept"}, "kd_lora does not use train_dense"),
         ({"method": "kd_lora", "rank": 2, "ranks": "allocated"}, "lora.rank_step 4 exceeds rank 2"),
         ({"method": "kd_full", "compression": "none"}, "'none' is not among sweeps: svd, moments"),
     ],
@@ -314,6 +323,18 @@ def test_rows_that_cannot_be_trained_are_refused(row: dict[str, Any], expected: 
         cells(config(tables={"t": [{"method": "kd_full"}, row]}, sweeps=sweeps))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_dense_paths_train_at_the_rate_of_kd_full_where_some_are_left() -> None:
+    row = {"method": "budgeted_lora", "budget": 0.4, "low_rank_init": "svd"}
+    plain, kept, everything = (one(row | {"train_dense": value}) for value in ("none", "kept", "all"))
+    assert plain.id == one(row).id
+    assert "_dense-kept_" in kept.id
+    assert kept.recipe.dense_learning_rate == config().training.learning_rate.kd_full
+    assert everything.recipe.train_dense == "all"
+    nothing_left = row | {"budget": 0.0}
+    assert one(nothing_left | {"train_dense": "kept"}).id == one(nothing_left).id
+    assert one(nothing_left | {"train_dense": "all"}).id != one(nothing_left).id
 
 
 def test_largest_rank_is_allowed() -> None:

@@ -65,6 +65,15 @@ def start_from(module: BudgetedLinear, *, moment: Tensor | None = None) -> None:
     module.lora_b.copy_(up / strength)
 
 
+@torch.no_grad()
+def merge_into_dense(module: BudgetedLinear) -> None:
+    """Moves the low-rank path into W: B becomes zero, and the module's output at d = 1 does not change."""
+    gates = module.gates()
+    strength = module.scale * (torch.ones_like(module.lora_a[:, 0]) if gates is None else gates)
+    module.weight.add_((module.lora_b * strength) @ module.lora_a)
+    module.lora_b.zero_()
+
+
 def removal_scores(
     weights: Mapping[str, Tensor], ranks: Mapping[str, int], *, order: str, statistics: InputStatistics | None
 ) -> dict[str, float]:

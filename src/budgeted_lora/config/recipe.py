@@ -10,6 +10,7 @@ from budgeted_lora.config.types import (
     Method,
     OwnLowRankInit,
     OwnRemovalOrder,
+    OwnTrainDense,
     Packing,
     Positive,
     Precision,
@@ -48,6 +49,8 @@ class Recipe(Strict):
     gate_lr_multiplier: float | None = None
     low_rank_init: OwnLowRankInit | None = None
     order: OwnRemovalOrder | None = None
+    train_dense: OwnTrainDense | None = None
+    dense_learning_rate: float | None = Field(default=None, gt=0)
     rank_step: Positive | None = None
     statistics_windows: Positive | None = None
     train_embeddings_head_norms: bool = True

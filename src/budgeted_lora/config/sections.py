@@ -24,6 +24,7 @@ from budgeted_lora.config.types import (
     RemovalOrder,
     Seed,
     Strict,
+    TrainDense,
     Truncation,
     key,
 )
@@ -199,6 +200,11 @@ class Budget(Strict):
         "Which dense path the greedy controller removes first. mac: the one with the fewest MACs. Others: the one "
         "with the least estimated harm per MAC, by the weights' energy outside the top r singular directions "
         "(energy), the outputs' energy (activation), or the first-order change of the loss (gradient). [S]",
+    )
+    train_dense: TrainDense = key(
+        "none",
+        "Which dense paths train, too, at kd_full's learning rate. kept: those that the budget leaves whole; all: each "
+        "until its retention falls; its low-rank path then starts anew from the weights as trained. [ours]",
     )
     smoothing: BelowOne = key(0.9, "EMA factor beta of the retentions. [U]")
     drop_threshold: Between0And1 = key(0.05, "A retention d below it becomes exactly 0 (tau_drop). [U]")

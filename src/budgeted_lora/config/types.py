@@ -17,6 +17,8 @@ OwnLowRankInit = Literal["svd", "activation_svd"]
 LowRankInit = Literal["zero", OwnLowRankInit]
 OwnRemovalOrder = Literal["energy", "activation", "gradient"]
 RemovalOrder = Literal["mac", OwnRemovalOrder]
+OwnTrainDense = Literal["kept", "all"]
+TrainDense = Literal["none", OwnTrainDense]
 Ranks = Literal["fixed", "allocated"]
 Truncation = Literal["weights", "outputs"]
 

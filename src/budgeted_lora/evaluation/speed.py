@@ -117,8 +117,7 @@ def take_turns(
 def describe(samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Median and quartiles (seconds) per arm, and speedups.
 
-    A speedup is a ratio of medians; its quartiles are those of the ratios within a round, where both arms ran under the
-    same load.
+    A speedup is the median of the ratios within a round, where both arms ran under the same load; so are its quartiles.
     """
     result: dict[str, Any] = {}
     for name, seconds in samples.items():
@@ -127,8 +126,8 @@ def describe(samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     for name, slow in {"speedup": "dense", "speedup_vs_lora": "lora_unmerged"}.items():
         if slow in samples:
             ratio = np.asarray(samples[slow]) / np.asarray(samples["compressed"])
-            result[name] = float(np.median(samples[slow]) / np.median(samples["compressed"]))
-            result[f"{name}_q1"], result[f"{name}_q3"] = (float(value) for value in np.percentile(ratio, [25, 75]))
+            keys = f"{name}_q1", name, f"{name}_q3"
+            result |= zip(keys, map(float, np.percentile(ratio, [25, 50, 75])), strict=True)
     return result
 
 

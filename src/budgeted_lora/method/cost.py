@@ -97,10 +97,13 @@ def lora_macs(shape: ModelShape, *, rank: int) -> int:
     return sum(module.low_rank_macs(rank) for module in projections(shape))
 
 
-def train_compute(shape: ModelShape, *, method: Method, rank: int | None = None, rho: float | None = None) -> float:
+def train_compute(
+    shape: ModelShape, *, method: Method, rank: int | None = None, rho: float | None = None, trained: float = 0.0
+) -> float:
     """Training compute of the projections relative to KD Full (forward, input gradient, weight gradient = 3 C_d).
 
-    A frozen dense path has no weight gradient, hence 2 C_d; a budgeted one runs for the mean fraction `rho` of it.
+    A frozen dense path has no weight gradient, hence 2 C_d; a budgeted one runs for the mean fraction `rho` of it. The
+    share `trained` of C_d has one all the same.
 
     Raises:
         BadInput: a LoRA method without rank, or a budgeted one without rho.
@@ -114,7 +117,7 @@ def train_compute(shape: ModelShape, *, method: Method, rank: int | None = None,
     if rho is None:
         raise BadInput("train_compute: budgeted_lora needs rho, the mean dense fraction of its schedule")
     dense = dense_macs(shape)
-    return (2 * rho * dense + 3 * lora_macs(shape, rank=rank)) / (3 * dense)
+    return ((2 * rho + trained) * dense + 3 * lora_macs(shape, rank=rank)) / (3 * dense)
 
 
 def attention_flops(shape: ModelShape, *, sequence_length: int) -> float:
@@ -140,6 +143,7 @@ def step_flops(
     head_trained: bool,
     rank: int | None = None,
     rho: float | None = None,
+    trained: float = 0.0,
 ) -> float:
     """FLOPs per token of a student's training step (forward and backward), without the teacher.
 
@@ -149,7 +153,7 @@ def step_flops(
     dense_step = 6.0 * dense_macs(shape)
     head_passes = 3 if head_trained or method == "kd_full" else 2
     return (
-        dense_step * train_compute(shape, method=method, rank=rank, rho=rho)
+        dense_step * train_compute(shape, method=method, rank=rank, rho=rho, trained=trained)
         + 3.0 * attention_flops(shape, sequence_length=sequence_length)
         + head_passes * 2.0 * shape.hidden * vocab_size
     )
@@ -168,12 +172,19 @@ def parameters(shape: ModelShape, *, vocab_size: int, tied: bool = False, beside
 
 
 def trainable_parameters(
-    shape: ModelShape, *, method: Method, all_weights: int, train_embeddings_head_norms: bool, rank: int | None = None
+    shape: ModelShape,
+    *,
+    method: Method,
+    all_weights: int,
+    train_embeddings_head_norms: bool,
+    rank: int | None = None,
+    trained: float = 0.0,
 ) -> int:
     """Weights that receive a gradient; a budgeted student has one gate logit for each rank of each module.
 
     Args:
         all_weights: of the dense model, see `parameters`.
+        trained: share of the dense paths that train beside low-rank ones.
     """
     if method == "kd_full":
         return all_weights
@@ -182,7 +193,7 @@ def trainable_parameters(
     adapters = lora_macs(shape, rank=rank)
     gates = rank * len(projections(shape)) if method == "budgeted_lora" else 0
     others = all_weights - dense_macs(shape) if train_embeddings_head_norms else 0
-    return adapters + gates + others
+    return adapters + gates + others + round(trained * dense_macs(shape))
 
 
 def loss_chunk(vocab_size: int, *, device: str, threads: int = 1) -> int:

@@ -45,11 +45,20 @@ class Progress:
     step: int = 0  # steps done
     retentions: list[float] | None = None  # of the controller
     dense_macs: int = 0  # sum over steps of the dense MACs per token in the forward pass
+    trained_macs: int = 0  # those of them whose weights have a gradient
     retained: float = 0.0  # sum over steps of the retained fraction
     seconds: float = 0.0
     history: int = 0  # bytes of history.csv
     retention: int = 0  # bytes of retention.csv
     losses: tuple[float, ...] = ()  # loss, KL, CE and gradient norm of the last row
+
+    def count(self, step: int, modules: Mapping[str, BudgetedLinear], controller: Dial | None) -> None:
+        """Counts a step that is done, the `step`-th."""
+        self.step = step
+        self.dense_macs += sum(module.macs for module in modules.values() if module.retention != 0.0)
+        self.trained_macs += sum(module.macs for module in modules.values() if module.trains_dense)
+        self.retained += 1.0 if controller is None else controller.retained_fraction
+        self.retentions = None if controller is None else list(controller.retentions)
 
 
 class RunLog(Protocol):
@@ -122,6 +131,7 @@ def train(
     log: RunLog,
     removal_order: Sequence[int] | None = None,
     controller: Dial | None = None,
+    hand_over: Callable[[str, BudgetedLinear], None] | None = None,
     processes: Processes | None = None,
     device: torch.device,
     precision: torch.dtype,
@@ -136,6 +146,8 @@ def train(
         modules: its budgeted projections by name; empty for KD Full.
         removal_order: indices of the projections in the order in which their dense paths go; the paper's when None.
         controller: sets the retentions of each step; the recipe's own when None, see `new_controller`.
+        hand_over: called with name and projection before the first step at which a dense path that trained fades; it
+            may set the low-rank path anew, whose moments in the optimiser are forgotten.
         processes: the processes that train together; this one alone when None. All end with the same weights.
         precision: bfloat16 for autocast, or float32.
 
@@ -160,7 +172,8 @@ def train(
     with log:
         for n in range(progress.step, recipe.steps):
             if controller is not None:
-                set_retentions(modules, controller.step(n, steps=recipe.steps))
+                fading = move_retentions(modules, controller.step(n, steps=recipe.steps))
+                start_anew({name: modules[name] for name in fading}, optimizer, hand_over)
             rate = learning_rate(n, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_multiplier"]
@@ -172,15 +185,30 @@ def train(
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
             apply_gradients(optimizer, modules)
 
-            progress.step = n + 1
-            progress.dense_macs += sum(module.macs for module in modules.values() if module.retention != 0.0)
-            if controller is None:
-                progress.retained += 1.0
-            else:
-                progress.retained += controller.retained_fraction
-                progress.retentions = list(controller.retentions)
+            progress.count(n + 1, modules, controller)
             log.step(torch.cat([losses, norm.detach().reshape(1)]), rate=rate, controller=controller)
     return progress
+
+
+def move_retentions(modules: Mapping[str, BudgetedLinear], retentions: Sequence[float]) -> list[str]:
+    """Sets the retentions of a step; returns the names of projections whose dense path trained until now and fades."""
+    trained = [name for name, module in modules.items() if module.trains_dense]
+    set_retentions(modules, retentions)
+    return [name for name in trained if not modules[name].trains_dense]
+
+
+def start_anew(
+    modules: Mapping[str, BudgetedLinear],
+    optimizer: torch.optim.Optimizer,
+    hand_over: Callable[[str, BudgetedLinear], None] | None,
+) -> None:
+    """Hands projections over to their low-rank paths, whose moments in the optimiser are those of other weights."""
+    for name, module in modules.items():
+        if hand_over is not None:
+            hand_over(name, module)
+            module.forget_merged()
+            for parameter in (module.lora_a, module.lora_b):
+                optimizer.state.pop(parameter, None)
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, modules: Mapping[str, BudgetedLinear]) -> None:
@@ -302,13 +330,19 @@ def new_controller(
 
 
 def new_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over the parameters that train: frozen weights have no moments. Gates are a group of their own."""
-    named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
-    gates = [parameter for name, parameter in named if name.endswith(".gate_logits")]
-    others = [parameter for name, parameter in named if not name.endswith(".gate_logits")]
-    groups = [{"params": others, "lr_multiplier": 1.0}]
-    if gates:
-        groups.append({"params": gates, "lr_multiplier": recipe.gate_lr_multiplier})
+    """AdamW over the parameters that train: frozen weights have no moments.
+
+    Gates are a group of their own, and so are dense paths beside a low-rank one; each has its own rate.
+    """
+    budgeted = [module for module in student.modules() if isinstance(module, BudgetedLinear)]
+    gates = {id(module.gate_logits) for module in budgeted}
+    dense = {id(module.weight) for module in budgeted}
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [{"params": [p for p in trained if id(p) not in gates | dense], "lr_multiplier": 1.0}]
+    if own := [p for p in trained if id(p) in gates]:
+        groups.append({"params": own, "lr_multiplier": recipe.gate_lr_multiplier})
+    if own := [p for p in trained if id(p) in dense]:
+        groups.append({"params": own, "lr_multiplier": recipe.dense_learning_rate / recipe.learning_rate})
     return torch.optim.AdamW(
         groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )

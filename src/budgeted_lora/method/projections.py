@@ -14,13 +14,14 @@ from budgeted_lora.method.cost import ModelShape, projections
 
 
 class BudgetedLinear(nn.Module):
-    """y = d W x + b + (alpha / r) B (g * (A x)), with W frozen. The controller sets the retention d, a plain number.
+    """y = d W x + b + (alpha / r) B (g * (A x)). The controller sets the retention d, a plain number.
 
     At d = 0 the dense matmul does not run, neither forward nor backward. Without gates this is plain LoRA. A bias
     b is no part of the dense path: it stays whole at every d.
 
     Args:
-        weight: W, [d_out, d_in]; taken over, not copied, and frozen.
+        weight: W, [d_out, d_in]; taken over, not copied, and frozen. One made to require a gradient has it while
+            d = 1.
         rank: r of the low-rank path.
         alpha: the low-rank path is scaled by alpha / r.
         dropout: probability on the input of the low-rank path, in training only.
@@ -73,8 +74,10 @@ class BudgetedLinear(nn.Module):
             return self._low_rank(x)
         tokens = x.numel() // self.d_in
         few = tokens * (self.d_in + self.d_out) < self.macs  # merging would cost more MACs than it saves
-        if few or (self.training and self.dropout) or torch.is_autocast_enabled(x.device.type):
-            return torch.add(self._low_rank(x), F.linear(x, self.weight), alpha=self.retention)
+        apart = self.trains_dense or (self.training and self.dropout)
+        if few or apart or torch.is_autocast_enabled(x.device.type):
+            dense = self.weight if self.trains_dense else self.weight.detach()
+            return torch.add(self._low_rank(x), F.linear(x, dense), alpha=self.retention)
         return _MergedLinear.apply(x, self._merged_weight(), self._strength(), self.lora_a, self.lora_b)
 
     def _low_rank(self, x: Tensor) -> Tensor:
@@ -102,6 +105,11 @@ class BudgetedLinear(nn.Module):
     def forget_merged(self) -> None:
         """Call this after every change of the weights. Fused optimisers leave no other trace of theirs."""
         self._merged = None
+
+    @property
+    def trains_dense(self) -> bool:
+        """Whether W has a gradient now."""
+        return self.weight.requires_grad and self.retention == 1.0
 
     @property
     def macs(self) -> int:

@@ -68,3 +68,10 @@ class BudgetRule:
     def mean_fraction(self) -> float:
         """rho: the mean of F(t) over training, exact (the cosine's mean is the middle of its span)."""
         return self.start + (self.end - self.start) * (1.0 + self.budget) / 2.0 + (1.0 - self.end) * self.budget
+
+
+def trained_share(recipe: Recipe) -> float:
+    """Share of the dense MACs whose weights train beside low-rank paths, averaged over a run as scheduled."""
+    if recipe.train_dense is None:
+        return 0.0
+    return recipe.budget if recipe.train_dense == "kept" else BudgetRule.of(recipe).mean_fraction

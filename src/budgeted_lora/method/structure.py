@@ -143,6 +143,7 @@ def structure(
     r_max: int,
     rank_multiple: int = 1,
     schedule: str | None = None,
+    trained_share: float = 0.0,
 ) -> Structure:
     """The structure of one budget in the limit of a long run, at full LoRA ranks.
 
@@ -151,6 +152,7 @@ def structure(
         r_max: SVD rank of a retention of 1.
         rank_multiple: what SVD ranks are rounded to.
         schedule: the schedule's name, for display.
+        trained_share: of the dense paths, that which trains beside low-rank ones.
 
     Raises:
         BadInput: a value is out of range.
@@ -177,7 +179,9 @@ def structure(
         schedule=schedule,
         modules=tuple(modules),
         totals=totals(shape, rank=rank, decisions=[m.decision for m in modules], macs=[m.macs for m in modules]),
-        train_compute=train_compute(shape, method="budgeted_lora", rank=rank, rho=rule.mean_fraction),
+        train_compute=train_compute(
+            shape, method="budgeted_lora", rank=rank, rho=rule.mean_fraction, trained=trained_share
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
 from budgeted_lora.method.cost import forward_flops, lora_macs, projections, step_flops
+from budgeted_lora.method.schedule import trained_share
 from budgeted_lora.planning import memory
 from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
 from budgeted_lora.planning.memory import Network
@@ -227,6 +228,7 @@ class ScaleCosts:
             head_trained=recipe.train_embeddings_head_norms,
             rank=recipe.rank,
             rho=scheduled_fraction(recipe),
+            trained=trained_share(recipe),
         )
         return recipe.tokens * (head if self.graph.cached else self._forward(teacher)), recipe.tokens * own
 

@@ -92,6 +92,7 @@ def trained_numbers(recipe: Recipe, student: Network) -> int:
         all_weights=student.parameters,
         train_embeddings_head_norms=recipe.train_embeddings_head_norms,
         rank=recipe.rank,
+        trained={None: 0.0, "kept": recipe.budget, "all": 1.0}[recipe.train_dense],
     )
 
 

@@ -14,7 +14,7 @@ from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import canonical_json, read_json
 from budgeted_lora.method.cost import projections, train_compute
-from budgeted_lora.method.schedule import BudgetRule
+from budgeted_lora.method.schedule import BudgetRule, trained_share
 from budgeted_lora.method.structure import PlannedModule, Structure, totals
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.recipes import student_shape
@@ -82,5 +82,7 @@ def _read(graph: Graph, recipe: Recipe, rule: BudgetRule, record: Path) -> Struc
         schedule=recipe.schedule,
         modules=modules,
         totals=totals(shape, rank=recipe.rank, decisions=decisions, macs=macs),
-        train_compute=train_compute(shape, method=recipe.method, rank=recipe.rank, rho=scheduled_fraction(recipe)),
+        train_compute=train_compute(
+            shape, method=recipe.method, rank=recipe.rank, rho=scheduled_fraction(recipe), trained=trained_share(recipe)
+        ),
     )

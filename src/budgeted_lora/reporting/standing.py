@@ -54,7 +54,7 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
     Args:
         recipes: of the cells of its main tables.
     """
-    own_rule = [recipe.low_rank_init or recipe.order or recipe.rank_step for recipe in recipes]
+    own_rule = [recipe.low_rank_init or recipe.order or recipe.rank_step or recipe.train_dense for recipe in recipes]
     from_hub = config.corpus.source == "hub" and config.corpus.hub.name == PAPER_CORPUS and config.teachers == "hub"
     return Standing(
         models=config.calibration.teachers or from_hub,

@@ -19,6 +19,7 @@ from budgeted_lora.files import sha256_file, short_hash, write_digest, write_wit
 from budgeted_lora.method.cost import train_compute
 from budgeted_lora.method.loop import Processes, Progress, StatesDiffer, TeacherStates, train
 from budgeted_lora.method.projections import BudgetedLinear, model_shape
+from budgeted_lora.method.schedule import trained_share
 from budgeted_lora.models.attention import attend_as_teacher, attend_in_blocks
 from budgeted_lora.models.device import choose_device, compute_dtype, multiply_wide, peak_resident_bytes, prepare
 from budgeted_lora.models.load import check_vocabulary, embedding_rows, load_model
@@ -26,7 +27,7 @@ from budgeted_lora.models.trained import Removal, save_trained
 from budgeted_lora.provenance import Clock, device_in_use, write_result
 from budgeted_lora.training.cache import HiddenCache, OnlineTeacher
 from budgeted_lora.training.gpu_meter import GpuMeter
-from budgeted_lora.training.install import install_method
+from budgeted_lora.training.install import HandOver, install_method
 from budgeted_lora.training.progress import StateLog
 from budgeted_lora.training.state import locked_folder
 from budgeted_lora.workflow.code import code_digest
@@ -77,7 +78,8 @@ def train_cell(
     model = load_model(student, dtype=torch.float32, verify=processes.first).to(place)
     attend_in_blocks(model)
     multiply_wide(model.config.hidden_size, place)
-    modules, low_rank = install_method(model, recipe, InputStatistics.open(statistics) if statistics else None)
+    seen = statistics and InputStatistics.open(statistics)
+    modules, low_rank = install_method(model, recipe, seen)
 
     inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
     inputs += [statistics] if statistics else []
@@ -87,7 +89,7 @@ def train_cell(
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
         log = StateLog(folder, modules, recipe, **every, meter=meter, curves=curves, writes=processes.first)
-        run = {"log": log, "processes": processes} | steering(recipe, modules, low_rank.order)
+        run = {"log": log, "processes": processes} | steering(recipe, modules, low_rank.order, seen)
         try:
             progress = train(model, modules, states, windows, recipe, **run, device=place, precision=precision)
         except StatesDiffer as error:
@@ -96,22 +98,27 @@ def train_cell(
             return
         removal = Removal.of(recipe, low_rank.order)
         save_trained(out / "trained", model, method=recipe.method, modules=modules, removal=removal)
-        histories = copy_histories(folder, out)
         results = summary(model, recipe, progress, device=place, precision=precision)
         results |= {"ranks": processes.count, "devices": devices, "low_rank": vars(low_rank)} | measured(meter)
         values = recipe.model_dump(mode="json") | compute_values(threads=threads, gpus_per_run=processes.count)
         about = {"scale": scale, "cell": cell, "values": values, "inputs": inputs, "clock": clock}
-        write_result(out / "train.json", results, files=histories, **about)
+        write_result(out / "train.json", results, files=copy_histories(folder, out), **about)
         write_digest(out / "trained")
         discard(folder)
 
 
 def steering(
-    recipe: Recipe, modules: Mapping[str, BudgetedLinear], removal_order: Sequence[int] | None
+    recipe: Recipe,
+    modules: Mapping[str, BudgetedLinear],
+    removal_order: Sequence[int] | None,
+    statistics: InputStatistics | None,
 ) -> dict[str, Any]:
-    """The arguments of `loop.train` that say which dense paths a step has: an order, or an elastic run's controller."""
+    """The arguments of `loop.train` that say which dense paths a step has and how one hands over.
+
+    They are an order, or an elastic run's controller.
+    """
     if not recipe.elastic:
-        return {"removal_order": removal_order}
+        return {"removal_order": removal_order, "hand_over": HandOver.of(recipe, statistics)}
     costs = [module.macs for module in modules.values()]
     return {"controller": ElasticController.of(recipe, costs, removal_order)}
 
@@ -200,8 +207,10 @@ def summary(
     scheduled, executed = scheduled_fraction(recipe), 1.0
     loss, kl, ce, norm = progress.losses
     dense = sum(module.macs for module in model.modules() if isinstance(module, BudgetedLinear))
+    trained = 0.0
     if dense:
         executed = progress.dense_macs / (dense * recipe.steps)
+        trained = progress.trained_macs / (dense * recipe.steps)
     cuda = device.type == "cuda"
     return {
         "method": recipe.method,
@@ -219,7 +228,7 @@ def summary(
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "dense_fraction": {"scheduled": scheduled, "retained": progress.retained / recipe.steps, "executed": executed},
         "train_compute": {
-            "scheduled": train_compute(shape, rho=scheduled, **costs),
-            "executed": train_compute(shape, rho=executed, **costs),
+            "scheduled": train_compute(shape, rho=scheduled, trained=trained_share(recipe), **costs),
+            "executed": train_compute(shape, rho=executed, trained=trained, **costs),
         },
     }

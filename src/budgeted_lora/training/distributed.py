@@ -11,6 +11,7 @@ They give what one process gives, up to the order in which gradients are summed:
 - Budget. The controller is arithmetic on step numbers, the same in every process. A dense path that is skipped takes no
   trained parameter out of the graph, since W is frozen and the low-rank paths always run: every gradient arrives at
   every step, if in another order. DDP copes with that; it is not told that the graph stays as it is (`static_graph`).
+  Where dense paths train until they fade, it looks for those that are out.
 """
 
 import math
@@ -55,7 +56,8 @@ class ProcessGroup(Processes):
             raise StatesDiffer(f"the processes read saved states of steps {steps}; expected one step, run again")
         # The ring that sums over three processes or more adds in another order if gradients are laid out in another
         # order, as DDP does after its first step unless it looks for unused ones: a resumed run would differ.
-        self._replica = DistributedDataParallel(_Callable(student), find_unused_parameters=self.count > 2)
+        dense = any(isinstance(module, BudgetedLinear) and module.weight.requires_grad for module in student.modules())
+        self._replica = DistributedDataParallel(_Callable(student), find_unused_parameters=self.count > 2 or dense)
 
     def micro_batches(self, windows: int, *, micro_batch_windows: int) -> Iterator[tuple[slice, bool]]:
         """Micro-batches of equal size, at most `micro_batch_windows`, and a whole number of them per process.

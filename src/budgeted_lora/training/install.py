@@ -1,15 +1,16 @@
 """Makes an untrained student trainable by its recipe's method: adapters, their start, the order of removal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from budgeted_lora.beyond.low_rank import allocate_ranks, removal_scores, spectrum, start_from
+from budgeted_lora.beyond.low_rank import allocate_ranks, merge_into_dense, removal_scores, spectrum, start_from
 from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput
+from budgeted_lora.method.controller import final_retentions
 from budgeted_lora.method.projections import BudgetedLinear, install, named_projections
 
 
@@ -78,16 +79,53 @@ def install_method(
         ranks=ranks,
         **gates,
     )
-    if recipe.low_rank_init:
-        for name, module in modules.items():
+    order = None if scores is None else sorted(range(len(scores)), key=scores.__getitem__)
+    let_dense_train(modules, recipe, order)
+    for name, module in modules.items():
+        if recipe.low_rank_init and not module.weight.requires_grad:
             start_from(module, moment=moments[name] if recipe.low_rank_init == "activation_svd" else None)
     return modules, LowRank(
-        order=None if scores is None else sorted(range(len(scores)), key=scores.__getitem__),
+        order=order,
         ranks=list(ranks.values()),
         scores=scores,
         kept_energy=energy,
         kept_output_energy=kept(outputs, ranks) if outputs else None,
     )
+
+
+def let_dense_train(modules: Mapping[str, BudgetedLinear], recipe: Recipe, removal_order: Sequence[int] | None) -> None:
+    """Lets all dense paths train, or those that the budget leaves whole, or none, as the recipe says.
+
+    The low-rank path beside one that trains starts at nothing; it starts anew once the dense path fades (`HandOver`).
+    """
+    if recipe.train_dense is None:
+        return
+    how = {"kind": recipe.controller, "drop_threshold": recipe.drop_threshold, "removal_order": removal_order}
+    ends = final_retentions([module.macs for module in modules.values()], recipe.budget, **how)
+    for module, d in zip(modules.values(), ends, strict=True):
+        module.weight.requires_grad_(recipe.train_dense == "all" or d == 1.0)
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Starts low-rank paths from dense paths that have trained until now, when these begin to fade.
+
+    Attributes:
+        moments: second moment of each projection's inputs by name, None for the SVD of W itself.
+    """
+
+    moments: Mapping[str, torch.Tensor | None]
+
+    @classmethod
+    def of(cls, recipe: Recipe, statistics: InputStatistics | None) -> "HandOver | None":
+        """That of a recipe whose dense paths all train; None for others."""
+        if recipe.train_dense != "all":
+            return None
+        return cls(statistics.moments if recipe.low_rank_init == "activation_svd" else {})
+
+    def __call__(self, name: str, module: BudgetedLinear) -> None:
+        merge_into_dense(module)
+        start_from(module, moment=self.moments.get(name))
 
 
 def kept(spectra: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> list[float]:

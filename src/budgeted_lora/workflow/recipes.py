@@ -9,7 +9,7 @@ from budgeted_lora.config.scale import Config
 from budgeted_lora.config.types import Elastic, Method
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method.cost import ModelShape, dense_macs
-from budgeted_lora.method.schedule import BudgetRule
+from budgeted_lora.method.schedule import BudgetRule, trained_share
 from budgeted_lora.method.structure import Structure, structure
 
 # Keys of a row that only some methods use.
@@ -17,15 +17,16 @@ USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
     ("kd_full",): ("macs_of_budget",),
     ("kd_lora", "budgeted_lora"): ("rank", "alpha", "low_rank_init", "ranks", "train_embeddings_head_norms"),
     ("budgeted_lora",): (
-        "budget", "elastic_budgets", "schedule", "controller", "order", "smoothing", "drop_threshold", "gate_logit",
-        "gate_lr_multiplier",
+        "budget", "elastic_budgets", "schedule", "controller", "order", "train_dense", "smoothing",
+        "drop_threshold", "gate_logit", "gate_lr_multiplier",
     ),
 }  # fmt: skip
 NEEDS_STATISTICS = {"activation_svd", "activation", "gradient"}  # values of low_rank_init and order
 # One low-rank path must do at every F: so it holds the best approximation of W, and only the residual comes and goes,
 # in an order that every F shares. Of each key the values that an elastic row may have, its default first.
 ELASTIC_NEEDS = {"low_rank_init": ("activation_svd", "svd"), "order": ("gradient",), "controller": ("greedy",)}
-WITHOUT_SCHEDULE = ("schedule", "smoothing")
+NEED_GREEDY = ("order", "train_dense")  # the uniform controller lets all dense paths fade at once
+WITHOUT_SCHEDULE = ("schedule", "smoothing", "train_dense")
 
 
 def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
@@ -77,13 +78,19 @@ def schedule_values(config: Config, given: dict[str, Any], values: dict[str, Any
     name, schedules = values["schedule"], config.budget.schedules
     if name not in schedules:
         raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
-    order = values["order"]
-    if values["controller"] != "greedy":
-        if "order" in given:
-            raise BadInput("order needs controller: greedy")
-        order = "mac"
     start, end = schedules[name]
-    return {"schedule_start": start, "schedule_end": end, "order": order, "elastic_budgets": None}
+    chosen = {"schedule_start": start, "schedule_end": end, "order": values["order"], "elastic_budgets": None}
+    chosen["train_dense"] = None
+    if values["controller"] != "greedy":
+        idle = next((name for name in NEED_GREEDY if name in given), None)
+        if idle is not None:
+            raise BadInput(f"{idle} needs controller: greedy")
+        return chosen | {"order": "mac"}
+    if values["train_dense"] == "all" and not values["low_rank_init"]:
+        raise BadInput("train_dense: all needs low_rank_init: svd or activation_svd; low_rank_init is zero")
+    if values["train_dense"] == "all" or (values["train_dense"] == "kept" and values["budget"]):
+        chosen |= {"train_dense": values["train_dense"], "dense_learning_rate": config.training.learning_rate.kd_full}
+    return chosen
 
 
 def elastic_values(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def elastic_values(given: dict[str, Any], values: dict[str, Any]) -> dict[str, A
         value = values[name] or "zero"  # the paper's start is empty here
         if value not in allowed:
             raise BadInput(f"budget: elastic needs {name}: {' or '.join(allowed)}; {name} is {value}")
-    nothing = dict.fromkeys(("budget", "schedule", "schedule_start", "schedule_end", "smoothing"))
+    nothing = dict.fromkeys(("budget", "schedule", "schedule_start", "schedule_end", "smoothing", "train_dense"))
     return nothing | {"elastic_budgets": tuple(sorted(values["elastic_budgets"]))}
 
 
@@ -208,11 +215,13 @@ def differences(config: Config, values: Recipe) -> dict[str, Any]:
 def as_row(values: Recipe) -> dict[str, Any]:
     """A recipe under the names of a row, with every key given; a control's shape is under the recipe's own names."""
     derived = {"steps", "rank_step", "schedule_start", "schedule_end", "statistics_windows", "importance_windows"}
+    derived |= {"dense_learning_rate"}
     row = values.model_dump(mode="json", exclude=derived) | {"tokens": values.tokens}
     if values.method == "kd_full":
         return row
     ranks = "fixed" if values.rank_step is None else "allocated"
-    return row | {"low_rank_init": values.low_rank_init or "zero", "ranks": ranks, "order": values.order or "mac"}
+    choices = {"low_rank_init": values.low_rank_init or "zero", "ranks": ranks, "order": values.order or "mac"}
+    return row | choices | {"train_dense": values.train_dense or "none"}
 
 
 def student_shape(config: Config) -> ModelShape:
@@ -238,4 +247,5 @@ def planned(config: Config, values: Recipe) -> Structure:
     return structure(
         student_shape(config), BudgetRule.of(values), rank=values.rank, schedule=values.schedule,
         r_max=compression.r_max, rank_multiple=compression.rank_multiple, svd_threshold=compression.svd_threshold,
+        trained_share=trained_share(values),
     )  # fmt: skip

@@ -27,9 +27,11 @@ PAPER = "paper's rule"
 UNDISTILLED = "no distillation, SVD"
 REFERENCES = {name: METHODS[name] for name in ("kd_full", "kd_lora")}
 STARTS = {"svd": "SVD of W", "activation_svd": "SVD of outputs"}
+DENSE = {"kept": "kept dense paths train", "all": "dense paths train until they fade"}
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
 # Columns of a recipe that a rule's name says already, or in which its students may differ.
 SHARED = frozenset({"method", "budget", "low_rank_init", "order", "rank_step", "statistics_windows", "tokens", "steps"})
+SHARED |= {"train_dense", "dense_learning_rate"}
 Place = tuple[float, float]  # training tokens and budget
 
 
@@ -54,6 +56,7 @@ def rule_of(row: Record) -> str:
         return REFERENCES[row["method"]]
     words = [STARTS.get(row["low_rank_init"]), ORDERS.get(row["order"])]
     words += ["allocated ranks"] if pd.notna(row["rank_step"]) else []
+    words += [DENSE[row["train_dense"]]] if pd.notna(row["train_dense"]) else []
     return " + ".join(word for word in words if word) or PAPER
 
 
