@@ -83,7 +83,7 @@ SPEEDS = ("modules", "prefill", "decode")
 RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}
 LINE_TEXT = (
     "table", "cell", "variant", "truncation", "method", "teacher", "init", "schedule", "controller", "low_rank_init",
-    "order", "structure", "elastic_budgets",
+    "order", "train_dense", "structure", "elastic_budgets",
 )  # fmt: skip
 # Of the variant, not of the cell.
 VARIANT_COLUMNS = ("variant", "rank_threshold", "svd_threshold", "cut_to", "truncation", "undistilled")

@@ -56,7 +56,7 @@ def rule_of(row: Record) -> str:
         return REFERENCES[row["method"]]
     words = [STARTS.get(row["low_rank_init"]), ORDERS.get(row["order"])]
     words += ["allocated ranks"] if pd.notna(row["rank_step"]) else []
-    words += [DENSE[row["train_dense"]]] if pd.notna(row["train_dense"]) else []
+    words += [DENSE.get(row["train_dense"])]
     return " + ".join(word for word in words if word) or PAPER
 
 
