@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from budgeted_lora.beyond.low_rank import merge_into_dense, start_from
+from budgeted_lora.beyond.low_rank import approximate, merge_into_dense, start_from
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.method import loop
 from budgeted_lora.method.projections import BudgetedLinear
@@ -81,7 +81,7 @@ def test_a_hand_over_changes_no_output_and_leaves_the_least_behind(d_in: int, d_
     merge_into_dense(module)
     torch.testing.assert_close(module(x), before)
     torch.testing.assert_close(module.weight.detach(), whole)
-    start_from(module)
+    start_from(module, approximate(module.weight.detach(), rank=2))
     torch.testing.assert_close(module(x), before)
     best = torch.linalg.svdvals(whole)[2:].square().sum()
     torch.testing.assert_close(module.weight.detach().square().sum(), best)

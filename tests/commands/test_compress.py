@@ -1,6 +1,7 @@
 """`budgeted-lora compress`: what it refuses, what it writes, and one run from a model and a text to a student."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from budgeted_lora.commands.clock import Clock
 from budgeted_lora.commands.own_report import weights
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.planning import measure, own_model
-from budgeted_lora.planning.costs import Measured, calibration_key
+from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
 from budgeted_lora.workflow.graph import load_graph
 
 Run = Callable[..., Outcome]
@@ -125,9 +126,19 @@ def test_smaller_dense_students_are_trained_where_asked(here: Path, run: Run) ->
     assert "Beside them, dense students of the same MACs: " in outcome.out
 
 
-def test_tokens_are_chosen_by_a_measurement(here: Path, run: Run) -> None:
-    outcome = run(WORDS, "--budgets", "0,0.4", "--half", "--hours", 0.05, "--rule", "paper")
+def test_tokens_are_chosen_by_a_measurement(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While steps are timed, as many processes compute as will in the run; none is left behind."""
+    beside, timed, cores = [], clock.costs_of, min(2, len(os.sched_getaffinity(0)))
+
+    def counted(*arguments: object, **options: object) -> ScaleCosts:
+        beside.append(len(multiprocessing.active_children()))
+        return timed(*arguments, **options)
+
+    monkeypatch.setattr(clock, "costs_of", counted)
+    outcome = run(WORDS[:-1], cores, "--budgets", "0,0.4", "--half", "--hours", 0.05, "--rule", "paper")
     assert outcome.status == 0, outcome
+    assert beside == [cores - 1]
+    assert multiprocessing.active_children() == []
     assert "by steps measured here" in outcome.out
     config = load_config(FILE)
     assert config.tables["table2"][0].budget == [0.4, 0.0]
@@ -153,7 +164,8 @@ def test_each_kind_of_student_is_timed(here: Path, run: Run, monkeypatch: pytest
     device = Clock.assumed(draft).device
     monkeypatch.setattr(clock, "costs_of", lambda *a, **k: SimpleNamespace(measured=found, device=device))
     monkeypatch.setattr(measure, "forward_measured", lambda costs, *, threads: costs.device)
-    measured = Clock.measured(draft)
+    monkeypatch.setattr(clock, "drafted", lambda scale: draft)
+    measured = Clock.measured(SimpleNamespace(on_gpu=True), cores=1)
     assert sorted(step.whole for step in measured.steps.values()) == [1.0, 1.0, 9.0]
 
 

@@ -8,11 +8,11 @@ measured by the weights (SVD) or by the outputs, with the second moment M = E[x 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.method.projections import BudgetedLinear
 
 FLOOR = 1e-6  # of a second moment's largest eigenvalue; directions below it were never seen
@@ -25,23 +25,28 @@ def square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
-def low_rank_factors(weight: Tensor, *, rank: int, moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The best approximation B0 A0 of a weight by one of rank r, in the metric of the inputs if `moment` is given.
+@dataclass(frozen=True)
+class Approximation:
+    """The best approximation B0 A0 of a weight by one of rank r, float64.
 
-    Args:
-        weight: W [d_out, d_in].
-        rank: r.
-        moment: second moment of the inputs, [d_in, d_in].
-
-    Returns:
-        B0 [d_out, r] and A0 [r, d_in], float64, the singular values split evenly between them.
+    Attributes:
+        up, down: B0 [d_out, r] and A0 [r, d_in], the singular values split evenly between them.
+        energy: squared singular values of W in the same metric, descending, [min(d)].
     """
+
+    up: Tensor
+    down: Tensor
+    energy: Tensor
+
+
+def approximate(weight: Tensor, *, rank: int, moment: Tensor | None = None) -> Approximation:
+    """The best approximation of rank r of W [d_out, d_in]; in the metric of its inputs by their second moment."""
     weight = weight.double()
     root, inverse = (None, None) if moment is None else square_root(moment)
     left, values, right = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
     half = values[:rank].sqrt()
     down = half[:, None] * right[:rank]
-    return left[:, :rank] * half, down if inverse is None else down @ inverse
+    return Approximation(left[:, :rank] * half, down if inverse is None else down @ inverse, values.square())
 
 
 def spectrum(weight: Tensor, moment: Tensor | None = None) -> Tensor:
@@ -51,18 +56,16 @@ def spectrum(weight: Tensor, moment: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def start_from(module: BudgetedLinear, *, moment: Tensor | None = None) -> None:
-    """Moves the best rank-r part of a module's W into its low-rank path; the dense path keeps the residual.
+def start_from(module: BudgetedLinear, best: Approximation) -> None:
+    """Moves the best part of rank r of a module's W into its low-rank path; the dense path keeps the residual.
 
     B is divided by the scale and the gates' first values, so that the module's output at d = 1 does not change.
     """
-    weight = module.weight.detach().cpu()  # moments are on the CPU, and a resumed run gets the same bytes there
-    up, down = low_rank_factors(weight, rank=module.rank, moment=moment)
     gates = module.gates()
     strength = module.scale * (torch.ones(module.rank) if gates is None else gates.cpu()).double()
-    module.weight.copy_(weight.double() - up @ down)
-    module.lora_a.copy_(down)
-    module.lora_b.copy_(up / strength)
+    module.weight.copy_(module.weight.cpu().double() - best.up @ best.down)
+    module.lora_a.copy_(best.down)
+    module.lora_b.copy_(best.up / strength)
 
 
 @torch.no_grad()
@@ -75,26 +78,28 @@ def merge_into_dense(module: BudgetedLinear) -> None:
 
 
 def removal_scores(
-    weights: Mapping[str, Tensor], ranks: Mapping[str, int], *, order: str, statistics: InputStatistics | None
+    weights: Mapping[str, Tensor],
+    best: Mapping[str, Approximation],
+    *,
+    order: str,
+    gradients: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Estimated harm of removing each dense path, per MAC it saves, when a low-rank path of rank r remains.
 
     Args:
         weights: W [d_out, d_in] of each projection.
-        ranks: r of each.
+        best: the best approximation of each, of rank r: by the weights for energy, by the outputs for the others.
         order: energy (of W outside its top r singular directions), activation (the same of the outputs), or gradient
             (first-order change of the loss when the residual of the outputs' best approximation goes).
-        statistics: needed by activation and gradient.
+        gradients: of the loss, by W; needed by gradient.
     """
     scores = {}
     for name, weight in weights.items():
-        rank = ranks[name]
+        up, down = best[name].up, best[name].down
         if order == "gradient":
-            up, down = low_rank_factors(weight, rank=rank, moment=statistics.moments[name])
-            residual = weight.double() - up @ down
-            harm = (statistics.gradients[name].double() * residual).sum().abs()
+            harm = (gradients[name].double() * (weight.double() - up @ down)).sum().abs()
         else:
-            harm = spectrum(weight, statistics.moments[name] if order == "activation" else None)[rank:].sum()
+            harm = best[name].energy[len(down) :].sum()
         scores[name] = harm.item() / weight.numel()
     return scores
 

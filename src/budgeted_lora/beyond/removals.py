@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, functional
 
-from budgeted_lora.beyond.low_rank import low_rank_factors
+from budgeted_lora.beyond.low_rank import approximate
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def removal_losses(
         for start, moment in (("zero", None), ("svd", None), ("activation_svd", moments[name])):
             linear.weight.zero_()
             if start != "zero":
-                up, down = low_rank_factors(weight.cpu(), rank=rank, moment=moment)
-                linear.weight.copy_(up @ down)
+                best = approximate(weight.cpu(), rank=rank, moment=moment)
+                linear.weight.copy_(best.up @ best.down)
             entry[start] = cross_entropy(model, batches) - whole
         linear.weight.copy_(weight)
         losses.append(entry)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from budgeted_lora.beyond.low_rank import low_rank_factors
+from budgeted_lora.beyond.low_rank import approximate
 from budgeted_lora.method.compress import CompressedModule
 
 
@@ -21,16 +21,16 @@ def truncate_module(
     d_out, d_in = weight.shape
     most = min(max(1, int(share * d_in * d_out / (d_in + d_out))), d_in, d_out)
     rank = most - most % rank_multiple or most
-    up, down = low_rank_factors(weight, rank=rank, moment=moment)
-    error = torch.linalg.matrix_norm(weight.double() - up @ down).item()
+    best = approximate(weight, rank=rank, moment=moment)
+    error = torch.linalg.matrix_norm(weight.double() - best.up @ best.down).item()
     norm = torch.linalg.matrix_norm(weight.double()).item()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return CompressedModule(
         d=1.0,
         decision="svd",
         dense=None,
-        down=down.to(dtype),
-        up=up.to(dtype),
+        down=best.down.to(dtype),
+        up=best.up.to(dtype),
         lora_rank=0,
         svd_rank=rank,
         reconstruction_error=error,

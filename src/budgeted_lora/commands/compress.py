@@ -227,11 +227,12 @@ def planned_scale(request: Request, *, name: str, cores: int) -> tuple[YourScale
     )  # fmt: skip
     corpus = Corpus(source="files", files=list(request.text), text_field=request.text_field)
     survey(corpus, enough=1, tokenizer=None)  # whether it can be read at all
-    draft = drafted(replace(scale, tokens=max(SOME_STEPS, fewest) * scale.length))
+    first = replace(scale, tokens=max(SOME_STEPS, fewest) * scale.length)
+    draft = drafted(first)
     refuse_small_machine(draft)
     clock = Clock.assumed(draft)
     if request.tokens is None:
-        clock = Clock.measured(draft)
+        clock = Clock.measured(first, cores=cores)
         scale = fitted(scale, lambda one: clock.seconds(one, cores=cores), hours=request.hours or 1.0, fewest=fewest)
     else:
         scale = with_tokens(scale, request.tokens, fewest=fewest)

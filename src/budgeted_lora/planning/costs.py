@@ -17,7 +17,7 @@ from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.data.probes import PROBES
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.method.cost import forward_flops, lora_macs, projections, step_flops
+from budgeted_lora.method.cost import ModelShape, forward_flops, lora_macs, projections, step_flops
 from budgeted_lora.method.schedule import trained_share
 from budgeted_lora.planning import memory
 from budgeted_lora.planning.devices import EFFICIENCY, Device, Slots, of_one_process
@@ -30,7 +30,23 @@ from budgeted_lora.workflow.targets import limited
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a local checkpoint says it exactly
 START_UP_SECONDS = 5.0  # per job: imports and loading
+DECOMPOSITION_RATE = 3.5e10  # float64 FLOP/s of LAPACK with one thread of a CPU with AVX-512
 PROMPT_TOKENS, LONGEST_PROMPT = 150, 400  # mean and maximum of 10-shot prompts with their answers
+
+
+def decomposition_seconds(shape: ModelShape, recipe: Recipe) -> float:
+    """Time until the first step that a start or an order takes which follows from the weights (`training.install`).
+
+    An SVD with vectors per projection and, by statistics, the eigenvectors of its inputs' second moment.
+    """
+    flops = 0.0
+    if recipe.low_rank_init or recipe.order:
+        for projection in projections(shape):
+            small, large = sorted((projection.d_in, projection.d_out))
+            flops += 22 * small**3 + 10 * large * small**2
+            if recipe.statistics_windows:
+                flops += 10 * projection.d_in**3 + 4 * projection.d_out * projection.d_in**2
+    return flops / DECOMPOSITION_RATE
 
 
 @dataclass(frozen=True)
@@ -189,6 +205,7 @@ class ScaleCosts:
             seconds += student_flops / self.device.rate(self.precision, gradients=True)
         if processes > 1:
             seconds /= processes * EFFICIENCY
+        seconds += decomposition_seconds(student.shape, recipe)
         in_context = bool(ICL_TABLES & set(cell.tables))
         networks = [student, student]  # the compressed student at its largest, and the uncompressed one
         variants, adapters = len(cell.variants), lora_macs(student.shape, rank=recipe.rank) if recipe.rank else 0
