@@ -71,9 +71,7 @@ def start_from(module: BudgetedLinear, best: Approximation) -> None:
 @torch.no_grad()
 def merge_into_dense(module: BudgetedLinear) -> None:
     """Moves the low-rank path into W: B becomes zero, and the module's output at d = 1 does not change."""
-    gates = module.gates()
-    strength = module.scale * (torch.ones_like(module.lora_a[:, 0]) if gates is None else gates)
-    module.weight.add_((module.lora_b * strength) @ module.lora_a)
+    module.weight.add_(module.low_rank_weight())
     module.lora_b.zero_()
 
 

@@ -95,12 +95,16 @@ class BudgetedLinear(nn.Module):
     def _merged_weight(self) -> Tensor:
         """d W + (alpha / r) B diag(g) A, [d_out, d_in]; kept for the micro-batches of a step while the model trains."""
         if self._merged is None or self._merged[0] != self.retention:
-            low_rank = (self.lora_b * self._strength()) @ self.lora_a
-            merged = low_rank.add_(self.weight, alpha=self.retention)
+            merged = self.low_rank_weight().add_(self.weight, alpha=self.retention)
             if not self.training:
                 return merged
             self._merged = (self.retention, merged)
         return self._merged[1]
+
+    @torch.no_grad()
+    def low_rank_weight(self) -> Tensor:
+        """(alpha / r) B diag(g) A, the weight of the low-rank path, [d_out, d_in], without gradient."""
+        return (self.lora_b * self._strength()) @ self.lora_a
 
     def forget_merged(self) -> None:
         """Call this after every change of the weights. Fused optimisers leave no other trace of theirs."""

@@ -65,13 +65,12 @@ def install_method(
     weights = {name: linear.weight.detach().cpu() for name, _, _, linear in named_projections(model)}
     if statistics is not None:
         statistics.check(weights)
-    moments = {name: None for name in weights} if statistics is None else statistics.moments
     ranks = dict.fromkeys(weights, recipe.rank)
     if recipe.rank_step:
-        spectra = {name: spectrum(weight, moments[name]) for name, weight in weights.items()}
+        spectra = {name: spectrum(weight, statistics.moments[name]) for name, weight in weights.items()}
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         ranks = allocate_ranks(spectra, shapes, rank=recipe.rank, step=recipe.rank_step)
-    by_outputs = approximations(weights, ranks, moments) if statistics else {}
+    by_outputs = approximations(weights, ranks, statistics.moments) if statistics else {}
     by_weights = approximations(weights, ranks) if recipe.low_rank_init == "svd" or recipe.order == "energy" else {}
     energy = {name: by_weights[name].energy if by_weights else spectrum(weight) for name, weight in weights.items()}
     scores = None

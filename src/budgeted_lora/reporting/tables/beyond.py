@@ -30,8 +30,10 @@ STARTS = {"svd": "SVD of W", "activation_svd": "SVD of outputs"}
 DENSE = {"kept": "kept dense paths train", "all": "dense paths train until they fade"}
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
 # Columns of a recipe that a rule's name says already, or in which its students may differ.
-SHARED = frozenset({"method", "budget", "low_rank_init", "order", "rank_step", "statistics_windows", "tokens", "steps"})
-SHARED |= {"train_dense", "dense_learning_rate"}
+SHARED = frozenset({
+    "method", "budget", "low_rank_init", "order", "rank_step", "train_dense", "dense_learning_rate",
+    "statistics_windows", "tokens", "steps",
+})  # fmt: skip
 Place = tuple[float, float]  # training tokens and budget
 
 
