@@ -39,7 +39,7 @@ line, e.g. `snakemake --config teachers=pretrain`.
 | `recommended.yaml` | the default scale with the rule that did best in `beyond` in place of the paper's |
 | `smoke.yaml` | every rule in seconds; its numbers mean nothing |
 | `paper.yaml` | the paper's own sizes, checkpoints and corpus; two GPUs |
-| `evening.yaml` | `mini` with twice the tokens under its smallest teacher, three lengths of training, in an evening of two cores |
+| `evening.yaml` | `mini` with twice the tokens and three lengths, under its smallest teacher; an evening of two cores |
 | `overnight.yaml` | `mini` with four times the tokens and three seeds, in a night or two of two cores |
 | `tuning.yaml` | how the learning rates of `mini` were chosen, off the validation set |
 | `single-gpu.yaml` | `paper` with a tenth of the tokens, on one GPU of 24 GB in about two days |

@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from budgeted_lora.beyond.low_rank import approximate, merge_into_dense, start_from
 from budgeted_lora.config.recipe import Recipe
+from budgeted_lora.config.sections import Compression
 from budgeted_lora.method import loop
 from budgeted_lora.method.projections import BudgetedLinear
 from budgeted_lora.models.load import load_model
+from budgeted_lora.models.trained import load_trained
 from budgeted_lora.stages import train_cell as stage
+from budgeted_lora.stages.compress_cell import compress_student
 from budgeted_lora.training.install import HandOver, install_method
 
 CUT = 3  # steps before a run is stopped
@@ -100,6 +103,29 @@ def test_which_dense_paths_train(world: World, train_dense: str | None) -> None:
     assert [module.weight.requires_grad for module in modules.values()] == expected
     started = [bool(module.lora_b.any()) for module in modules.values()]
     assert started == [not trains for trains in expected]
+
+
+def test_whole_paths_are_kept_or_gone_and_those_kept_train(world: World, tmp_path: Path) -> None:
+    recipe = recipe_of("kept", budget=0.45, whole=True, schedule_start=0.0, schedule_end=0.0, steps=60)
+    in_part = loop.new_controller(
+        recipe.model_copy(update={"whole": None}), install_method(load_model(world.student), recipe)[0]
+    )
+    for n in range(200):
+        in_part.step(n, steps=200)
+    assert any(0.0 < d < 1.0 for d in in_part.retentions), "the budget must leave a path in part for this test"
+
+    run_cell(world, recipe, tmp_path)
+    modules, _ = install_method(load_model(world.student), recipe)
+    last = [float(cell) for cell in (tmp_path / "retention.csv").read_text().splitlines()[-1].split(",")[1:]]
+    assert [module.weight.requires_grad for module in modules.values()] == [d == 1.0 for d in last]
+    trained = load_trained(student=world.student, trained=tmp_path / "trained")
+    _, records = compress_student(
+        trained, variant=Compression(rank_threshold=0.0), drop_threshold=recipe.drop_threshold
+    )
+    assert {record["decision"] for record in records} == {"keep", "drop"}
+    assert all(record["exact"] for record in records)
+    kept = sum(record["dense_macs"] for record in records if record["decision"] == "keep")
+    assert 0 < kept <= 0.45 * sum(record["dense_macs"] for record in records)
 
 
 def test_dense_paths_have_a_rate_of_their_own(world: World) -> None:

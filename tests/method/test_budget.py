@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.method import cost
-from budgeted_lora.method.controller import greedy_targets, module_targets
+from budgeted_lora.method.controller import greedy_targets, module_targets, whole_paths
 from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 
@@ -159,6 +159,21 @@ def test_greedy_meets_the_target(costs, fraction):
 def test_greedy_is_monotone_in_the_fraction(costs, pair):
     low, high = sorted(pair)
     assert all(a <= b + 1e-9 for a, b in zip(greedy_targets(costs, low), greedy_targets(costs, high), strict=True))
+
+
+@quick
+@given(costs=costs_lists, fraction=fractions, data=st.data())
+def test_whole_paths_fill_the_budget_and_are_what_a_walk_ends_at(costs, fraction, data):
+    given_order = data.draw(st.none() | st.permutations(range(len(costs))))
+    order, share = whole_paths(costs, fraction, given_order)
+    targets = greedy_targets(costs, share, order)
+    assert sorted(order) == list(range(len(costs)))
+    assert set(targets) <= {0.0, 1.0}
+    assert share <= fraction + 1e-6 / sum(costs)
+    before = greedy_targets(costs, fraction, given_order)
+    assert all(targets[index] == 1.0 for index, d in enumerate(before) if d == 1.0)
+    spare = fraction * sum(costs) - sum(cost for cost, d in zip(costs, targets, strict=True) if d)
+    assert all(cost > spare - 1e-5 for cost, d in zip(costs, targets, strict=True) if not d)
 
 
 @quick

@@ -309,6 +309,11 @@ def test_a_longer_row_reads_a_cache_of_its_own() -> None:
             "train_dense needs controller: greedy",
         ),
         (
+            {"method": "budgeted_lora", "budget": 0.4, "controller": "uniform", "whole": True},
+            "whole needs controller: greedy",
+        ),
+        ({"method": "kd_lora", "whole": True}, "kd_lora does not use whole"),
+        (
             {"method": "budgeted_lora", "budget": 0.4, "train_dense": "all"},
             "train_dense: all needs low_rank_init: svd or activation_svd; low_rank_init is zero",
         ),

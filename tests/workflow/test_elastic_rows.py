@@ -70,6 +70,7 @@ def test_budgets_are_a_set_and_part_of_the_id() -> None:
     ("row", "expected"),
     [
         ({"schedule": "short"}, "budget: elastic does not use schedule; remove it, or use one budget"),
+        ({"whole": True}, "budget: elastic does not use whole; remove it, or use one budget"),
         ({"smoothing": 0.5}, "budget: elastic does not use smoothing; remove it, or use one budget"),
         (
             {"low_rank_init": "zero"},

@@ -49,6 +49,7 @@ class Recipe(Strict):
     gate_lr_multiplier: float | None = None
     low_rank_init: OwnLowRankInit | None = None
     order: OwnRemovalOrder | None = None
+    whole: bool | None = None
     train_dense: OwnTrainDense | None = None
     dense_learning_rate: float | None = Field(default=None, gt=0)
     rank_step: Positive | None = None

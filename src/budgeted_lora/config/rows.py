@@ -76,6 +76,7 @@ class Row(Lists):
     low_rank_init: LowRankInit | None = key(None, "Replaces `lora.low_rank_init`. [ours]")
     ranks: Ranks | None = key(None, "Replaces `lora.ranks`. [ours]")
     order: RemovalOrder | None = key(None, "Replaces `budget.order`. [ours]")
+    whole: bool | None = key(None, "Replaces `budget.whole`. [ours]")
     train_dense: TrainDense | None = key(None, "Replaces `budget.train_dense`. [ours]")
     gate_logit: float | None = key(None, "Replaces `budget.gate_logit`. [U]")
     gate_lr_multiplier: Above0 | None = key(None, "Replaces `budget.gate_lr_multiplier`. [U]")

@@ -201,6 +201,11 @@ class Budget(Strict):
         "with the least estimated harm per MAC, by the weights' energy outside the top r singular directions "
         "(energy), the outputs' energy (activation), or the first-order change of the loss (gradient). [S]",
     )
+    whole: bool = key(
+        False,
+        "Leave no dense path in part: the one that the budget would cut goes, and such as went before it and still fit "
+        "stay. Compression then approximates nothing. [ours]",
+    )
     train_dense: TrainDense = key(
         "none",
         "Which dense paths train, too, at kd_full's learning rate. kept: those that the budget leaves whole; all: each "

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 from budgeted_lora.config.recipe import ControllerKind
 from budgeted_lora.errors import BadInput
@@ -39,6 +40,30 @@ def greedy_targets(costs: Sequence[int], fraction: float, removal_order: Sequenc
     return targets
 
 
+def whole_paths(
+    costs: Sequence[int], fraction: float, removal_order: Sequence[int] | None = None
+) -> tuple[list[int], float]:
+    """The dense paths that fit whole into a budget: what a greedy walk leaves if it may leave none in part.
+
+    From the last path to go back to the first, each stays that still fits. So all that `fraction` leaves whole stay,
+    and in place of the one that it leaves in part such as went before it and cost less.
+
+    Args:
+        costs, fraction, removal_order: as of `greedy_targets`.
+
+    Returns:
+        A removal order in which those that stay come last, and their share of the total cost: at most `fraction`.
+    """
+    order = list(removal_order) if removal_order is not None else sorted(range(len(costs)), key=costs.__getitem__)
+    spare, stay = fraction * sum(costs), []
+    for index in reversed(order):
+        if costs[index] <= round(spare, DIGITS // 2):  # so that a share computed from whole paths holds them
+            stay.append(index)
+            spare -= costs[index]
+    gone = [index for index in order if index not in set(stay)]
+    return gone + stay[::-1], sum(costs[index] for index in stay) / sum(costs)
+
+
 def module_targets(
     costs: Sequence[int], fraction: float, *, kind: ControllerKind, removal_order: Sequence[int] | None = None
 ) -> list[float]:
@@ -57,8 +82,11 @@ def final_retentions(
     kind: ControllerKind,
     drop_threshold: float,
     removal_order: Sequence[int] | None = None,
+    whole: bool = False,
 ) -> list[float]:
     """Retentions in the limit of a long run: the controller's targets at the budget, small ones at 0."""
+    if whole:
+        removal_order, budget = whole_paths(costs, budget, removal_order)
     targets = module_targets(costs, budget, kind=kind, removal_order=removal_order)
     return [0.0 if value < drop_threshold else value for value in targets]
 
@@ -127,6 +155,9 @@ class Controller(Dial):
     """The paper's: retentions follow a budget that falls along its schedule."""
 
     def __init__(self, costs: Sequence[int], rule: BudgetRule, *, removal_order: Sequence[int] | None = None) -> None:
+        if rule.whole:
+            removal_order, budget = whole_paths(costs, rule.budget, removal_order)
+            rule = replace(rule, budget=budget)
         super().__init__(costs, removal_order=removal_order)
         self.rule = rule
 

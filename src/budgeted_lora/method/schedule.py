@@ -18,6 +18,7 @@ class BudgetRule:
         smoothing: beta of the moving average of retentions, in [0, 1).
         drop_threshold: tau_drop in [0, 1); a smoothed retention below it becomes exactly 0.
         controller: greedy (one module after the other) or uniform (one retention for all modules).
+        whole: whether a greedy controller leaves no dense path in part (`controller.whole_paths`).
 
     Raises:
         BadInput: a value is out of range.
@@ -29,6 +30,7 @@ class BudgetRule:
     smoothing: float = 0.9
     drop_threshold: float = 0.05
     controller: ControllerKind = "greedy"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.budget <= 1.0:
@@ -40,6 +42,8 @@ class BudgetRule:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
         if self.controller not in get_args(ControllerKind):
             raise BadInput(f"controller is {self.controller!r}; expected {' or '.join(get_args(ControllerKind))}")
+        if self.whole and self.controller != "greedy":
+            raise BadInput("whole needs controller: greedy")
 
     @classmethod
     def of(cls, recipe: Recipe) -> "BudgetRule":
@@ -53,6 +57,7 @@ class BudgetRule:
             smoothing=recipe.smoothing,
             drop_threshold=recipe.drop_threshold,
             controller=recipe.controller,
+            whole=recipe.whole or False,
         )
 
     def target_fraction(self, t: float) -> float:

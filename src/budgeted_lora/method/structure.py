@@ -131,7 +131,8 @@ def totals(shape: ModelShape, *, rank: int, decisions: Sequence[Decision], macs:
 def planned_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
     """The retention of every module in the limit of a long run, by the paper's order."""
     costs = [module.macs for module in projections(shape)]
-    return final_retentions(costs, rule.budget, kind=rule.controller, drop_threshold=rule.drop_threshold)
+    how = {"kind": rule.controller, "drop_threshold": rule.drop_threshold, "whole": rule.whole}
+    return final_retentions(costs, rule.budget, **how)
 
 
 def structure(

@@ -7,7 +7,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.results import FILES, Results
 
 METHODS = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}  # in the paper's order
-ONE_VALUE = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step", "train_dense")
+ONE_VALUE = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step", "whole", "train_dense")
 
 
 def groups(scores: pd.DataFrame) -> list[tuple[tuple[str, float], pd.DataFrame]]:

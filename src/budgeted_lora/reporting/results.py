@@ -346,11 +346,11 @@ def is_elastic(lines: pd.DataFrame) -> pd.Series:
 
 
 def optional_numbers(model: type[BaseModel]) -> list[str]:
-    """Fields of a model that hold one number or nothing."""
+    """Fields of a model that hold one number, true or false, or nothing."""
     parts = {name: get_args(field.annotation) for name, field in model.model_fields.items()}
     parts = {name: union for name, union in parts.items() if not any(get_origin(part) is tuple for part in union)}
     plain = {name: {(get_args(part) or [part])[0] for part in union} for name, union in parts.items()}
-    return [name for name, kinds in plain.items() if type(None) in kinds and kinds & {int, float}]
+    return [name for name, kinds in plain.items() if type(None) in kinds and kinds & {int, float, bool}]
 
 
 def made_from(path: str) -> list[str]:

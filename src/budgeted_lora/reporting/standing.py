@@ -54,7 +54,8 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
     Args:
         recipes: of the cells of its main tables.
     """
-    own_rule = [recipe.low_rank_init or recipe.order or recipe.rank_step or recipe.train_dense for recipe in recipes]
+    own_keys = ("low_rank_init", "order", "rank_step", "whole", "train_dense")
+    own_rule = [getattr(recipe, name) is not None for recipe in recipes for name in own_keys]
     from_hub = config.corpus.source == "hub" and config.corpus.hub.name == PAPER_CORPUS and config.teachers == "hub"
     return Standing(
         models=config.calibration.teachers or from_hub,

@@ -146,6 +146,8 @@ def cell_id(config: Config, values: Recipe) -> str:
             parts.append(values.controller)
         if values.order is not None:
             parts.append(values.order)
+        if values.whole:
+            parts.append("whole")
         if values.train_dense is not None:
             parts.append(f"dense-{values.train_dense}")
         if values.schedule != "short":

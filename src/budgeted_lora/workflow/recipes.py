@@ -17,7 +17,7 @@ USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
     ("kd_full",): ("macs_of_budget",),
     ("kd_lora", "budgeted_lora"): ("rank", "alpha", "low_rank_init", "ranks", "train_embeddings_head_norms"),
     ("budgeted_lora",): (
-        "budget", "elastic_budgets", "schedule", "controller", "order", "train_dense", "smoothing",
+        "budget", "elastic_budgets", "schedule", "controller", "order", "whole", "train_dense", "smoothing",
         "drop_threshold", "gate_logit", "gate_lr_multiplier",
     ),
 }  # fmt: skip
@@ -25,8 +25,8 @@ NEEDS_STATISTICS = {"activation_svd", "activation", "gradient"}  # values of low
 # One low-rank path must do at every F: so it holds the best approximation of W, and only the residual comes and goes,
 # in an order that every F shares. Of each key the values that an elastic row may have, its default first.
 ELASTIC_NEEDS = {"low_rank_init": ("activation_svd", "svd"), "order": ("gradient",), "controller": ("greedy",)}
-NEED_GREEDY = ("order", "train_dense")  # the uniform controller lets all dense paths fade at once
-WITHOUT_SCHEDULE = ("schedule", "smoothing", "train_dense")
+NEED_GREEDY = ("order", "whole", "train_dense")  # the uniform controller lets all dense paths fade at once
+WITHOUT_SCHEDULE = ("schedule", "smoothing", "whole", "train_dense")
 
 
 def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
@@ -80,12 +80,14 @@ def schedule_values(config: Config, given: dict[str, Any], values: dict[str, Any
         raise BadInput(f"schedule {name!r} is not among budget.schedules: {', '.join(schedules)}")
     start, end = schedules[name]
     chosen = {"schedule_start": start, "schedule_end": end, "order": values["order"], "elastic_budgets": None}
-    chosen["train_dense"] = None
+    chosen |= {"train_dense": None, "whole": None}
     if values["controller"] != "greedy":
         idle = next((name for name in NEED_GREEDY if name in given), None)
         if idle is not None:
             raise BadInput(f"{idle} needs controller: greedy")
         return chosen | {"order": "mac"}
+    if values["whole"] and 0.0 < values["budget"] < 1.0:  # the others leave no path in part
+        chosen["whole"] = True
     if values["train_dense"] == "all" and not values["low_rank_init"]:
         raise BadInput("train_dense: all needs low_rank_init: svd or activation_svd; low_rank_init is zero")
     if values["train_dense"] == "all" or (values["train_dense"] == "kept" and values["budget"]):
@@ -109,7 +111,9 @@ def elastic_values(given: dict[str, Any], values: dict[str, Any]) -> dict[str, A
         value = values[name] or "zero"  # the paper's start is empty here
         if value not in allowed:
             raise BadInput(f"budget: elastic needs {name}: {' or '.join(allowed)}; {name} is {value}")
-    nothing = dict.fromkeys(("budget", "schedule", "schedule_start", "schedule_end", "smoothing", "train_dense"))
+    nothing = dict.fromkeys(
+        ("budget", "schedule", "schedule_start", "schedule_end", "smoothing", "whole", "train_dense")
+    )
     return nothing | {"elastic_budgets": tuple(sorted(values["elastic_budgets"]))}
 
 
@@ -221,7 +225,7 @@ def as_row(values: Recipe) -> dict[str, Any]:
         return row
     ranks = "fixed" if values.rank_step is None else "allocated"
     choices = {"low_rank_init": values.low_rank_init or "zero", "ranks": ranks, "order": values.order or "mac"}
-    return row | choices | {"train_dense": values.train_dense or "none"}
+    return row | choices | {"train_dense": values.train_dense or "none", "whole": values.whole or False}
 
 
 def student_shape(config: Config) -> ModelShape:

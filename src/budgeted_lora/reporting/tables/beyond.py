@@ -31,7 +31,7 @@ DENSE = {"kept": "kept dense paths train", "all": "dense paths train until they 
 ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradient": "order by gradient"}
 # Columns of a recipe that a rule's name says already, or in which its students may differ.
 SHARED = frozenset({
-    "method", "budget", "low_rank_init", "order", "rank_step", "train_dense", "dense_learning_rate",
+    "method", "budget", "low_rank_init", "order", "rank_step", "whole", "train_dense", "dense_learning_rate",
     "statistics_windows", "tokens", "steps",
 })  # fmt: skip
 Place = tuple[float, float]  # training tokens and budget
@@ -58,6 +58,7 @@ def rule_of(row: Record) -> str:
         return REFERENCES[row["method"]]
     words = [STARTS.get(row["low_rank_init"]), ORDERS.get(row["order"])]
     words += ["allocated ranks"] if pd.notna(row["rank_step"]) else []
+    words += ["whole dense paths"] if row.get("whole") is True else []
     words += [DENSE.get(row["train_dense"])]
     return " + ".join(word for word in words if word) or PAPER
 
