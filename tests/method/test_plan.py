@@ -317,18 +317,18 @@ def test_a_retention_equal_to_a_threshold_stays_on_its_upper_side():
 @given(
     budget=st.integers(0, 20).map(lambda i: i / 20),
     schedule=st.sampled_from(sorted(SCHEDULES)),
-    kind=st.sampled_from(["greedy", "uniform"]),
+    how=st.sampled_from([{"controller": "greedy"}, {"controller": "uniform"}, {"whole": True}]),
     smoothing=st.sampled_from([0.0, 0.5, 0.9]),
     longer=st.integers(0, 100),
 )
-def test_steps_needed_is_the_least_that_suffices(budget, schedule, kind, smoothing, longer):
+def test_steps_needed_is_the_least_that_suffices(budget, schedule, how, smoothing, longer):
     """Checked against the whole controller, of which `steps_needed` simulates two modules."""
-    planned = [m.decision for m in plan(MINI, 16, 8, budget, schedule, controller=kind).modules]
-    steps = needed(budget, schedule, smoothing=smoothing, controller=kind)
-    assert simulated(budget, schedule, steps, smoothing=smoothing, controller=kind) == planned
-    assert simulated(budget, schedule, steps + longer, smoothing=smoothing, controller=kind) == planned
+    planned = [m.decision for m in plan(MINI, 16, 8, budget, schedule, **how).modules]
+    steps = needed(budget, schedule, smoothing=smoothing, **how)
+    assert simulated(budget, schedule, steps, smoothing=smoothing, **how) == planned
+    assert simulated(budget, schedule, steps + longer, smoothing=smoothing, **how) == planned
     if steps > 1:
-        assert simulated(budget, schedule, steps - 1, smoothing=smoothing, controller=kind) != planned
+        assert simulated(budget, schedule, steps - 1, smoothing=smoothing, **how) != planned
 
 
 def test_full_budget_needs_one_step():

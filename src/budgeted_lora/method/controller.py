@@ -64,6 +64,16 @@ def whole_paths(
     return gone + stay[::-1], sum(costs[index] for index in stay) / sum(costs)
 
 
+def settled(
+    rule: BudgetRule, costs: Sequence[int], removal_order: Sequence[int] | None = None
+) -> tuple[BudgetRule, Sequence[int] | None]:
+    """A rule and an order that a plain greedy walk follows: those of `whole_paths` where the rule wants whole paths."""
+    if not rule.whole:
+        return rule, removal_order
+    order, budget = whole_paths(costs, rule.budget, removal_order)
+    return replace(rule, budget=budget, whole=False), order
+
+
 def module_targets(
     costs: Sequence[int], fraction: float, *, kind: ControllerKind, removal_order: Sequence[int] | None = None
 ) -> list[float]:
@@ -155,11 +165,8 @@ class Controller(Dial):
     """The paper's: retentions follow a budget that falls along its schedule."""
 
     def __init__(self, costs: Sequence[int], rule: BudgetRule, *, removal_order: Sequence[int] | None = None) -> None:
-        if rule.whole:
-            removal_order, budget = whole_paths(costs, rule.budget, removal_order)
-            rule = replace(rule, budget=budget)
         super().__init__(costs, removal_order=removal_order)
-        self.rule = rule
+        self.rule, self.removal_order = settled(rule, self.costs, removal_order)
 
     def step(self, n: int, *, steps: int) -> list[float]:
         rule = self.rule

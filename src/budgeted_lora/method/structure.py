@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.controller import DIGITS, final_retentions, smooth
+from budgeted_lora.method.controller import DIGITS, final_retentions, settled, smooth
 from budgeted_lora.method.cost import ModelShape, Projection, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 
@@ -196,7 +196,8 @@ def steps_needed(shape: ModelShape, rule: BudgetRule, *, svd_threshold: float = 
     Raises:
         BadInput: the schedule is so late that no run reaches the structure.
     """
-    watched = _last_below_thresholds(shape, rule, svd_threshold=svd_threshold)
+    rule, order = settled(rule, [module.macs for module in projections(shape)])
+    watched = _last_below_thresholds(shape, rule, order, svd_threshold=svd_threshold)
     if rule.start == rule.end == 1.0 and watched:
         raise BadInput("the schedule starts and ends at 1.0, after the last step: no run reaches its budget")
     high = 1
@@ -237,13 +238,16 @@ class _Watched:
         return d < self.threshold
 
 
-def _last_below_thresholds(shape: ModelShape, rule: BudgetRule, *, svd_threshold: float) -> list[_Watched]:
+def _last_below_thresholds(
+    shape: ModelShape, rule: BudgetRule, order: Sequence[int] | None, *, svd_threshold: float
+) -> list[_Watched]:
     """For each threshold the module that falls below it last. Retentions approach their targets from above, so the
     others need no watching."""
     costs = [module.macs for module in projections(shape)]
-    final = planned_retentions(shape, rule)
+    how = {"kind": rule.controller, "drop_threshold": rule.drop_threshold, "removal_order": order}
+    final = final_retentions(costs, rule.budget, **how)
     decisions = [decide(d, drop_threshold=rule.drop_threshold, svd_threshold=svd_threshold) for d in final]
-    order = sorted(range(len(costs)), key=costs.__getitem__)
+    order = order or sorted(range(len(costs)), key=costs.__getitem__)
     watched = []
     for decision, threshold in (("drop", rule.drop_threshold), ("svd", svd_threshold)):
         positions = [position for position, index in enumerate(order) if decisions[index] == decision]
