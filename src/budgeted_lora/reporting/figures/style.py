@@ -30,6 +30,7 @@ METHOD_COLOURS = {
     ("budgeted_lora", "0.0"): "#00875F",
 }
 OTHER = "#8A6D3B"
+OWN_RULE = "#B8548B"  # where F = 0.8 is not shown
 METHOD_DASHES = {"kd_full": "-", "kd_lora": (0, (5, 1.5)), "budgeted_lora": "-"}
 MARKERS = ("o", "s", "D", "^", "v", "P")
 RC = {

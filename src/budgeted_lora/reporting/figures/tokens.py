@@ -2,9 +2,10 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from budgeted_lora.reporting.figures.style import GREY, MARKERS, OTHER, colour
+from budgeted_lora.reporting.figures.style import GREY, MARKERS, OTHER, OWN_RULE, colour
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import millions
 from budgeted_lora.reporting.tables.tokens import LengthCurve, length_curves
@@ -49,7 +50,8 @@ def draw_curve(axes: plt.Axes, curve: LengthCurve, *, marker: str, longest: floa
 
 
 def ink_of(curve: LengthCurve) -> str:
-    """The method's colour; other rules and smaller students share one."""
+    """The method's colour; smaller students have one of their own, and so have other rules than the paper's."""
     first = curve.points.iloc[0]
-    own = first["student_ffn"] == first["student_ffn"] or ":" in curve.label
-    return OTHER if own else colour(first["method"], first["budget"])
+    if pd.notna(first["student_ffn"]):
+        return OTHER
+    return OWN_RULE if ":" in curve.label else colour(first["method"], first["budget"])
