@@ -60,7 +60,8 @@ def whole_paths(
         if costs[index] <= round(spare, DIGITS // 2):  # so that a share computed from whole paths holds them
             stay.append(index)
             spare -= costs[index]
-    gone = [index for index in order if index not in set(stay)]
+    kept = set(stay)
+    gone = [index for index in order if index not in kept]
     return gone + stay[::-1], sum(costs[index] for index in stay) / sum(costs)
 
 
