@@ -10,6 +10,7 @@ from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import millions
 from budgeted_lora.reporting.tables.tokens import LengthCurve, length_curves
 
+LONG_LABEL = 48  # characters from which two labels do not fit beside each other
 BEYOND_LONGEST = 8  # how many times the longest run the fitted curves are drawn
 
 
@@ -30,7 +31,9 @@ def tokens_figure(results: Results) -> Figure:
     axes.tick_params(axis="y", which="minor", labelsize="small")
     axes.set_xlabel("Training tokens of a student (log scale)")
     axes.set_ylabel("Validation perplexity (log scale, lower is better)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    side_by_side = 2 if max(map(len, labels)) <= LONG_LABEL else 1
+    figure.legend(handles, labels, loc="outside upper center", ncols=side_by_side, fontsize="small")
     return figure
 
 
