@@ -11,6 +11,11 @@ from budgeted_lora.method.schedule import BudgetRule
 DIGITS = 12
 
 
+def by_cost(costs: Sequence[int]) -> list[int]:
+    """The paper's removal order: indices by ascending cost, equal costs in the order given."""
+    return sorted(range(len(costs)), key=costs.__getitem__)
+
+
 def greedy_targets(costs: Sequence[int], fraction: float, removal_order: Sequence[int] | None = None) -> list[float]:
     """Target retentions that keep exactly `fraction` of the total cost, taken from one module after the other.
 
@@ -30,7 +35,7 @@ def greedy_targets(costs: Sequence[int], fraction: float, removal_order: Sequenc
     excess = total - fraction * total
     targets = [1.0] * len(costs)
     if removal_order is None:
-        removal_order = sorted(range(len(costs)), key=costs.__getitem__)
+        removal_order = by_cost(costs)
     for index in removal_order:
         if excess <= 0.0:
             break
@@ -54,7 +59,7 @@ def whole_paths(
     Returns:
         A removal order in which those that stay come last, and their share of the total cost: at most `fraction`.
     """
-    order = list(removal_order) if removal_order is not None else sorted(range(len(costs)), key=costs.__getitem__)
+    order = list(removal_order) if removal_order is not None else by_cost(costs)
     spare, stay = fraction * sum(costs), []
     for index in reversed(order):
         if costs[index] <= round(spare, DIGITS // 2):  # so that a share computed from whole paths holds them
@@ -93,13 +98,17 @@ def final_retentions(
     kind: ControllerKind,
     drop_threshold: float,
     removal_order: Sequence[int] | None = None,
-    whole: bool = False,
 ) -> list[float]:
     """Retentions in the limit of a long run: the controller's targets at the budget, small ones at 0."""
-    if whole:
-        removal_order, budget = whole_paths(costs, budget, removal_order)
     targets = module_targets(costs, budget, kind=kind, removal_order=removal_order)
     return [0.0 if value < drop_threshold else value for value in targets]
+
+
+def ends_of(rule: BudgetRule, costs: Sequence[int], removal_order: Sequence[int] | None = None) -> list[float]:
+    """Retentions of each module in the limit of a long run by a rule."""
+    rule, order = settled(rule, costs, removal_order)
+    how = {"kind": rule.controller, "drop_threshold": rule.drop_threshold, "removal_order": order}
+    return final_retentions(costs, rule.budget, **how)
 
 
 def smooth(value: float, target: float, *, smoothing: float, drop_threshold: float) -> float:

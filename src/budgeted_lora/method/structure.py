@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.controller import DIGITS, final_retentions, settled, smooth
+from budgeted_lora.method.controller import DIGITS, by_cost, ends_of, settled, smooth
 from budgeted_lora.method.cost import ModelShape, Projection, dense_macs, lora_macs, projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule
 
@@ -130,9 +130,7 @@ def totals(shape: ModelShape, *, rank: int, decisions: Sequence[Decision], macs:
 
 def planned_retentions(shape: ModelShape, rule: BudgetRule) -> list[float]:
     """The retention of every module in the limit of a long run, by the paper's order."""
-    costs = [module.macs for module in projections(shape)]
-    how = {"kind": rule.controller, "drop_threshold": rule.drop_threshold, "whole": rule.whole}
-    return final_retentions(costs, rule.budget, **how)
+    return ends_of(rule, [module.macs for module in projections(shape)])
 
 
 def structure(
@@ -244,10 +242,9 @@ def _last_below_thresholds(
     """For each threshold the module that falls below it last. Retentions approach their targets from above, so the
     others need no watching."""
     costs = [module.macs for module in projections(shape)]
-    how = {"kind": rule.controller, "drop_threshold": rule.drop_threshold, "removal_order": order}
-    final = final_retentions(costs, rule.budget, **how)
+    final = ends_of(rule, costs, order)
     decisions = [decide(d, drop_threshold=rule.drop_threshold, svd_threshold=svd_threshold) for d in final]
-    order = order or sorted(range(len(costs)), key=costs.__getitem__)
+    order = order or by_cost(costs)
     watched = []
     for decision, threshold in (("drop", rule.drop_threshold), ("svd", svd_threshold)):
         positions = [position for position, index in enumerate(order) if decisions[index] == decision]

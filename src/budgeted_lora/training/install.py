@@ -18,7 +18,7 @@ from budgeted_lora.beyond.low_rank import (
 from budgeted_lora.beyond.statistics import InputStatistics
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.errors import BadInput
-from budgeted_lora.method.controller import final_retentions
+from budgeted_lora.method.controller import ends_of
 from budgeted_lora.method.projections import BudgetedLinear, install, named_projections
 from budgeted_lora.method.schedule import BudgetRule
 
@@ -125,9 +125,7 @@ def let_dense_train(modules: Mapping[str, BudgetedLinear], recipe: Recipe, remov
     """
     if recipe.train_dense is None:
         return
-    rule, costs = BudgetRule.of(recipe), [module.macs for module in modules.values()]
-    how = {"kind": rule.controller, "drop_threshold": rule.drop_threshold, "whole": rule.whole}
-    ends = final_retentions(costs, rule.budget, removal_order=removal_order, **how)
+    ends = ends_of(BudgetRule.of(recipe), [module.macs for module in modules.values()], removal_order)
     for module, d in zip(modules.values(), ends, strict=True):
         module.weight.requires_grad_(recipe.train_dense == "all" or d == 1.0)
 
