@@ -253,3 +253,10 @@ def test_originals_missing_or_damaged_are_refused(tmp_path: Path) -> None:
         first.write_text(text)
         with pytest.raises(BadInput, match=expected):
             read_original(tmp_path)
+
+
+def test_more_demonstrations_than_a_probe_has_are_refused_in_one_line():
+    with pytest.raises(
+        BadInput, match=r"probe next_item has \d+ records to demonstrate with .*; expected at least the 300"
+    ):
+        demonstrations("next_item", random.Random(0), count=300, slice_per_mille=SLICE)

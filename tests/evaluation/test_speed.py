@@ -8,6 +8,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.evaluation import speed
 from budgeted_lora.evaluation.speed import SpeedShape, build, clocked, describe, factor_ranks, take_turns
 from budgeted_lora.method.cost import ModelShape, dense_macs, lora_macs, projections
+from budgeted_lora.method.projections import BudgetedLinear
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import structure
 
@@ -39,6 +40,17 @@ def test_built_students_have_the_planned_weights(budget):
         linears = [layer for layer in built.modules() if isinstance(layer, nn.Linear)]
         assert len(linears) == (1 if module["decision"] == "keep" else 2)
     assert planned["svd"] == (1 if budget == 0.8 else 0)
+
+
+@pytest.mark.parametrize("length", [1, 64])
+def test_unmerged_lora_keeps_two_paths_however_many_tokens_come(length, monkeypatch):
+    model = build(STUDENT, {}, length=64, device=CPU)["lora_unmerged"]
+    paths = []
+    apart = BudgetedLinear._low_rank
+    monkeypatch.setattr(BudgetedLinear, "_low_rank", lambda self, x: paths.append(1) or apart(self, x))
+    with torch.inference_mode():
+        model(torch.zeros(4, length, dtype=torch.long))
+    assert len(paths) == len(projections(SHAPE))
 
 
 def test_a_structure_that_contradicts_itself_is_refused():

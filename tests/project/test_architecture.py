@@ -31,7 +31,16 @@ PLAN = {
     "evaluation": ["errors", "method", "data", "models"],
     "serving": ["errors", "files", "config", "data.tokenizer", "models"],
     "reporting": ["errors", "files", "config"],
-    "workflow": ["errors", "files", "config", "method", "data.readers", "reporting.contents", "reporting.standing"],
+    "workflow": [
+        "errors",
+        "files",
+        "config",
+        "method",
+        "data.probes",
+        "data.readers",
+        "reporting.contents",
+        "reporting.standing",
+    ],
     "stages": [
         *["errors", "files", "provenance", "config", "method", "beyond", "data", "models", "training", "evaluation"],
         *["reporting", "workflow"],

@@ -77,11 +77,24 @@ def test_a_scale_of_another_name_is_judged_by_what_it_says() -> None:
     assert standing("paper", scale="ours", calibration={"teachers": False}).models, "they are named"
     assert not standing("mini", scale="paper").models
     assert not standing("paper", training={"tokens": 255_000_000}).students
+    ladder = config_of("paper").teacher_ladder
+    others = {name: one.model_dump() | {"hub": f"someone/{name}"} for name, one in ladder.items()}
+    assert not standing("paper", calibration={"teachers": False}, teacher_ladder=others).models
+
+
+@pytest.mark.parametrize(
+    "other", [{"student": {"layers": 4}}, {"lora": {"rank": 64, "alpha": 128}}, {"budget": {"whole": True}}]
+)
+def test_numbers_of_other_students_are_not_held_against_the_papers(other: dict[str, object]) -> None:
+    assert not standing("paper", **other).students
 
 
 def test_other_proportions_are_seen() -> None:
     assert not standing("mini", lora={"rank": 8, "alpha": 16}).proportions
     assert not standing("mini", student={"layers": 5}).proportions
+    ladder = config_of("mini").teacher_ladder
+    wide = {name: one.model_dump() | {"head_dim": 2 * one.hidden // one.heads} for name, one in ladder.items()}
+    assert not standing("mini", teacher_ladder=wide).proportions, "the heads are wider than the hidden size"
 
 
 def test_a_rule_that_is_not_the_papers_is_said() -> None:

@@ -330,6 +330,16 @@ def test_sigkill_then_resume_gives_the_same_bytes_and_the_lock_holds(world, tmp_
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_another_interval_of_the_history_is_another_run(world, tmp_path, monkeypatch):
+    """Else a run that is resumed with it would have a history in two steps."""
+    keys = []
+    real = stage.locked_folder
+    monkeypatch.setattr(stage, "locked_folder", lambda folder: keys.append(folder.name) or real(folder))
+    for log_every in (1, 4):
+        run_cell(world, make_recipe("kd_lora"), tmp_path / str(log_every), log_every=log_every)
+    assert len(set(keys)) == 2
+
+
 def test_a_diverged_run_names_the_step_and_keeps_its_history(world, tmp_path, monkeypatch):
     real, calls = loop.accumulate_gradients, []
 

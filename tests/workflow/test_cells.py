@@ -84,6 +84,14 @@ def test_a_row_that_says_the_default_is_the_same_cell() -> None:
     assert one({"method": "budgeted_lora", "budget": 0.4} | said) == plain
 
 
+def test_windows_of_statistics_are_in_the_id_though_the_row_trains_on_others() -> None:
+    """Statistics are taken on windows as the scale cuts them."""
+    row = {"method": "budgeted_lora", "budget": 0.4, "rows": "packed", "low_rank_init": "activation_svd"}
+    assert one(row, rows="packed").id != one(row, rows="document").id
+    plain = {"method": "kd_lora", "rows": "packed"}
+    assert one(plain, teachers="shipped").id == one(plain, teachers="shipped", rows="document").id
+
+
 def test_a_cell_of_two_rows_names_its_table_once() -> None:
     rows = [{"method": "kd_full"}, {"method": "kd_full", "teacher": "A"}]
     assert [cell.tables for cell in cells(config(tables={"t": rows}))] == [("t",)]

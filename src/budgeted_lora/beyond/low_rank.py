@@ -59,7 +59,7 @@ def spectrum(weight: Tensor, moment: Tensor | None = None) -> Tensor:
 def start_from(module: BudgetedLinear, best: Approximation) -> None:
     """Moves the best part of rank r of a module's W into its low-rank path; the dense path keeps the residual.
 
-    B is divided by the scale and the gates' first values, so that the module's output at d = 1 does not change.
+    B is divided by the scale and the gates as they are, so that the module's output at d = 1 does not change.
     """
     gates = module.gates()
     strength = module.scale * (torch.ones(module.rank) if gates is None else gates.cpu()).double()

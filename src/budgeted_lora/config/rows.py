@@ -8,12 +8,14 @@ from budgeted_lora.config.messages import in_yaml
 from budgeted_lora.config.types import (
     Above0,
     BelowOne,
+    Betas,
     Between0And1,
     ControllerKind,
     Elastic,
     ElasticBudgets,
     Fraction,
     GateHardening,
+    GateLogit,
     Init,
     LowRankInit,
     Method,
@@ -70,7 +72,7 @@ class Row(Lists):
     )
     tokens: Positive | list[Positive] | None = key(None, "Replaces `training.tokens`. [ours]")
     learning_rate: Above0 | None = key(None, "Replaces the method's `training.learning_rate`. [U]")
-    betas: tuple[Fraction, Fraction] | None = key(None, "Replaces `training.betas`. [U]")
+    betas: Betas | None = key(None, "Replaces `training.betas`. [U]")
     rows: Packing | None = key(None, "Replaces `rows`, in training only. [U]")
     train_embeddings_head_norms: bool | None = key(None, "Replaces `training.train_embeddings_head_norms`. [U]")
     low_rank_init: LowRankInit | None = key(None, "Replaces `lora.low_rank_init`. [ours]")
@@ -78,7 +80,7 @@ class Row(Lists):
     order: RemovalOrder | None = key(None, "Replaces `budget.order`. [ours]")
     whole: bool | None = key(None, "Replaces `budget.whole`. [ours]")
     train_dense: TrainDense | None = key(None, "Replaces `budget.train_dense`. [ours]")
-    gate_logit: float | None = key(None, "Replaces `budget.gate_logit`. [U]")
+    gate_logit: GateLogit | None = key(None, "Replaces `budget.gate_logit`. [U]")
     gate_lr_multiplier: Above0 | None = key(None, "Replaces `budget.gate_lr_multiplier`. [U]")
     smoothing: BelowOne | None = key(None, "Replaces `budget.smoothing`. [U]")
     drop_threshold: Between0And1 | None = key(None, "Replaces `budget.drop_threshold`. [U]")

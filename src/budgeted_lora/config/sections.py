@@ -1,6 +1,6 @@
 """The sections of a scale file."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import PrivateAttr, model_validator
 
@@ -8,11 +8,13 @@ from budgeted_lora.config.anatomy import SIZES, Anatomy, sizes_given
 from budgeted_lora.config.types import (
     Above0,
     BelowOne,
+    Betas,
     Between0And1,
     ControllerKind,
     ElasticBudgets,
     Fraction,
     GateHardening,
+    GateLogit,
     Growing,
     Init,
     LocalPath,
@@ -145,7 +147,7 @@ class Training(Strict):
     batch_windows: Positive = key(64, "Windows in one optimiser step (2^16 tokens at 1024). [U]")
     micro_batch_windows: Positive = key(8, "Windows in one forward pass; the rest is gradient accumulation. [ours]")
     learning_rate: LearningRates = key(LearningRates(), "Peak learning rate of each method.")
-    betas: tuple[Fraction, Fraction] = key((0.9, 0.999), "AdamW betas. [U]")
+    betas: Betas = key((0.9, 0.999), "AdamW betas. [U]")
     weight_decay: float = key(0.0, "AdamW weight decay. [S]", ge=0)
     clip: Above0 = key(1.0, "Largest gradient norm. [S]")
     warmup_fraction: Fraction = key(0.03, "Fraction of the steps in which the rate rises. [S]")
@@ -213,7 +215,7 @@ class Budget(Strict):
     )
     smoothing: BelowOne = key(0.9, "EMA factor beta of the retentions. [U]")
     drop_threshold: Between0And1 = key(0.05, "A retention d below it becomes exactly 0 (tau_drop). [U]")
-    gate_logit: float = key(2.0, "Initial gate logit. [U]")
+    gate_logit: GateLogit = key(2.0, "Initial gate logit. [U]")
     gate_lr_multiplier: Above0 = key(1.0, "Learning rate of the gates over the base rate. [U]")
     elastic_budgets: ElasticBudgets = key(
         [0.0, 0.2, 0.4, 0.6, 0.8],
@@ -288,6 +290,12 @@ class Scoring(Growing):
         "generated", "generated: our probes; folder: the original files. [ours]"
     )
     probes_folder: LocalPath | None = key(None, "Folder of the 19 original files (probes: folder). [S]")
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Self:
+        if len(set(self.demonstration_seeds)) < len(self.demonstration_seeds):
+            raise ValueError("evaluation.demonstration_seeds names a seed twice, expected each once")
+        return self
 
 
 class Evaluation(Scoring):

@@ -25,6 +25,8 @@ Truncation = Literal["weights", "outputs"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Above0 = Annotated[float, Field(gt=0.0)]
+Betas = tuple[BelowOne, BelowOne]
+GateLogit = Annotated[float, Field(ge=-20.0, le=20.0)]  # a gate of 2e-9 at least: a start divides by it
 Between0And1 = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes

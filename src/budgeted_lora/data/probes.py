@@ -86,6 +86,7 @@ def _neighbours(step: int) -> list[Pair]:
 
 
 PROBES: tuple[str, ...] = tuple(sorted([*LIST_RULES, *WORD_RULES, "next_item", "prev_item"]))
+SMALLEST_PROBES = ("next_item", "prev_item")
 LIST_PROBES: tuple[str, ...] = tuple(sorted(LIST_RULES))
 
 
@@ -142,6 +143,16 @@ def _trainable(probe: str, slice_per_mille: int, hold_out_words: bool) -> tuple[
     return tuple(pair for pair in kept if not barred & {pair.input.lower(), pair.output.lower()})
 
 
+def refuse_few(probe: str, *, count: int, slice_per_mille: int, hold_out_words: bool) -> None:
+    """Raises BadInput if the training part of a probe has fewer than `count` records to demonstrate with."""
+    found = len(_trainable(probe, slice_per_mille, hold_out_words))
+    if found < count:
+        raise BadInput(
+            f"probe {probe} has {found} records to demonstrate with outside a slice of {slice_per_mille} per mille; "
+            f"expected at least the {count} of a prompt or document (evaluation.shots, corpus.slice_per_mille)"
+        )
+
+
 def demonstrations(
     probe: str, generator: random.Random, *, count: int, slice_per_mille: int, hold_out_words: bool = False
 ) -> list[Pair]:
@@ -149,8 +160,12 @@ def demonstrations(
 
     Args:
         hold_out_words: whether to avoid the words that are reserved for evaluation.
+
+    Raises:
+        BadInput: the training part has fewer records.
     """
     if probe not in LIST_RULES:
+        refuse_few(probe, count=count, slice_per_mille=slice_per_mille, hold_out_words=hold_out_words)
         return generator.sample(_trainable(probe, slice_per_mille, hold_out_words), count)
     pool = word_pool(slice_per_mille, False) if hold_out_words else words()
     held_out = partial(is_held_out, probe, slice_per_mille=slice_per_mille)

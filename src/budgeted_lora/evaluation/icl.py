@@ -73,7 +73,7 @@ def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Pro
     The paper's own split is not published. Splitting by input keeps both answers of an ambiguous input on one side.
 
     Raises:
-        BadInput: a file is missing or holds too few records for the demonstrations.
+        BadInput: a file is missing or holds too few records for the demonstrations or for a query.
     """
     probes = []
     for name, pairs in rules.read_original(folder).items():
@@ -88,6 +88,8 @@ def original_probes(folder: Path | str, *, shots: int, queries: int) -> list[Pro
             path = Path(folder) / f"{name}.json"
             raise BadInput(f"{path}: {len(to_show)} records to demonstrate with; expected at least {shots}")
         test = [pair for pair in pairs if train_end <= place[pair.input] < test_end]
+        if not test:
+            raise BadInput(f"{Path(folder) / f'{name}.json'}: {len(pairs)} records, too few for a query; expected more")
         test.sort(key=lambda pair, place=place: place[pair.input])
 
         def draw(generator: random.Random, pairs: list[Pair] = to_show) -> list[Pair]:
@@ -110,12 +112,10 @@ def build_examples(probes: Sequence[Probe], *, seeds: Sequence[int], space: bool
     The draw depends only on the probe, the seed and the query, so fewer queries or other probes change no prompt.
 
     Raises:
-        BadInput: a probe has no query.
+        BadInput: a query is among its own demonstrations.
     """
     examples = []
     for probe in probes:
-        if not probe.queries:
-            raise BadInput(f"probe {probe.name} has no held-out query; widen corpus.slice_per_mille")
         for seed in seeds:
             for query in probe.queries:
                 shown = probe.draw(random.Random(f"demonstrations {probe.name} {seed} {query.input} {query.output}"))

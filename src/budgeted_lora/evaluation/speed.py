@@ -73,7 +73,9 @@ def build(student: SpeedShape, ranks: Mapping[str, int], *, length: int, device:
     config = mistral_config(**sizes, context=length, end_id=0)
     dense = new_model(config, seed=0)
     models = {"dense": dense, "compressed": untrained(dense, ranks), "lora_unmerged": new_model(config, seed=0)}
-    install(models["lora_unmerged"], rank=student.rank, alpha=2.0 * student.rank, dropout=0.0, gates=False, seed=0)
+    sizes = {"rank": student.rank, "alpha": 2.0 * student.rank}
+    for module in install(models["lora_unmerged"], **sizes, dropout=0.0, gates=False, seed=0).values():
+        module.weight.requires_grad_(True)  # a dense path that trains is never merged
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {name: model.to(device=device, dtype=dtype).eval() for name, model in models.items()}
 

@@ -76,7 +76,11 @@ class BudgetRule:
 
 
 def trained_share(recipe: Recipe) -> float:
-    """Share of the dense MACs whose weights train beside low-rank paths, averaged over a run as scheduled."""
+    """Share of the dense MACs whose weights train beside low-rank paths, averaged over a run as scheduled.
+
+    Of those kept, F itself: the path that a budget leaves in part does not train, and where paths stay whole less may
+    stay than F. So it is at most this, and train.json has the executed share.
+    """
     if recipe.train_dense is None:
         return 0.0
     return recipe.budget if recipe.train_dense == "kept" else BudgetRule.of(recipe).mean_fraction

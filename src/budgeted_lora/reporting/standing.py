@@ -12,6 +12,7 @@ PAPER_TOKENS = 2.55e9
 PAPER_HIDDEN = 768
 PAPER_RANK = 128
 PAPER_CORPUS = "EleutherAI/the_pile_deduplicated"
+PAPER_TEACHERS = {f"MohammedSabry/biinduct-{size}-baseline" for size in ("125m", "500m", "1b")}
 
 
 class Standing(Strict):
@@ -38,7 +39,7 @@ class Standing(Strict):
     @property
     def students(self) -> bool:
         """Whether absolute perplexities of students may be set beside the paper's."""
-        return self.models and self.length
+        return self.models and self.length and self.proportions and self.rule
 
     @property
     def setup(self) -> str:
@@ -57,8 +58,9 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
     own_keys = ("low_rank_init", "order", "rank_step", "whole", "train_dense")
     own_rule = [getattr(recipe, name) is not None for recipe in recipes for name in own_keys]
     from_hub = config.corpus.source == "hub" and config.corpus.hub.name == PAPER_CORPUS and config.teachers == "hub"
+    named = {teacher.hub for teacher in config.teacher_ladder.values()} <= PAPER_TEACHERS
     return Standing(
-        models=config.calibration.teachers or from_hub,
+        models=config.calibration.teachers or (from_hub and named),
         length=config.training.tokens >= 0.99 * PAPER_TOKENS,
         proportions=paper_proportions(config),
         rule=not any(own_rule),
@@ -69,15 +71,16 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
 
 
 def paper_proportions(config: Config) -> bool:
-    """Whether the student has the paper's shape but for its size: 6 layers, 768 : 192 : 3072, r = 128."""
+    """Whether the student has the paper's shape but for its size: 6 layers, 768 : 768 : 192 : 3072, r = 128."""
     first = config.teacher_ladder[config.first_teacher]
     ours = (
         config.student.layers,
+        first.hidden / first.anatomy.attention,
         first.hidden / first.anatomy.kv,
         first.ffn / first.hidden,
         first.hidden / config.lora.rank,
     )
-    return all(isclose(one, paper) for one, paper in zip(ours, (6, 4, 4, PAPER_HIDDEN / PAPER_RANK), strict=True))
+    return all(isclose(one, paper) for one, paper in zip(ours, (6, 1, 4, 4, PAPER_HIDDEN / PAPER_RANK), strict=True))
 
 
 def taught(config: Config) -> bool:

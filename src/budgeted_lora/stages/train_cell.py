@@ -63,8 +63,7 @@ def train_cell(
         out: the cell's folder; gets trained/, history.csv, retention.csv, train.json and, last, trained.sha256.
         state: folder of training states; this run's own is named by cell and inputs.
         threads: CPU threads of each process; they affect the result bits.
-        together: the processes that train together; this one alone when None. All call this with the same arguments,
-            and only the first one writes files.
+        together: the processes that train together, all with these arguments; the first one writes. This one if None.
 
     Raises:
         BadInput: inputs do not fit each other, or another process trains this cell.
@@ -81,11 +80,12 @@ def train_cell(
     seen = statistics and InputStatistics.open(statistics)
     modules, low_rank = install_method(model, recipe, seen)
 
-    inputs = [student, teacher, tokens.with_suffix(".json"), *([cache / "cache.json"] if cache else [])]
-    inputs += [statistics] if statistics else []
+    read = [student, teacher, tokens.with_suffix(".json"), cache and cache / "cache.json", statistics]
+    inputs = [path for path in read if path is not None]
     devices = processes.gather(device_in_use())
     meter = GpuMeter(cuda_uuids(devices) if processes.first else [])
-    own_state = state / f"{cell}-{state_key(recipe, inputs, place, precision, threads=threads, processes=processes)}"
+    key = state_key(recipe, inputs, place, precision, threads=threads, processes=processes, log_every=log_every)
+    own_state = state / f"{cell}-{key}"
     with locked_folder(own_state) if processes.first else nullcontext(own_state) as folder:
         every = {"log_every": log_every, "checkpoint_every": checkpoint_every}
         log = StateLog(folder, modules, recipe, **every, meter=meter, curves=curves, writes=processes.first)
@@ -174,11 +174,12 @@ def state_key(
     *,
     threads: int,
     processes: Processes,
+    log_every: int,
 ) -> str:
     """Digest of all that determines the bytes of a run; a saved state is resumed only if its key matches."""
     digests = [sha256_file(path) for path in inputs]
     values = [recipe.model_dump(mode="json"), digests, code_digest("train_cell"), torch.__version__]
-    return short_hash([*values, str(device), str(precision), threads, processes.count], digits=12)
+    return short_hash([*values, str(device), str(precision), threads, processes.count, log_every], digits=12)
 
 
 def teacher_states(

@@ -49,7 +49,7 @@ def window_order(windows: int, *, count: int, seed: int) -> np.ndarray:
 
 
 def rate_factor(step: int, *, steps: int, warmup_fraction: float) -> float:
-    """Linear warm-up to 1, then linear decay to 0 at the last step."""
+    """Linear warm-up to 1, then linear decay that would reach 0 one step after the last."""
     warmup = max(1, round(warmup_fraction * steps))
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 

@@ -163,7 +163,10 @@ def cell_id(config: Config, values: Recipe) -> str:
     parts.append(f"s{values.seed}")
     # Without the empty fields: a new field that is empty by default then changes no id.
     recipe_values = values.model_dump(mode="json", exclude_none=True)
-    return "_".join(parts) + "-" + short_hash({"recipe": recipe_values, "upstream": upstream(config, values.teacher)})
+    determined_by = {"recipe": recipe_values, "upstream": upstream(config, values.teacher)}
+    if values.rows != config.rows and (values.statistics_windows or values.init == "importance"):
+        determined_by["rows"] = config.rows  # statistics and importance read windows as the scale cuts them
+    return "_".join(parts) + "-" + short_hash(determined_by)
 
 
 def cells(config: Config) -> list[Cell]:

@@ -12,6 +12,7 @@ from typing import Any
 from budgeted_lora.config.files import origin_note, read_layers
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import DEFAULT_VARIANT, MAIN_CELLS, Config, load_config
+from budgeted_lora.data.probes import SMALLEST_PROBES, refuse_few
 from budgeted_lora.data.readers import local_files, package_versions
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
@@ -56,6 +57,10 @@ class Graph:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.evaluation.probes == "generated":
+            split = {"slice_per_mille": config.corpus.slice_per_mille, "hold_out_words": config.corpus.hold_out_words}
+            for probe in SMALLEST_PROBES:
+                refuse_few(probe, count=config.evaluation.shots, **split)
         self.results = f"results/{config.scale}"
         self.reports = f"reports/{config.scale}"
         self.cells: dict[str, Cell] = {cell.id: cell for cell in cells(config)}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgeted_lora.reporting.claims.evidence import Evidence, Measured, Missing
+from budgeted_lora.reporting.claims.evidence import VARYING, Evidence, Measured, Missing
 from budgeted_lora.reporting.claims.file import (
     PRINTED_AS,
     Claim,
@@ -25,7 +25,7 @@ from budgeted_lora.reporting.claims.file import (
 )
 from budgeted_lora.reporting.grouping import method_label
 from budgeted_lora.reporting.published import Line
-from budgeted_lora.reporting.standing import PAPER_RANK, Standing
+from budgeted_lora.reporting.standing import Standing
 from budgeted_lora.reporting.uncertainty import range_text
 
 REPRODUCED, NOISE, DIFFERS = "reproduced", "within noise", "differs"
@@ -140,10 +140,10 @@ def number_row(claim: Printed, line: Line, evidence: Evidence) -> Row:
             return blank(claim, status=NOT_RUN, **(about | {"reason": one.reason}))
     if not calibrated:
         return blank(claim, status=NOT_JUDGED, **(about | {"reason": OFF_CALIBRATION}))
-    off, tolerance, noise = distance(ours, line, evidence), 0.0, evidence.covers([[ours]])
+    off, tolerance, noise = distance(ours, line), 0.0, evidence.covers([[ours]])
     if claim.tolerance is not None:
         tolerance, noise = claim.tolerance, "as the note says"
-    elif metric in ("ppl", "icl", "avg_rank"):
+    elif metric in VARYING:
         tolerance = evidence.tolerance_to_print(ours)
         tolerance = ours.value * math.expm1(tolerance) if metric == "ppl" else tolerance
     status = judge_number(off=off, rounding=line.rounding, tolerance=tolerance)
@@ -151,12 +151,11 @@ def number_row(claim: Printed, line: Line, evidence: Evidence) -> Row:
     return blank(claim, status=status, measured=ours.text, tolerance=text, noise=noise, files=ours.files, **about)
 
 
-def distance(ours: Measured, line: Line, evidence: Evidence) -> float:
+def distance(ours: Measured, line: Line) -> float:
     """How far a measured quantity is from a printed number: of the mean, or of the run that is farthest for a count."""
     if ours.metric in ("ppl", "icl"):
         return abs(ours.value - line.value)
-    scale = PAPER_RANK / evidence.config.lora.rank if ours.metric == "avg_rank" else 1.0
-    return max(abs(scale * level - line.value) for level in ours.levels)
+    return max(abs(level - line.value) for level in ours.levels)
 
 
 def open_row(claim: Open, line: Line, evidence: Evidence) -> Row:
@@ -192,7 +191,7 @@ def swapped_row(claim: Swapped, evidence: Evidence, printed: Sequence[Line]) -> 
     about |= {"tolerance": "± 0.5", "noise": evidence.covers([ours]), "files": ours[0].files}
 
     def fits(order: Sequence[Line]) -> bool:
-        return all(distance(one, line, evidence) <= line.rounding for one, line in zip(ours, order, strict=True))
+        return all(distance(one, line) <= line.rounding for one, line in zip(ours, order, strict=True))
 
     status = REPRODUCED if fits(lines) else INCONSISTENT if fits(lines[::-1]) else DIFFERS
     return blank(claim, status=status, **about)
