@@ -102,11 +102,10 @@ lint: $(STAMP) ## ruff, snakefmt and Snakemake's own linter
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-figures: ## copy the figures that README.md and docs/ show from reports/mini to docs/figures
-	@names="$$(grep -oh '(\(docs/\)\?figures/[A-Za-z0-9._-]*' README.md docs/*.md | sed 's|.*/||' | sort -u)"; \
-	if [ -z "$$names" ]; then echo "make figures: README.md and docs/ show no figure" >&2; exit 2; fi; \
-	mkdir -p docs/figures; \
-	for name in $$names; do cp "reports/mini/figures/$$name" "docs/figures/$$name" || exit 2; echo "$$name"; done
+figures: ## copy the figures of the default run that docs/results.md shows from reports/mini to docs/figures
+	@for name in $$(grep -oh '(figures/[A-Za-z0-9._-]*' docs/results.md | sed 's|.*/||' | sort -u); do \
+	    cp "reports/mini/figures/$$name" "docs/figures/$$name" || exit 2; echo "$$name"; \
+	done
 
 environment.yml: requirements.lock ## copy the pins of requirements.lock to environment.yml
 	{ sed '/- pip:/q' $@; sed -n 's/^[A-Za-z]/      - &/p' requirements.lock; } > $@.new

@@ -61,7 +61,7 @@ def machine_words(machine: dict[str, Any]) -> str:
     return (
         f"{gpu}{machine['cpu']} ({machine['cores']} usable, {machine['cpu_capability']}), {machine['memory_gb']} GB, "
         f"load {machine['load_before']} before the run; {machine['system']}, Python {machine['python']}, {versions}; "
-        f"commit {commit}, {machine['date']}."
+        f"commit {commit} for the newest lines, {machine['date']}."
     )
 
 

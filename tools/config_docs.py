@@ -42,7 +42,7 @@ line, e.g. `snakemake --config teachers=pretrain`.
 | `evening.yaml` | `mini` with twice the tokens and three lengths, under its smallest teacher; an evening of two cores |
 | `overnight.yaml` | `mini` with four times the tokens and three seeds, in a night or two of two cores |
 | `tuning.yaml` | how the learning rates of `mini` were chosen, off the validation set |
-| `single-gpu.yaml` | `paper` with a tenth of the tokens, on one GPU of 24 GB in about two days |
+| `single-gpu.yaml` | `paper` with a tenth of the tokens, on one GPU of 24 GB in 29 hours by the plan |
 | `gpu-hour.yaml` | the paper's width on the docstring corpus, half an hour on one GPU; shows speed, not quality |
 | `your-model.yaml` | a model of your own, as `budgeted-lora compress` writes such a file; every line explained |
 | `published.csv` | the paper's own numbers, shown beside ours; not a scale |

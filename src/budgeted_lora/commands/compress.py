@@ -83,7 +83,7 @@ def compress(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Half of the layers, those that change most.")] = False,
     rule: Annotated[
-        str, typer.Option(help="recommended: what did best in docs/beyond.md; paper: the paper's.")
+        str, typer.Option(help="recommended: the start and order that did best in docs/beyond.md; paper: the paper's.")
     ] = "recommended",
     rank: Annotated[int | None, typer.Option(help="Of the low-rank paths. [as the paper's, in proportion]")] = None,
     rank_multiple: Annotated[

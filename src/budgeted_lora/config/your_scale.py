@@ -62,6 +62,7 @@ budget:
   order: $order             # $order_why
 compression:
   r_max: $r_max             # rank of the SVD of a dense path that is nearly whole
+  rank_threshold: 0.0       # a gate below it would lose its rank; in long runs gates of ranks that work fall below 0.5
   rank_multiple: $rank_multiple   # what these ranks are rounded to; 8 or 16 suits some kernels and quantised weights
 
 evaluation:

@@ -23,7 +23,9 @@ from budgeted_lora.reporting.uncertainty import lines
 
 CONTROL_MARKERS = {SMALLER: "X", TRUNCATED: "*"}
 CONTROL_SIZES = {SMALLER: 8, TRUNCATED: 11}
+VISIBLE = 1.01  # seeds whose perplexities are closer show no band
 SPREAD = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
+FRONTIER = {"color": GREY, "linewidth": 5, "alpha": 0.3, "solid_capstyle": "butt"}
 FAR = 10.0  # a perplexity this many times the lowest is drawn at the upper edge, or the others could not be told apart
 
 
@@ -50,11 +52,12 @@ def pareto(results: Results, cost: Cost) -> Figure:
     names = sorted_teachers(results, points[points["kind"] == ""])
     x, y = points[cost.column].to_numpy(), points["ppl"].to_numpy()
     axes.set_yscale("log")  # a student without its dense paths may lie a decade above one that keeps them
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     rough = np.round(x / x.max(), 2)  # costs a hundredth apart count as equal
-    best = frontier(-rough if cost.larger_is_better else rough, y)
+    shown = np.flatnonzero(points["far"].isna())
+    best = shown[frontier((-rough if cost.larger_is_better else rough)[shown], y[shown])]
     strokes = draw_frontier(axes, x[best], y[best])
     strokes += [draw_point(axes, row, getattr(row, cost.column), names) for row in points.itertuples()]
     teachers = results.teachers()
@@ -63,12 +66,14 @@ def pareto(results: Results, cost: Cost) -> Figure:
         axes.axhline(level, color=GREY, linestyle=(0, (1, 1.6)), linewidth=1.2, zorder=0)
         strokes.append(np.array([[x.min() - np.ptp(x), level], [x.max() + np.ptp(x), level]]))
     axes.margins(x=0.16, y=0.12)
+    if len(shown) < len(points):
+        axes.set_ylim(top=1.1 * y.max())  # no tick above the points brought there
     axes.set_xlabel(cost.title)
     axes.set_ylabel("Validation perplexity (log scale, lower is better)")
     figure.legend(handles=pareto_legend(names, teachers, points), loc="outside upper center", ncols=3, fontsize="small")
     labels = [
         (getattr(row, cost.column), row.ppl, label(row), ink(row.method, row.budget, row.kind))
-        for row in points.itertuples()
+        for row in named_points(points).itertuples()
     ]
     label_points(axes, labels, lines=strokes)
     return figure
@@ -105,6 +110,15 @@ def brought_near(points: pd.DataFrame) -> pd.DataFrame:
     return near
 
 
+def named_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that get a name: controls, those off the scale, and of each method's others the one in the middle."""
+    own = points[(points["kind"] != "") | points["far"].notna()]
+    others = points.drop(own.index).sort_values("ppl")
+    groups = others.groupby(["method", "budget", "controller"], dropna=False, sort=False)
+    middle = [group.index[(len(group) - 1) // 2] for _, group in groups]
+    return points.loc[sorted([*own.index, *middle])]
+
+
 def draw_point(axes: Axes, row: object, x: float, names: list[str]) -> np.ndarray:
     """A point with its standard error over windows and, wide and pale, the range of its seeds.
 
@@ -132,12 +146,13 @@ def ink(method: str, budget: float, kind: str) -> str:
 
 
 def label(row: object) -> str:
-    """Short name beside a point: KD LoRA · 1B, F=0.0 uniform · 0.13B; a control says how many MACs it has."""
+    """Short name beside a point: KD LoRA, F=0.0 uniform; a control says its share of MACs. Markers tell teachers."""
     above = f": {row.far:,.0f}, off the scale" if pd.notna(row.far) else ""
     if row.kind:
         return f"{row.kind}, {number(row.share, 2)} of the MACs{above}"
     method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")
-    return f"{method}{' uniform' if row.controller == 'uniform' else ''} · {row.teacher}{above}"
+    teacher = f" · {row.teacher}" if above else ""
+    return f"{method}{' uniform' if row.controller == 'uniform' else ''}{teacher}{above}"
 
 
 def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -154,12 +169,17 @@ def frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
 def draw_frontier(axes: Axes, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     """The frontier as steps, cheapest first: up to the next point, the last one is the best to be had.
 
+    The uprights are thin: a point that lies on one is not on the frontier.
+
     Returns:
         its level and upright strokes, each [2, 2], data coordinates.
     """
-    axes.step(x, y, where="post", color=GREY, linewidth=5, alpha=0.25, zorder=1, solid_capstyle="butt")
     corners = [corner for i in range(len(x)) for corner in ([[x[i], y[i - 1]]] if i else []) + [[x[i], y[i]]]]
-    return [np.array(pair) for pair in itertools.pairwise(corners)]
+    strokes = [np.array(pair) for pair in itertools.pairwise(corners)]
+    for place, stroke in enumerate(strokes):
+        looks = FRONTIER if place % 2 == 0 else FRONTIER | {"linewidth": 1}
+        axes.plot(*stroke.T, **looks, zorder=1)
+    return strokes
 
 
 def pareto_legend(names: list[str], teachers: pd.DataFrame, points: pd.DataFrame) -> list[Line2D]:
@@ -169,11 +189,11 @@ def pareto_legend(names: list[str], teachers: pd.DataFrame, points: pd.DataFrame
         for i, name in enumerate(names)
     ]
     for kind, marker in CONTROL_MARKERS.items():
-        if (points["kind"] == kind).any():
+        if ((points["kind"] == kind) & points["far"].isna()).any():
             looks = {"color": OTHER, "marker": marker, "markersize": CONTROL_SIZES[kind], "linestyle": ""}
             shapes.append(Line2D([], [], label=f"control: {kind}", **looks))
-    strokes = [Line2D([], [], color=GREY, linewidth=5, alpha=0.25, label="Pareto frontier")]
-    if points["seeds"].max() > 1:
+    strokes = [Line2D([], [], label="Pareto frontier", **FRONTIER)]
+    if (points["ppl_high"] > VISIBLE * points["ppl_low"]).any():
         strokes.append(Line2D([], [], color=BLACK, label="range over seeds", **SPREAD))
     if len(teachers):
         name = teachers["name"].iloc[0]
