@@ -125,5 +125,5 @@ def test_the_figure_has_a_point_per_student_and_length(results: Results) -> None
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         counts = [len(bars.lines[0].get_xdata()) for bars in axes.containers]
         plt.close(figure)
-    assert labels == ["teacher 0.13B", *(curve.label for curve in length_curves(results))]
+    assert labels == ["teacher 0.13B", "a fitted law, continued", *(curve.label for curve in length_curves(results))]
     assert counts == [len(curve.points) for curve in length_curves(results)]

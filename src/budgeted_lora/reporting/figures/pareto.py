@@ -146,10 +146,13 @@ def ink(method: str, budget: float, kind: str) -> str:
 
 
 def label(row: object) -> str:
-    """Short name beside a point: KD LoRA, F=0.0 uniform; a control says its share of MACs. Markers tell teachers."""
+    """Short name beside a point: KD LoRA, F=0.0 uniform; a control says its share of MACs.
+
+    Markers tell teachers and kinds of controls, but off the scale all are alike.
+    """
     above = f": {row.far:,.0f}, off the scale" if pd.notna(row.far) else ""
     if row.kind:
-        return f"{row.kind}, {number(row.share, 2)} of the MACs{above}"
+        return f"{f'{row.kind}, ' if above else ''}{number(row.share, 2)} of MACs{above}"
     method = method_label(row.method, row.budget).removeprefix("Budgeted LoRA, ")
     teacher = f" · {row.teacher}" if above else ""
     return f"{method}{' uniform' if row.controller == 'uniform' else ''}{teacher}{above}"

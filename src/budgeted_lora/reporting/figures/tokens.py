@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from budgeted_lora.reporting.figures.style import GREY, MARKERS, OTHER, OWN_RULE, colour
 from budgeted_lora.reporting.results import Results
@@ -11,7 +12,7 @@ from budgeted_lora.reporting.table import millions
 from budgeted_lora.reporting.tables.tokens import LengthCurve, length_curves
 
 LONG_LABEL = 48  # characters from which two labels do not fit beside each other
-BEYOND_LONGEST = 8  # how many times the longest run the fitted curves are drawn
+BEYOND_LONGEST = 16  # how many times the longest run the fitted curves are drawn
 
 
 def tokens_figure(results: Results) -> Figure:
@@ -25,12 +26,17 @@ def tokens_figure(results: Results) -> Figure:
     axes.axhline(teacher["ppl"], color=GREY, linestyle=":", linewidth=0.9, label=f"teacher {teacher['name']}")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    lengths = sorted({int(tokens) for curve in curves for tokens in curve.points["tokens"]})
+    axes.set_xticks([*lengths, BEYOND_LONGEST * lengths[-1]])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: millions(value))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="y", which="minor", labelsize="small")
     axes.set_xlabel("Training tokens of a student (log scale)")
     axes.set_ylabel("Validation perplexity (log scale, lower is better)")
+    if any(curve.law for curve in curves):
+        axes.plot([], [], color=GREY, linestyle="--", linewidth=1.2, label="a fitted law, continued")
     handles, labels = axes.get_legend_handles_labels()
     side_by_side = 2 if max(map(len, labels)) <= LONG_LABEL else 1
     figure.legend(handles, labels, loc="outside upper center", ncols=side_by_side, fontsize="small")
