@@ -64,6 +64,9 @@ def costs(benchmarks: Path) -> str:
         if jobs := taken.get(rule):
             seconds, largest = sum(job[0] for job in jobs), max(job[1] for job in jobs)
             lines.append(f"| {words} | {len(jobs)} | {seconds:.0f} | {largest / 1000:.1f} GB |")
+    if rest := [job for rule, jobs in taken.items() if rule not in STAGES for job in jobs]:
+        seconds, largest = sum(job[0] for job in rest), max(job[1] for job in rest)
+        lines.append(f"| all else | {len(rest)} | {seconds:.0f} | {largest / 1000:.1f} GB |")
     return "\n".join(lines)
 
 

@@ -66,11 +66,11 @@ def ship(results: Path, assets: Path) -> None:
     """Copies every teacher of a results folder into `assets/teachers` and their tokenizer into `assets/tokenizer`."""
     own = results / "data" / "teachers" / "manifest.json"  # exists if teachers and students read different mixes
     manifest = read_json(own if own.is_file() else results / "data" / "manifest.json")
+    cards = {folder: card(folder, manifest) for folder in sorted((results / "teachers").iterdir())}
     shutil.rmtree(assets / "teachers", ignore_errors=True)
     shutil.rmtree(assets / "tokenizer", ignore_errors=True)
     shutil.copytree(results / "data" / "tokenizer", assets / "tokenizer")
-    for folder in sorted((results / "teachers").iterdir()):
-        about = card(folder, manifest)
+    for folder, about in cards.items():
         target = assets / "teachers" / folder.name
         target.mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):

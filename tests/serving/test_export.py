@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ from fixtures.exported import IDS, MIXED, put_tokens_around, student, student_fo
 from fixtures.families import FAMILIES, write_checkpoint
 from fixtures.tiny_decoder import tiny
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from budgeted_lora.errors import BadInput
 from budgeted_lora.models.compressed import untrained
 from budgeted_lora.models.load import load_model, save_model, tied_names
+from budgeted_lora.serving import export
 from budgeted_lora.serving.export import expanded, export_model
+from budgeted_lora.serving.generate import open_tokenizer
 
 EXPORTS = {"factors": {"dtype": "float32"}, "dense": {"dtype": "float32", "dense": True}, "stock": {}}
 HALF = {
@@ -199,6 +202,82 @@ def test_the_tokenizer_puts_nothing_around_a_text(tmp_path: Path) -> None:
     assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("w3 w4 w5").ids == [3, 4, 5]
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (settings["add_bos_token"], settings["add_eos_token"]) == (False, False)
+
+
+def llama_style() -> Tokenizer:
+    """Spaces become marks by normalisation, one more in front, as in Llama 2: no pre-tokenizer."""
+    vocabulary = {"w0": 0, "<unk>": 1} | {
+        text: 2 + i for i, text in enumerate(["\u2581", *"abcdefghijklmnopqrstuvwxyz"])
+    }
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.add_special_tokens(["w0"])
+    return tokenizer
+
+
+def digit_by_digit() -> Tokenizer:
+    """Byte-level, each digit a word of its own, though the vocabulary has longer numbers."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: i for i, text in enumerate(["w0", *letters, "20"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("2", "0")]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.add_special_tokens(["w0"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("made", [llama_style, digit_by_digit])
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_an_exported_folder_tokenises_as_in_training(made: Callable, name: str, tmp_path: Path, capsys) -> None:
+    """Those classes rebuild a tokenizer from its vocabulary, with a normaliser and pre-tokenizer of their own."""
+    source = student_folder(tmp_path / "source", student(MIXED))
+    tokenizer = made()
+    tokenizer.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "eos_token": "w0"}))
+    (tmp_path / "out").mkdir()
+    export_model(source, tmp_path / "out")
+    opened, used = AutoTokenizer.from_pretrained(tmp_path / "out"), open_tokenizer(source)
+    for text in ("one", " one", "  two  words", "in 2024", "onew0 two", "w0\ntwo"):
+        assert opened(text).input_ids == used(text, add_special_tokens=False).input_ids == tokenizer.encode(text).ids
+    assert capsys.readouterr().err == ""
+
+
+def test_who_opens_another_tokenizer_is_told(tmp_path: Path, capsys, monkeypatch) -> None:
+    source = student_folder(tmp_path / "source", student(MIXED))
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(export, "retokenised", lambda folder: ["one 2"])
+    export_model(source, tmp_path / "out")
+    assert "AutoTokenizer gives other ids than tokenizer.json, e.g. for 'one 2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_theta": 5e5, "rope_type": "default"}, {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}]
+)
+def test_the_rotary_base_stands_under_its_older_name_too(rope: dict, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", "llama")
+    values = json.loads((source / "config.json").read_text())
+    values = {key: value for key, value in values.items() if not key.startswith("rope")} | {"rope_parameters": rope}
+    (source / "config.json").write_text(json.dumps(values))
+    (tmp_path / "out").mkdir()
+    export_model(source, tmp_path / "out", dtype="float32")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["rope_theta"] == rope["rope_theta"]
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    assert written.get("rope_scaling") == (None if rope["rope_type"] == "default" else scaling)
+    with torch.no_grad():
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        assert torch.equal(again(IDS).logits, load_model(source)(IDS).logits)
+
+
+def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = tiny(layers=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+    source = student_folder(tmp_path / "source", model)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadInput, match=r"layers\.0\.mlp\.up_proj\.weight has values beyond float16; expected --dtype"):
+        export_model(source, tmp_path / "out", dtype="float16")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_factors_have_no_sizes_of_a_dense_layer(folders: Path) -> None:

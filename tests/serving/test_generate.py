@@ -1,5 +1,6 @@
 """`budgeted-lora generate` for model folders of every kind, and what it refuses."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_sampling_depends_on_the_seed_alone(root: Path) -> None:
     before = torch.random.get_rng_state()
     sample(3, 1.0)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_greedy_decoding_ignores_settings_of_the_folder(root: Path, run: Run, tmp_path: Path) -> None:
+    source = student_folder(tmp_path / "source", student(MIXED))
+    plain = run("generate", source, PROMPT).out
+    own = {"repetition_penalty": 5.0, "num_beams": 3, "do_sample": True, "min_p": 0.5, "eos_token_id": 0}
+    (source / "generation_config.json").write_text(json.dumps(own))
+    assert run("generate", source, PROMPT).out == plain
 
 
 def test_the_context_is_never_passed(root: Path) -> None:

@@ -197,7 +197,7 @@ def test_tokens_are_rounded_down_to_whole_steps() -> None:
 def test_structure_is_shared_where_shapes_are_equal() -> None:
     row = {"method": "budgeted_lora", "budget": 0.4}
     rows = [row | {"teacher": ["A", "B"], "schedule": ["short", "long"]}, row | {"controller": "uniform"}]
-    graph = Graph(config(tables={"table2": [*rows, {"method": "kd_lora"}]}))
+    graph = Graph(config(tables={"mine": [*rows, {"method": "kd_lora"}]}))
     names = [graph.structure_of(cell) for cell in graph.cells]
     assert len(names) == 6
     assert len(set(names[:4])) == 1

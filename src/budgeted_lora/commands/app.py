@@ -162,13 +162,14 @@ def doctor(
 def report(
     scale: ScaleName = "mini",
     config_folder: ConfigFolder = Path("config"),
+    config: Overrides = None,
     partial: Annotated[bool, typer.Option("--partial", help="Show finished results, name missing ones.")] = False,
 ) -> None:
     """Write the report of a scale from its finished results."""
     from budgeted_lora.commands.report import write_report  # imports pandas
     from budgeted_lora.workflow.report import ReportJobs
 
-    graph = graph_of(scale, config_folder, None)
+    graph = graph_of(scale, config_folder, config)
     page = write_report(
         Path(graph.results),
         published=config_folder / "published.csv",

@@ -53,7 +53,7 @@ class Request:
 
     def said(self) -> dict[str, object]:
         """What was given, by option."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
 @compressing.command(context_settings={"allow_extra_args": True})
@@ -171,7 +171,7 @@ def refuse_request(request: Request) -> None:
         raise BadInput("--hours and --tokens: expected one of them")
     ranges = {
         "--speedup": (request.speedup, 1.0, float("inf")), "--param-reduction": (request.param_reduction, 0.0, 100.0),
-        "--budget": (request.budget, 0.0, 1.0), "--hours": (request.hours, 0.001, float("inf")),
+        "--budget": (request.budget, 0.0, 1.0), "--hours": (request.hours, 0.001, 10_000.0),
         "--tokens": (request.tokens, 1, float("inf")), "--rank": (request.rank, 1, float("inf")),
         "--rank-multiple": (request.rank_multiple, 1, float("inf")),
     }  # fmt: skip

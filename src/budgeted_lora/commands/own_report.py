@@ -55,12 +55,13 @@ def finish(graph: Graph) -> str:
 
 
 def exported(graph: Graph, cell: str) -> Path:
-    """A student's folder that needs nothing of this package. One that is there stays: its name has the cell's hash."""
+    """A student's folder that needs nothing of this package. One that is there stays: its name has the model's hash."""
     recipe = graph.recipe_of(cell)
     label = recipe.method if recipe.budget is None else f"F{recipe.budget:g}"
-    folder = Path("exported") / graph.config.scale / f"{label}-{cell.rpartition('-')[2]}"
+    source = Path(graph.results) / "cells" / cell / "compressed" / DEFAULT_VARIANT / "model"
+    digest = source.with_suffix(".sha256").read_text(encoding="utf-8")
+    folder = Path("exported") / graph.config.scale / f"{label}-{digest[:8]}"
     if not folder.exists():
-        source = Path(graph.results) / "cells" / cell / "compressed" / DEFAULT_VARIANT / "model"
         export_folder(source, folder, dtype="bfloat16", dense=False, license=None)
     return folder
 

@@ -1,5 +1,6 @@
 """`budgeted-lora report`: everything that the results of a scale allow, in one process."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def write_report(
     Raises:
         BadInput: a main table or figure lacks a result and the report is not partial; or a file is unusable.
     """
+    if partial:  # what an earlier call could make and this one cannot must not stand on the page
+        shutil.rmtree(out, ignore_errors=True)
     printed, bootstrap = Published.open(published), Bootstrap(config.report.bootstrap, config.report.confidence)
     opened = Results.open(results, standing=standing, partial=partial)
     skipped = []
@@ -42,6 +45,7 @@ def write_report(
             if not partial and shown.target == "main":
                 raise
             skipped += [f"{shown.name}: {error}"] if partial else []
+        opened.missing.extend(path for path in mine.missing if path not in opened.missing)
     judged = replace(opened, partial=True, missing=[])
     frame = judge_all(judged, claims=claims, published=printed, config=config)
     write_claims(frame, out / "claims_all.csv", scale=config.scale)

@@ -21,7 +21,7 @@ from typing import Any
 from budgeted_lora.commands.chain import Stage, chain, data_and_teachers
 from budgeted_lora.planning.costs import START_UP_SECONDS, ScaleCosts
 from budgeted_lora.planning.devices import Slots, matching, named_device
-from budgeted_lora.planning.machine import gpus
+from budgeted_lora.planning.machine import gpus, usable_cores
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.runs import JOBS, age, is_at_work, lives, living, run_record
 
@@ -127,7 +127,7 @@ class Watcher:
         """Jobs side by side: by Snakemake's counters, as far as they are known."""
         config = self.graph.config
         devices = len(gpus()) if config.device != "cpu" else 0
-        cores = (self.about.get("cores") or os.cpu_count() or 1) // config.threads.training
+        cores = (self.about.get("cores") or usable_cores()) // config.threads.training
         counted = self.about.get("gpus")
         count = min(devices or max(1, cores), counted if isinstance(counted, int) else math.inf)
         return Slots(max(int(count), config.gpus_per_run), config.gpus_per_run)

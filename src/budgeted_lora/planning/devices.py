@@ -6,13 +6,12 @@ low-rank products that wait for memory. `budgeted-lora plan --calibrate` measure
 """
 
 import math
-import os
 from dataclasses import dataclass, replace
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import Config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.planning.machine import cpu_multiplies_bfloat16
+from budgeted_lora.planning.machine import cpu_multiplies_bfloat16, usable_cores
 
 GIB = 2**30
 
@@ -102,7 +101,7 @@ def named_device(name: str | None, config: Config, *, utilisation: float | None 
     """
     name = name or ("a100-80gb" if config.device == "cuda" else "cpu")
     if name == "cpu":
-        device = cpu(min(config.threads.training, os.cpu_count() or 1))
+        device = cpu(min(config.threads.training, usable_cores()))
     elif name in GPUS:
         device = GPUS[name]
     else:

@@ -52,12 +52,17 @@ def this_machine(results: Path, *, hub_cache: Path | None = None) -> Machine:
     results, downloads = existing(results), existing(hub_cache or results)
     return Machine(
         gpus=tuple(gpus()),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         host_bytes=host_memory(),
         disk_bytes=shutil.disk_usage(results).free,
         cache_bytes=shutil.disk_usage(downloads).free,
         one_disk=results.stat().st_dev == downloads.stat().st_dev,
     )
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, fewer than the machine's in many containers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_multiplies_bfloat16(described: Path = Path("/proc/cpuinfo")) -> bool:
@@ -104,8 +109,10 @@ def gpus() -> list[Gpu]:
     lines = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines()]
     known = {}
     for uuid, name, mebibytes, capability in (fields for fields in lines if len(fields) == len(QUERY_FIELDS)):
-        number = float(capability) if re.fullmatch(r"[\d.]+", capability) else None
-        known[uuid] = Gpu(uuid, name, int(float(mebibytes)) * 2**20, number)
+        amount, number = (  # "[N/A]" where the driver does not say
+            float(text) if re.fullmatch(r"[\d.]+", text) else None for text in (mebibytes, capability)
+        )
+        known[uuid] = Gpu(uuid, name, None if amount is None else int(amount) * 2**20, number)
     return [known.get(name, Gpu(name, "unknown", None, None)) for name in names]
 
 

@@ -4,10 +4,10 @@ import pandas as pd
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.errors import BadInput
-from budgeted_lora.reporting.results import FILES, Results
+from budgeted_lora.reporting.results import FILES, RECIPE, Results
 
 METHODS = {"kd_full": "KD Full", "kd_lora": "KD LoRA", "budgeted_lora": "Budgeted LoRA"}  # in the paper's order
-ONE_VALUE = ("init", "schedule", "controller", "rank", "low_rank_init", "order", "rank_step", "whole", "train_dense")
+ONE_VALUE = sorted(RECIPE - {"teacher", "method", "budget"})  # what the runs of one line agree in
 
 
 def groups(scores: pd.DataFrame) -> list[tuple[tuple[str, float], pd.DataFrame]]:
@@ -36,10 +36,11 @@ def one_recipe(scores: pd.DataFrame, table: str) -> None:
     """
     for key, group in groups(scores):
         for name in ONE_VALUE:
-            if name in group and group[name].nunique(dropna=False) > 1:
+            values = group[name].astype(str).unique() if name in group else ()
+            if len(values) > 1:
                 raise BadInput(
                     f"{table}: {method_label(*key)} lists cells with several values of {name} "
-                    f"({', '.join(map(str, group[name].unique()))}); expected one"
+                    f"({', '.join(values)}); expected one"
                 )
 
 

@@ -1,7 +1,8 @@
 """What a scale shares with the paper, by its configuration, and so what may stand beside the printed numbers."""
 
 from collections.abc import Iterable
-from math import isclose
+from math import isclose, log
+from typing import Literal
 
 from budgeted_lora.config.recipe import Recipe
 from budgeted_lora.config.scale import Config
@@ -26,6 +27,9 @@ class Standing(Strict):
         taught: whether its teachers read enough text for trends between methods to mean something.
         tokens: training tokens of a main run.
         width: of the student, as a share of the paper's.
+        rank_cuts: whether a gate can cost its rank: the scale cuts none, a main run is too short for it, or it can.
+        shots: demonstrations in a prompt.
+        brought: whether its teachers are a user's own models.
     """
 
     models: bool = False
@@ -35,6 +39,9 @@ class Standing(Strict):
     taught: bool = True
     tokens: float = 0.0
     width: float = 0.125
+    rank_cuts: Literal["none", "out of reach", "possible"] = "possible"
+    shots: int = 10
+    brought: bool = False
 
     @property
     def students(self) -> bool:
@@ -59,15 +66,34 @@ def standing_of(config: Config, recipes: Iterable[Recipe]) -> Standing:
     own_rule = [getattr(recipe, name) is not None for recipe in recipes for name in own_keys]
     from_hub = config.corpus.source == "hub" and config.corpus.hub.name == PAPER_CORPUS and config.teachers == "hub"
     named = {teacher.hub for teacher in config.teacher_ladder.values()} <= PAPER_TEACHERS
+    models = config.calibration.teachers or (from_hub and named)
     return Standing(
-        models=config.calibration.teachers or (from_hub and named),
+        models=models,
         length=config.training.tokens >= 0.99 * PAPER_TOKENS,
         proportions=paper_proportions(config),
         rule=not any(own_rule),
         taught=taught(config),
         tokens=config.training.tokens,
         width=config.teacher_ladder[config.first_teacher].hidden / PAPER_HIDDEN,
+        rank_cuts=rank_cuts(config),
+        shots=config.evaluation.shots,
+        brought=config.teachers in ("folder", "hub") and not models,
     )
+
+
+def rank_cuts(config: Config) -> Literal["none", "out of reach", "possible"]:
+    """Whether gates can fall below the threshold at which their rank is cut.
+
+    A gate's logit moves at most about its rate in a step, which is half the peak on average.
+    """
+    threshold, training = config.compression.rank_threshold, config.training
+    if threshold == 0.0:
+        return "none"
+    if threshold == 1.0:
+        return "possible"
+    rate = training.learning_rate.budgeted_lora * config.budget.gate_lr_multiplier
+    moves = training.tokens // (training.batch_windows * config.sequence_length) * rate / 2
+    return "possible" if moves >= config.budget.gate_logit - log(threshold / (1 - threshold)) else "out of reach"
 
 
 def paper_proportions(config: Config) -> bool:

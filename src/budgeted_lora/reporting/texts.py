@@ -23,6 +23,8 @@ def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
     name, standing = results.shown.name, results.standing
     text = texts().get(name) or texts()["any_table"]
     values |= {"name": name, "models": standing.models, "setup": texts()["setups"][standing.setup]}
+    values |= {"cuts": standing.rank_cuts == "possible", "shots": standing.shots}
+    values |= {"cuts_none": standing.rank_cuts == "none", "cuts_later": standing.rank_cuts == "out of reach"}
     notes = [note for note in text["notes"] if isinstance(note, str) or stands(note, values)]
     if text.get("counts") and not standing.proportions:
         notes.append(texts()["notes"]["counts"])

@@ -5,6 +5,7 @@ family's own classes, which `AutoModelForCausalLM.from_pretrained(folder, trust_
 dense weights it is of the family's own class again, at the cost of the dense model.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,7 +15,14 @@ from string import Template
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, GenerationConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from budgeted_lora.data.tokenizer import switch_off
 from budgeted_lora.errors import BadInput
@@ -24,6 +32,14 @@ from budgeted_lora.models.compressed import PREFIX, FactorizedLinear
 from budgeted_lora.models.load import load_model, quietly
 
 CODE = "modeling_budgeted"  # name of the modelling file, without its ending
+SAMPLES = (
+    "one",
+    " one",
+    "  one  two ",
+    "One 2024 and 1234567",
+    "naïve 漢字 🙂",
+    "def f(x):\n    return x ** 2  # so\r\n",
+)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -71,10 +87,19 @@ def export_model(source: Path, folder: Path, *, dtype: str = "bfloat16", dense: 
         raise BadInput(f"{source}: no projection has factors, so the model is dense already; export it without --dense")
     family = model.config.model_type.removeprefix(PREFIX)
     model = (expanded(model, family=family) if dense else model).to(DTYPES[dtype])
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise BadInput(f"{source}: {name} has values beyond {dtype}; expected --dtype bfloat16 or float32")
     save(model, source, folder)
     exported = Exported(family, ranks, dense, sum(weight.numel() for weight in model.parameters()), dtype)
     if exported.remote_code:
         write_code(folder, exported)
+    if differing := retokenised(folder):
+        print(
+            f"budgeted-lora: {folder}: AutoTokenizer gives other ids than tokenizer.json, e.g. for {differing[0]!r}; "
+            "open it with PreTrainedTokenizerFast",
+            file=sys.stderr,
+        )
     return exported
 
 
@@ -83,9 +108,26 @@ def save(model: PreTrainedModel, source: Path, folder: Path) -> None:
     model.generation_config = GenerationConfig.from_model_config(model.config)
     with quietly():
         model.save_pretrained(folder)
+    add_older_keys(folder / "config.json")
     copy_generation(source, folder)
     copy_tokenizer(source, folder)
     settle_tokenizer(source, folder)
+
+
+def add_older_keys(path: Path) -> None:
+    """Adds `rope_theta` and `rope_scaling` to a config.json that has `rope_parameters` alone.
+
+    transformers before 5, and tools that read its files, take their default of 10,000 where these are missing. Families
+    with parameters for each kind of layer (gemma3) keep to the new key: they need transformers 5.
+    """
+    values = read_json(path, expected="the configuration just written")
+    rope = dict(values.get("rope_parameters") or {})
+    if "rope_theta" not in rope:
+        return
+    values["rope_theta"] = rope.pop("rope_theta")
+    if rope.get("rope_type", "default") != "default":
+        values["rope_scaling"] = rope
+    write_json(path, values)
 
 
 def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
@@ -134,8 +176,9 @@ def settle_tokenizer(source: Path, folder: Path) -> None:
     """Puts a tokenizer copied from `source` into the state of training and scoring; names its class if it names none.
 
     Training and scoring put no token around a text. Saved truncation, padding, dropout and post-processors are
-    therefore switched off in the file, and the settings by which other tools make a post-processor anew. Without a
-    class `AutoTokenizer` goes by the model type, which transformers does not know for a student with factors.
+    therefore switched off in the file, and the settings by which other tools make a post-processor anew. The class is
+    the one that takes tokenizer.json as it is: others rebuild it from vocabulary and merges, with another normaliser or
+    pre-tokenizer than some teachers have.
 
     Raises:
         BadInput: tokenizer.json is damaged.
@@ -148,5 +191,20 @@ def settle_tokenizer(source: Path, folder: Path) -> None:
     if switch_off(tokenizer):
         tokenizer.save(str(folder / path.name))
     values = read_json(settings, expected="the tokenizer's settings") if settings.is_file() else {}
-    values = {"tokenizer_class": "PreTrainedTokenizerFast"} | values | {"add_bos_token": False, "add_eos_token": False}
-    write_json(settings, values)
+    write_json(
+        settings,
+        values | {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "add_eos_token": False},
+    )
+
+
+def retokenised(folder: Path) -> list[str]:
+    """The samples for which `AutoTokenizer` on an exported folder gives other ids than its tokenizer.json."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with quietly():
+        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    samples = [*SAMPLES, *(f"one{special} two" for special in opened.all_special_tokens)]
+    return [
+        text
+        for text in samples
+        if opened(text, add_special_tokens=False).input_ids != tokenizer.encode(text, add_special_tokens=False).ids
+    ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.data.tokenizer import switch_off
@@ -26,9 +26,9 @@ class Sampling:
     seed: int = 0
 
     def options(self) -> dict[str, object]:
-        """Arguments of transformers' `generate`; settings of the folder's own that concern sampling are replaced."""
+        """Arguments of transformers' `GenerationConfig`."""
         if self.temperature == 0:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
@@ -81,12 +81,15 @@ def generate(
         raise BadInput(f"{place}: the prompt has {len(ids)} tokens, and the model's context is {context}")
     most = min(tokens, context - len(ids)) if context else tokens
     sampling = sampling or Sampling()
+    # Of the folder's own settings only what ends a text: a repetition penalty or beams would be no greedy decoding.
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=0, max_new_tokens=most, **sampling.options()
+    )
     batch = torch.tensor([ids], device=model.device)
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(sampling.seed)
-        made = model.generate(
-            batch, attention_mask=torch.ones_like(batch), max_new_tokens=most, pad_token_id=0, **sampling.options()
-        )
+        made = model.generate(batch, attention_mask=torch.ones_like(batch))
     return tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
 
 
@@ -100,7 +103,7 @@ def open_tokenizer(place: Path) -> PreTrainedTokenizerBase:
         raise BadInput(f"{place}: no tokenizer.json; expected a fast tokenizer beside the weights")
     try:
         with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
             switch_off(tokenizer.backend_tokenizer)
             return tokenizer
     except Exception as error:  # transformers and tokenizers raise many types

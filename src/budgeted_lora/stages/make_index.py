@@ -71,8 +71,8 @@ def present_tables(
             continue
         try:
             tables.append(one.make()(results.of(one), published, bootstrap))
-        except BadInput:
+        except BadInput as error:
             if one.target == "main":
                 raise
-            absent.append(f"{name}: its rows have changed since it was made; `snakemake {name}` makes it again.")
+            absent.append(f"{name}: it cannot be shown as it was made; `snakemake {name}` makes it again ({error}).")
     return tables, absent

@@ -104,8 +104,8 @@ def tokenize_corpus(
         "files": records,
         "proof": disjointness(digests, slice_per_mille=slice_per_mille),
     }
-    values = {"train_tokens": train_tokens, "function_share": function_share}
-    values |= {"slice_per_mille": slice_per_mille, "hold_out_words": hold_out_words}
+    values = {"train_tokens": train_tokens, "validation_tokens": validation_tokens, "function_share": function_share}
+    values |= rule
     about = {"scale": scale, "cell": None, "values": values, "inputs": [documents, tokenizer], "clock": clock}
     write_result(out / "manifest.json", payload, **about)
 

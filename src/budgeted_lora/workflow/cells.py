@@ -5,6 +5,7 @@ new ids to the cells it concerns and to no others. Nothing here imports torch.
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ VARIANT_SLUG = {
     "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
+AVERAGED = ("table2", "table8")
+SENSITIVITY = "sensitivity"
 # Keys of a row that take lists.
 LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "tokens", "seed")
 
@@ -177,6 +180,7 @@ def cells(config: Config) -> list[Cell]:
     """
     recipes: dict[str, Recipe] = {}
     variants: dict[str, dict[str, list[str]]] = {}
+    listed_by_table: dict[str, list[Recipe]] = {}
     for table, rows in config.tables.items():
         for number, row in enumerate(rows, start=1):
             listed = {name: getattr(row, name) for name in LISTED if isinstance(getattr(row, name), list)}
@@ -190,15 +194,47 @@ def cells(config: Config) -> list[Cell]:
                     message = error if isinstance(error, BadInput) else describe(error, Recipe)
                     place = row_place(table, number, row.model_dump(exclude_unset=True))
                     raise BadInput(f"{place}: {message}") from None
+                listed_by_table.setdefault(table, []).append(values)
                 key = cell_id(config, values)
                 recipes[key] = values
                 listing = variants.setdefault(key, {} if values.elastic else {DEFAULT_VARIANT: []})
                 for name in names:
                     listing[name] = list(dict.fromkeys([*listing.get(name, []), table]))
+    refuse_mixtures(listed_by_table)
     return [
         Cell(key, values, {name: tuple(tables) for name, tables in variants[key].items()})
         for key, values in recipes.items()
     ]
+
+
+def refuse_mixtures(listed: Mapping[str, Sequence[Recipe]]) -> None:
+    """Raises BadInput if a table would average, or compare, students that differ in more than its lines say.
+
+    A line of Table 2 or 8 is a method at a budget, over seeds; `sensitivity` sets each run beside the one of its method
+    and budget there.
+    """
+    for table in AVERAGED:
+        first: dict[tuple[str, float | None], Recipe] = {}
+        for values in listed.get(table, ()):
+            other = first.setdefault((values.method, values.budget), values)
+            names = [name for name in Recipe.model_fields if getattr(values, name) != getattr(other, name)]
+            if names := [name for name in names if name not in ("teacher", "seed")]:
+                raise BadInput(
+                    f"tables.{table} lists {values.method} with {names[0]} {getattr(other, names[0])} and "
+                    f"{getattr(values, names[0])}; expected one, since a line of it is a mean over seeds"
+                )
+    tried = listed.get(SENSITIVITY, ())
+    beside = {(one.method, one.budget) for table in AVERAGED for one in listed.get(table, ())}
+    for values in tried:
+        if (values.method, values.budget) not in beside:
+            budget = "" if values.budget is None else f" at F = {values.budget:g}"
+            raise BadInput(
+                f"tables.{SENSITIVITY} varies {values.method}{budget}, of which table2 and table8 list no student to "
+                "compare with; add one there"
+            )
+    for name in ("teacher", "seed"):
+        if len(several := {getattr(values, name) for values in tried}) > 1:
+            raise BadInput(f"tables.{SENSITIVITY} has {len(several)} values of {name}; expected one")
 
 
 def check(config: Config, values: Recipe) -> None:

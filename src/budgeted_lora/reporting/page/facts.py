@@ -1,5 +1,6 @@
 """What the page says besides tables and figures: what was run, where, how long, with which versions and constants."""
 
+import re
 from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
@@ -72,7 +73,10 @@ def time_sentence(results: Results) -> str:
 
 
 def versions(results: Results) -> dict[str, list[Any]]:
-    """Distinct commits, package and library versions among the results, most files first; `mixed`: kinds of several."""
+    """Distinct commits, package and library versions among the results, most files first.
+
+    `mixed` has the kinds of which there are several; `committed` says whether all the code is in one commit.
+    """
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("commit", "package", "python", "libraries")}
     for about in provenances(results, *STAGES):
         commit = (about.get("git_commit") or "no git")[:12]
@@ -83,4 +87,6 @@ def versions(results: Results) -> dict[str, list[Any]]:
         counts["libraries"][", ".join(f"{name} {version}" for name, version in libraries)] += 1
     listed = [(kind, value, count) for kind, values in counts.items() for value, count in values.most_common()]
     rows = [{"kind": kind, "value": value, "files": str(count)} for kind, value, count in listed]
-    return {"rows": rows, "mixed": [kind for kind, values in counts.items() if len(values) > 1]}
+    committed = len(counts["commit"]) == 1 and re.fullmatch("[0-9a-f]{12}", next(iter(counts["commit"]))) is not None
+    mixed = [kind for kind, values in counts.items() if len(values) > 1]
+    return {"rows": rows, "mixed": mixed, "committed": committed}
