@@ -190,6 +190,16 @@ def test_a_llama_with_a_size_of_null_is_scored_by_its_own_class(tmp_path: Path) 
         load_decoder(tmp_path / "mistral")
 
 
+def test_other_weights_beside_the_models_own_are_not_read(tmp_path: Path) -> None:
+    save_model(a_model(), tmp_path)
+    save_file({"layers.0.wq": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
+    load_decoder(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"factorized": {"model.layers.0.mlp.up_proj": 2.5}}))
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        load_decoder(tmp_path)
+
+
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     save_model(a_model(), tmp_path)
     path, name = tmp_path / "model.safetensors", "model.layers.1.mlp.up_proj.weight"

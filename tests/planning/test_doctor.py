@@ -194,12 +194,13 @@ def test_this_machine_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert findings.host_bytes > 0
     assert findings.disk_bytes > 0
     assert findings.one_disk
-    listing = "GPU-a, NVIDIA A100-SXM4-80GB, 81920, 8.0\nGPU-b, Tesla V100, 16384, 7.0\n"
-    monkeypatch.setattr(machine, "visible_devices", lambda: ["GPU-b", "MIG-c"])
+    listing = "GPU-a, NVIDIA A100-SXM4-80GB, 81920, 8.0\nGPU-b, Tesla V100, 16384, 7.0\nGPU-d, GB10, [N/A], 12.1\n"
+    monkeypatch.setattr(machine, "visible_devices", lambda: ["GPU-b", "MIG-c", "GPU-d"])
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, listing, ""))
-    v100, mig = machine.gpus()
+    v100, mig, shared = machine.gpus()
     assert (v100.name, v100.memory_bytes, v100.has_bfloat16) == ("Tesla V100", 16 * GIB, False)
     assert (mig.memory_bytes, mig.has_bfloat16) == (None, True)
+    assert (shared.name, shared.memory_bytes, shared.has_bfloat16) == ("GB10", None, True)
 
 
 def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

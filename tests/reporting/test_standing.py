@@ -179,6 +179,24 @@ def test_what_the_other_scales_can_say() -> None:
     assert "Absolute perplexities may be compared" in whole
 
 
+def test_what_is_said_of_gates_follows_from_the_scale() -> None:
+    def found(threshold: float, tokens: int) -> Standing:
+        return standing("mini", compression={"rank_threshold": threshold}, training={"tokens": tokens})
+
+    assert found(0.0, 2_457_600).rank_cuts == "none"
+    assert found(0.5, 409_600).rank_cuts == "out of reach", "400 steps of 5e-3, half of it on average, from 2.0 to 0"
+    assert found(0.5, 2_457_600).rank_cuts == "possible"
+    assert "cuts no rank" in say(found(0.0, 2_457_600))
+    assert "no gate can cross" in say(found(0.5, 409_600))
+
+
+def test_a_model_of_ones_own_is_not_the_papers_experiment() -> None:
+    own = say(standing("your-model"))
+    assert "a model of your own" in own
+    assert "the paper's experiment" not in own
+    assert "function documents" not in own
+
+
 # --- what was run
 
 

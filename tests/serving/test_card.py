@@ -141,9 +141,11 @@ def test_refusals_leave_nothing_behind(checkout: Path, run: Run, words: list[str
     ("text", "found"),
     [
         ("---\nlicense: mit\n---\n", "mit"), ("# No front matter\n", None), ("---\nlicense: [a, b]\n---\n", None),
-        ("---\n: {\n---\n", None), ("text\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: see file\n---\n", None), ("---\n: {\n---\n", None), ("text\n---\nlicense: mit\n---\n", None),
     ],
 )  # fmt: skip
 def test_license_of_a_card(tmp_path: Path, text: str, found: str | None) -> None:
     (tmp_path / "README.md").write_text(text)
+    assert license_of(tmp_path) == found
+    (tmp_path / "README.md").write_bytes(text.encode() + "é".encode("latin-1"))
     assert license_of(tmp_path) == found

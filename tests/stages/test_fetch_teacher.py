@@ -100,10 +100,13 @@ def test_a_folder_of_another_shape_is_refused(
     assert message == f"{checkpoint}: {named}"
 
 
-def test_a_configuration_without_kv_heads_means_one_a_head(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_llama_without_kv_heads_has_one_a_head(checkpoint: Path, tmp_path: Path) -> None:
+    """Other families of transformers have other defaults, so they must say it."""
     about = read_json(checkpoint / "config.json")
     del about["num_key_value_heads"]
     write_json(checkpoint / "config.json", about)
+    assert "num_key_value_heads is None, expected a whole number" in refusal(tmp_path, folder=str(checkpoint))
+    write_json(checkpoint / "config.json", about | {"model_type": "llama"})
     assert "num_key_value_heads is 2" in refusal(tmp_path, folder=str(checkpoint))
     message = refusal(tmp_path, folder=str(checkpoint), kv_heads=2)
     assert message.endswith("self_attn.k_proj.weight is [8, 16], but config.json says [16, 16]")

@@ -194,6 +194,28 @@ def test_tokens_are_rounded_down_to_whole_steps() -> None:
     assert (recipe.steps, recipe.tokens) == (3, 768)
 
 
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (
+            {"table2": [{"method": "kd_full"}, {"method": "kd_full", "learning_rate": 0.5}]},
+            "table2 lists kd_full with learning_rate 0.001 and 0.5; expected one",
+        ),
+        (
+            {"table2": [{"method": "kd_lora"}], "sensitivity": [{"method": "kd_full", "temperature": 1.0}]},
+            "sensitivity varies kd_full, of which table2 and table8 list no student",
+        ),
+        (
+            {"table2": [{"method": "kd_lora"}], "sensitivity": [{"method": "kd_lora", "rank": 2, "seed": [0, 1]}]},
+            "sensitivity has 2 values of seed; expected one",
+        ),
+    ],
+)
+def test_tables_that_would_mix_or_lack_students_are_refused(tables: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        cells(config(tables=tables))
+
+
 def test_structure_is_shared_where_shapes_are_equal() -> None:
     row = {"method": "budgeted_lora", "budget": 0.4}
     rows = [row | {"teacher": ["A", "B"], "schedule": ["short", "long"]}, row | {"controller": "uniform"}]

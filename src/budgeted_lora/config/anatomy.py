@@ -134,7 +134,7 @@ def read_anatomy(about: Mapping[str, Any], *, where: object) -> Anatomy:
     refuse_unknown(about, where=where)
     family = FAMILIES[about["model_type"]]
     given = dict(about)
-    if given.get("num_key_value_heads") is None:  # older configurations of Llama lack it
+    if given.get("num_key_value_heads") is None and about["model_type"] == "llama":  # older configurations lack it
         given["num_key_value_heads"] = given.get("num_attention_heads")
     sizes = {ours: _positive(given, theirs, where=where) for ours, theirs in SIZES.items()}
     if about.get("head_dim") is None and family.head_dim is None:

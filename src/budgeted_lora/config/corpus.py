@@ -41,7 +41,7 @@ class Shards(Strict):
             raise ValueError(f"corpus.shards.held_out {self.held_out} is less than corpus.shards.train {self.train}")
         try:
             name = (self.pattern or "{shard}").format(shard=7)
-        except (KeyError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"corpus.shards.pattern {self.pattern!r} is not a valid pattern ({error!r})") from None
         if "7" not in name or name == self.pattern:
             raise ValueError(f"corpus.shards.pattern {self.pattern!r} does not contain {{shard}}")

@@ -77,7 +77,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
         refuse_endless(values)
     except FileNotFoundError:
-        files = {file.stem: file.read_text(encoding="utf-8") for file in sorted(path.parent.glob("*.yaml"))}
+        scales = sorted(path.parent.glob("*.yaml"))
+        files = {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in scales}
         known = ", ".join(name for name, text in files.items() if re.search(r"^scale:", text, re.MULTILINE))
         raise BadInput(f"{path}: no such scale file; expected one of: {known or 'none'}") from None
     except yaml.constructor.ConstructorError as error:

@@ -1,8 +1,17 @@
 """The kinds of values that a configuration is made of; each choice is typed here and nowhere else."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Method = Literal["kd_full", "kd_lora", "budgeted_lora"]
 Init = Literal["first", "middle", "last", "mixed", "importance", "scratch"]
@@ -43,10 +52,31 @@ def _written_out(path: str) -> str:
 LocalPath = Annotated[str, AfterValidator(_written_out)]
 
 
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    inside = get_args(annotation)
+    if not inside:
+        yield annotation
+    for one in inside:
+        yield from _leaves(one)
+
+
 class Strict(BaseModel):
-    """Frozen; rejects unknown keys, NaN and infinity."""
+    """Frozen; rejects unknown keys, NaN and infinity, and true or false for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        given = values.items() if isinstance(values, dict) else ()
+        for name, value in given:
+            if isinstance(value, bool) and name in cls.model_fields:
+                kinds = set(_leaves(cls.model_fields[name].annotation))
+                if kinds & {int, float} and bool not in kinds:
+                    found = f"{name} is {str(value).lower()}, which YAML makes of yes, no, on and off"
+                    raise ValueError(f"{found}; expected a number")
+        return values
 
 
 class Growing(Strict):

@@ -128,6 +128,8 @@ def _draw_lists(
     probe: str, generator: random.Random, pool: tuple[str, ...], accept: Callable[[str], bool], count: int
 ) -> list[Pair]:
     """`count` distinct records of a list probe with accepted inputs, each of distinct words of the pool."""
+    if math.perm(len(pool), list_length(probe)) < 2 * count:  # and `accept` refuses some
+        raise BadInput(f"probe {probe}: {len(pool)} words for {count} lists; expected more (corpus.slice_per_mille)")
     chosen: dict[str, Pair] = {}
     while len(chosen) < count:
         text = SEPARATOR.join(generator.sample(pool, list_length(probe)))

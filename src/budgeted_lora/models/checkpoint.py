@@ -16,8 +16,8 @@ from budgeted_lora.config.sections import Teacher
 from budgeted_lora.config.types import Count
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json, sha256_file
+from budgeted_lora.models.shards import INDEX, WEIGHTS, weight_files, weight_map
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
@@ -55,41 +55,6 @@ class Stored(NamedTuple):
     stop: int
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one file, or the shards that its index names.
-
-    Raises:
-        BadInput: no such file, a damaged index, or a missing shard.
-    """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
-    names = sorted(set(_weight_map(folder).values()))
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise BadInput(
-            f"{folder}: {len(absent)} of the {len(names)} shards that {INDEX} names are missing ({absent[0]})"
-        )
-    return [folder / name for name in names]
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Name of the shard by name of the tensor.
-
-    Raises:
-        BadInput: not an index, or the name of a shard could lead out of the folder.
-    """
-    index = read_json(folder / INDEX, expected="the index of a sharded checkpoint")
-    table = index.get("weight_map")
-    plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
-    if not isinstance(table, dict) or not table or not all(plain.fullmatch(str(name)) for name in table.values()):
-        raise BadInput(f"{folder / INDEX}: expected weight_map, from names of tensors to names of .safetensors files")
-    if not isinstance(index.get("metadata"), dict):  # transformers needs it
-        raise BadInput(f"{folder / INDEX}: expected metadata, an object, which may be empty")
-    return table
-
-
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a checkpoint; checks that each file is complete and holds the tensors of the index.
 
@@ -99,7 +64,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     files = weight_files(folder)
     headers = {file.name: header(file) for file in files}
     if files[0].name != WEIGHTS:
-        for tensor, shard in _weight_map(folder).items():
+        for tensor, shard in weight_map(folder).items():
             if tensor not in headers[shard]:
                 raise BadInput(f"{folder / shard}: {INDEX} puts {tensor} here, but the shard does not hold it")
     return {name: tensor for tensors in headers.values() for name, tensor in tensors.items()}

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_digest, read_json
 from budgeted_lora.models.factorized import FactorizedLinear
+from budgeted_lora.models.shards import weight_files
 
 KINDS = ("mistral", "llama", "budgeted_mistral", "budgeted_llama")
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
@@ -227,21 +228,20 @@ def load_decoder(folder: Path | str, *, dtype: torch.dtype | None = torch.float3
     """
     folder = Path(folder)
     about = read_json(folder / "config.json", expected="a model folder")
-    files = sorted(folder.glob("*.safetensors"))
     shape = shape_of(about)
-    if shape is None or not files:
+    if shape is None:
         from budgeted_lora.models.load import load_model
 
         return load_model(folder, dtype=dtype)
     check_digest(folder)
     try:
-        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        weights = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
         weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.items()}
         with torch.device("meta"):
             decoder = Decoder(shape, about.get("factorized") or {})
         own = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
         decoder.load_state_dict(own, strict=True, assign=True)
-    except (AttributeError, RuntimeError, SafetensorError, OSError, ValueError) as error:
+    except (AttributeError, RuntimeError, SafetensorError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from None
     return decoder.requires_grad_(False).eval()

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from budgeted_lora.config.anatomy import refuse_unknown
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_digest, read_json
+from budgeted_lora.models.shards import weight_files
 
 READ = 16  # tokens in a trial
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
@@ -85,14 +86,12 @@ def load_model(
         BadInput: no config, another family, no safetensors, a damaged file, or weights that do not fit the
             configuration (transformers would fill in missing ones at random).
     """
-    from budgeted_lora.models.compressed import COMPRESSED, PREFIX  # registers the compressed classes
+    from budgeted_lora.models.compressed import PREFIX  # registers the compressed classes
 
     folder = Path(folder)
     about = read_json(folder / "config.json", expected="a model folder")
-    if str(about.get("model_type")).removeprefix(PREFIX) not in COMPRESSED:
-        refuse_unknown(about, where=folder)
-    if not list(folder.glob("*.safetensors")):
-        raise BadInput(f"{folder}: no .safetensors file; weights in other formats are not read")
+    refuse_unknown(about | {"model_type": str(about.get("model_type")).removeprefix(PREFIX)}, where=folder)
+    weight_files(folder)
     if verify:
         check_digest(folder)
     try:

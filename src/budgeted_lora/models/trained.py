@@ -20,8 +20,9 @@ from budgeted_lora.files import check_digest, read_json, write_record, write_wit
 from budgeted_lora.method.controller import final_retentions
 from budgeted_lora.method.projections import BudgetedLinear, install, set_retentions
 from budgeted_lora.models.load import EMBEDDINGS, load_model, own_state, tied_names
+from budgeted_lora.models.shards import WEIGHTS
 
-WEIGHTS, ADAPTER = "model.safetensors", "adapter.json"
+ADAPTER = "adapter.json"
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,10 @@ def known_of(source: Path, *, name: str, license: str | None = None) -> Known:
     if license is not None and len(license.split()) != 1:
         raise BadInput(f"--license {license!r}: expected an identifier in one word, such as apache-2.0")
     beside = source.resolve().parent
-    compression = read_record(beside / "compression.json")
+    in_results = len(beside.parts) > 4 and (beside.parent.name, beside.parents[2].name) == ("compressed", "cells")
+    compression = read_record(beside / "compression.json") if in_results else {}
     about = compression.get("provenance", {})
-    if not compression:
+    if not about.get("cell"):  # a folder on its own, or one that was copied from its results
         return Known(name, license=license or license_of(source))
     results = beside.parents[3]
     teacher = results / "teachers" / about["values"]["recipe"]["teacher"]
@@ -109,7 +110,7 @@ def teachers_license(copied: Path, record: Mapping[str, Any]) -> str | None:
 def license_of(folder: Path) -> str | None:
     """The `license` in the front matter of a folder's README.md."""
     path = folder / "README.md"
-    parts = path.read_text(encoding="utf-8").split("---\n") if path.is_file() else []
+    parts = path.read_text(encoding="utf-8", errors="replace").split("---\n") if path.is_file() else []
     if len(parts) < 3 or parts[0].strip():
         return None
     try:
@@ -117,7 +118,7 @@ def license_of(folder: Path) -> str | None:
     except yaml.YAMLError:
         return None
     found = front.get("license") if isinstance(front, dict) else None
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and len(found.split()) == 1 else None
 
 
 def write_card(folder: Path, exported: Exported, known: Known) -> None:

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.checkpoint import GENERATION, INDEX, TOKENIZER
+from budgeted_lora.models.checkpoint import GENERATION, TOKENIZER
+from budgeted_lora.models.shards import INDEX
 from budgeted_lora.serving.export import CODE
 
 NEEDED = ("config.json", "tokenizer.json", "README.md")

@@ -11,7 +11,8 @@ from budgeted_lora.config.types import Positive
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import atomic_folder, check_digest, read_json, sha256_file, write_digest
 from budgeted_lora.models import checkpoint
-from budgeted_lora.models.checkpoint import GENERATION, INDEX, TOKENIZER, WEIGHTS
+from budgeted_lora.models.checkpoint import GENERATION, TOKENIZER
+from budgeted_lora.models.shards import INDEX, WEIGHTS, weight_files
 from budgeted_lora.provenance import Clock, write_result
 
 CONFIG = "config.json"
@@ -42,7 +43,7 @@ def check_card(folder: Path, *, spec: Teacher, slice_per_mille: int, hold_out_wo
 
 def checkpoint_files(source: Path) -> list[Path]:
     """Files of a checkpoint that are copied, with generation settings. Raises BadInput if it has no safetensors."""
-    weights = checkpoint.weight_files(source)
+    weights = weight_files(source)
     others = [CONFIG, GENERATION, *([] if weights[0].name == WEIGHTS else [INDEX]), *TOKENIZER]
     return [*weights, *(source / name for name in others if (source / name).is_file())]
 
