@@ -93,7 +93,10 @@ BAD = {
         "corpus.packages is \\[7\\], .*each value to be text, found 7 in it$",
     ),
     "too few values": ({"training": {"betas": [0.9]}}, "betas is \\[0.9\\], expected a list of 2, each a number at"),
-    "true for a number": ({"lora": {"rank": True}}, "lora: rank is true, which YAML makes of yes, no, on and off; expected a number"),
+    "true for a number": (
+        {"lora": {"rank": True}},
+        "lora: rank is true, which YAML makes of yes, no, on and off; expected a number",
+    ),
     "a beta of one": (
         {"training": {"betas": [0.9, 1.0]}},
         "each value to be a number at least 0 and below 1, found 1.0",

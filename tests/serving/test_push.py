@@ -22,6 +22,7 @@ FILES = {
     "model.safetensors": "weights", "modeling_budgeted.py": "code",
 }  # fmt: skip
 OTHERS = ("notes.log", "keys.txt", "my.json", "run.py", "optimizer.safetensors", "sub/x.json", "model-1/a.safetensors")
+THERE = ("model-00001-of-00002.safetensors", "chat_template.jinja", "config.json", "notes.md")  # from an earlier upload
 
 
 class StandIn(ThreadingHTTPServer):
@@ -63,7 +64,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer({"error": "not here"}, status=404)
 
-    def answer(self, value: dict, *, status: int = 200) -> None:
+    def do_GET(self) -> None:
+        if self.path.startswith(f"/api/models/{REPO}/tree/main"):
+            self.answer([{"type": "file", "path": name, "size": 1, "oid": "a"} for name in THERE])
+        else:
+            self.answer({"error": "not here"}, status=404)
+
+    def answer(self, value: dict | list, *, status: int = 200) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -110,6 +117,8 @@ def test_a_repository_is_made_and_the_folder_sent(
         line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
     }
     assert sent == {name: text.encode() for name, text in FILES.items()}
+    deleted = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+    assert deleted == {"model-00001-of-00002.safetensors", "chat_template.jinja"}, "else they would be read"
     assert {token for _, _, token in hub.asked} == {"Bearer hf_made_up"}
 
 

@@ -11,11 +11,15 @@ from budgeted_lora.serving.export import CODE
 NEEDED = ("config.json", "tokenizer.json", "README.md")
 EXPORTED = {*NEEDED, *TOKENIZER, GENERATION, INDEX, f"{CODE}.py"}  # and the weights
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+# What an earlier upload may have left: transformers would read an old model.safetensors before new shards.
+EARLIER = [*sorted(EXPORTED - {*NEEDED}), "model.safetensors", "model-*.safetensors"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
     """Creates the model repository if it is not there, and uploads the folder in one commit; returns its address.
+
+    The same commit deletes files of an earlier export that this one does not have.
 
     Args:
         folder: as `export` writes it; whatever else lies in it stays here.
@@ -41,7 +45,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = True) -> str:
         hub = HfApi()
         hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         done = hub.upload_folder(
-            folder_path=folder, repo_id=repo, repo_type="model", allow_patterns=names,
+            folder_path=folder, repo_id=repo, repo_type="model", allow_patterns=names, delete_patterns=EARLIER,
             commit_message="Upload a student exported by budgeted-lora",
         )  # fmt: skip
     except Exception as error:  # the Hub's and the HTTP library's errors have many types
