@@ -203,10 +203,13 @@ def test_tokens_are_rounded_down_to_whole_steps() -> None:
         ),
         (
             {"table2": [{"method": "kd_lora"}], "sensitivity": [{"method": "kd_full", "temperature": 1.0}]},
-            "sensitivity varies kd_full, of which table2 and table8 list no student",
+            "sensitivity varies kd_full .teacher A, seed 0., of which table2 and table8 list no student",
         ),
         (
-            {"table2": [{"method": "kd_lora"}], "sensitivity": [{"method": "kd_lora", "rank": 2, "seed": [0, 1]}]},
+            {
+                "table2": [{"method": "kd_lora", "seed": [0, 1]}],
+                "sensitivity": [{"method": "kd_lora", "rank": 2, "seed": [0, 1]}],
+            },
             "sensitivity has 2 values of seed; expected one",
         ),
     ],

@@ -224,13 +224,14 @@ def refuse_mixtures(listed: Mapping[str, Sequence[Recipe]]) -> None:
                     f"{getattr(values, names[0])}; expected one, since a line of it is a mean over seeds"
                 )
     tried = listed.get(SENSITIVITY, ())
-    beside = {(one.method, one.budget) for table in AVERAGED for one in listed.get(table, ())}
+    listed_there = [one for table in AVERAGED for one in listed.get(table, ())]
+    beside = {(one.method, one.budget, one.teacher, one.seed) for one in listed_there}
     for values in tried:
-        if (values.method, values.budget) not in beside:
+        if (values.method, values.budget, values.teacher, values.seed) not in beside:
             budget = "" if values.budget is None else f" at F = {values.budget:g}"
             raise BadInput(
-                f"tables.{SENSITIVITY} varies {values.method}{budget}, of which table2 and table8 list no student to "
-                "compare with; add one there"
+                f"tables.{SENSITIVITY} varies {values.method}{budget} (teacher {values.teacher}, seed {values.seed}), of "
+                "which table2 and table8 list no student to compare with; add one there"
             )
     for name in ("teacher", "seed"):
         if len(several := {getattr(values, name) for values in tried}) > 1:
