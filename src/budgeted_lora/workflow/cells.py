@@ -230,8 +230,8 @@ def refuse_mixtures(listed: Mapping[str, Sequence[Recipe]]) -> None:
         if (values.method, values.budget, values.teacher, values.seed) not in beside:
             budget = "" if values.budget is None else f" at F = {values.budget:g}"
             raise BadInput(
-                f"tables.{SENSITIVITY} varies {values.method}{budget} (teacher {values.teacher}, seed {values.seed}), of "
-                "which table2 and table8 list no student to compare with; add one there"
+                f"tables.{SENSITIVITY} varies {values.method}{budget} (teacher {values.teacher}, seed {values.seed}), "
+                "of which table2 and table8 list no student to compare with; add one there"
             )
     for name in ("teacher", "seed"):
         if len(several := {getattr(values, name) for values in tried}) > 1:
