@@ -9,10 +9,8 @@ from budgeted_lora.reporting.figures.beyond_why import PROJECTION_STARTS, module
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Record
 from budgeted_lora.reporting.tables.beyond import ORDERS, PAPER, REFERENCES, UNDISTILLED
-from budgeted_lora.reporting.tables.controls import SMALLER, control_runs
+from budgeted_lora.reporting.tables.controls import NEAR, SMALLER, control_runs
 from budgeted_lora.reporting.uncertainty import lines
-
-NEAR = 0.1  # relative difference of MACs below which two students are compared
 
 
 def findings(results: Results, numbers: pd.DataFrame) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from budgeted_lora.reporting.contents import CONTROLS, TABLES
 from budgeted_lora.reporting.grouping import method_order
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import Record, millions, number
-from budgeted_lora.reporting.tables.controls import SMALLER, control_runs
+from budgeted_lora.reporting.tables.controls import NEAR, SMALLER, control_runs
 from budgeted_lora.reporting.uncertainty import lines
 
 
@@ -64,7 +64,7 @@ def against_dense(results: Results, budgeted: list[Record]) -> Sentence | None:
     frame = frame[(frame["kind"] == SMALLER) & frame["ppl"].notna() & (frame["tokens"] == budgeted[0]["tokens"])]
     parts, rows = [], []
     for row in budgeted:
-        near = frame[(frame["share"] - 1 / row["speedup_vs_dense"]).abs() < 0.02]
+        near = frame[(frame["share"] * row["speedup_vs_dense"] - 1.0).abs() < NEAR]
         if near.empty:
             continue
         dense = lines(near).iloc[0].to_dict()

@@ -18,6 +18,7 @@ from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_onl
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
 
+NEAR = 0.1  # relative difference of MACs below which two students count as equally large
 SMALLER, TRUNCATED = "smaller KD Full", "KD Full cut by SVD"
 
 
@@ -63,8 +64,8 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
     frame["is_control"] = frame["kind"].isin([SMALLER, TRUNCATED])
 
     def nearest_budget(share: float) -> float:
-        away = (budgeted["share"] - share).abs()
-        return float(budgeted.loc[away.idxmin(), "budget"]) if away.notna().any() else nan
+        away = (budgeted["share"] / share - 1.0).abs()
+        return float(budgeted.loc[away.idxmin(), "budget"]) if away.min() < NEAR else nan
 
     frame["beside"] = [nearest_budget(row.share) if row.is_control else row.budget for row in frame.itertuples()]
     # KD Full and KD LoRA first, then budgets from large to small.
