@@ -76,8 +76,8 @@ BAD_SCALES = {
         "kd_lora does not use sweeps.cut.undistilled",
     ),
     "a row of a wrong type": (
-        {"tables": {"t": [{"method": "kd_lora", "rank": True, "alpha": [1, 2]}]}},
-        "tiny.yaml: tables.t, row 1 {alpha: [1, 2], method: kd_lora, rank: true}: alpha is [1, 2], which takes one "
+        {"tables": {"t": [{"method": "kd_lora", "rank": 4, "alpha": [1, 2]}]}},
+        "tiny.yaml: tables.t, row 1 {alpha: [1, 2], method: kd_lora, rank: 4}: alpha is [1, 2], which takes one "
         "value per row; write one row for each",
     ),
     "not YAML": ("a: [1", "tiny.yaml, line 1: not YAML"),

@@ -69,7 +69,7 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "layers": ([*WORDS, "--budget", 0.4, "--student-layers", 9], "--student-layers 9: expected 1 to 4, the layers"),
         "both depths": ([*WORDS, "--budget", 0.4, "--student-layers", 2, "--half"], "--half and --student-layers"),
         "both lengths": ([*WORDS, "--budget", 0.4, "--hours", 2, *SHORT], "--hours and --tokens: expected one of them"),
-        "no time": ([*WORDS, "--budget", 0.4, "--hours", 0], "--hours 0: expected at least 0.001"),
+        "no time": ([*WORDS, "--budget", 0.4, "--hours", 0], "--hours 0: expected 0.001 to 10000"),
         "few tokens": ([*WORDS, "--budget", 0.4, "--tokens", 100], "--tokens 100: expected at least"),
         "rank": ([*WORDS, "--budget", 0.4, "--rank", 99], "--rank 99: expected at most 16, the narrowest projection"),
         "multiple": ([*WORDS, "--budget", 0.4, "--rank-multiple", 0], "--rank-multiple 0: expected at least 1"),
