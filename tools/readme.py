@@ -60,13 +60,11 @@ def costs(benchmarks: Path) -> str:
                 for row in csv.DictReader(file, delimiter="\t")
             ]
     lines = ["| stage | jobs | seconds in all | peak memory |", "|---|---:|---:|---:|"]
-    for rule, words in STAGES.items():
-        if jobs := taken.get(rule):
+    rest = [job for rule, jobs in taken.items() if rule not in STAGES for job in jobs]
+    for words, jobs in [*((words, taken[rule]) for rule, words in STAGES.items()), ("all else", rest)]:
+        if jobs:
             seconds, largest = sum(job[0] for job in jobs), max(job[1] for job in jobs)
             lines.append(f"| {words} | {len(jobs)} | {seconds:.0f} | {largest / 1000:.1f} GB |")
-    if rest := [job for rule, jobs in taken.items() if rule not in STAGES for job in jobs]:
-        seconds, largest = sum(job[0] for job in rest), max(job[1] for job in rest)
-        lines.append(f"| all else | {len(rest)} | {seconds:.0f} | {largest / 1000:.1f} GB |")
     return "\n".join(lines)
 
 

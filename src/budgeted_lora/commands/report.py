@@ -28,10 +28,10 @@ def write_report(
     Raises:
         BadInput: a main table or figure lacks a result and the report is not partial; or a file is unusable.
     """
-    if partial:  # what an earlier call could make and this one cannot must not stand on the page
-        shutil.rmtree(out, ignore_errors=True)
     printed, bootstrap = Published.open(published), Bootstrap(config.report.bootstrap, config.report.confidence)
     opened = Results.open(results, standing=standing, partial=partial)
+    if partial:  # what an earlier call could make and this one cannot must not stand on the page
+        shutil.rmtree(out, ignore_errors=True)
     skipped = []
     tables = tables_of(opened.tables, config.evaluation.asked)
     for shown in [*tables.values(), *figures_of(opened.tables).values()]:

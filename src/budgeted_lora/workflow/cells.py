@@ -5,7 +5,7 @@ new ids to the cells it concerns and to no others. Nothing here imports torch.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +180,6 @@ def cells(config: Config) -> list[Cell]:
     """
     recipes: dict[str, Recipe] = {}
     variants: dict[str, dict[str, list[str]]] = {}
-    listed_by_table: dict[str, list[Recipe]] = {}
     for table, rows in config.tables.items():
         for number, row in enumerate(rows, start=1):
             listed = {name: getattr(row, name) for name in LISTED if isinstance(getattr(row, name), list)}
@@ -194,28 +193,30 @@ def cells(config: Config) -> list[Cell]:
                     message = error if isinstance(error, BadInput) else describe(error, Recipe)
                     place = row_place(table, number, row.model_dump(exclude_unset=True))
                     raise BadInput(f"{place}: {message}") from None
-                listed_by_table.setdefault(table, []).append(values)
                 key = cell_id(config, values)
                 recipes[key] = values
                 listing = variants.setdefault(key, {} if values.elastic else {DEFAULT_VARIANT: []})
                 for name in names:
                     listing[name] = list(dict.fromkeys([*listing.get(name, []), table]))
-    refuse_mixtures(listed_by_table)
-    return [
+    made = [
         Cell(key, values, {name: tuple(tables) for name, tables in variants[key].items()})
         for key, values in recipes.items()
     ]
+    refuse_mixtures(made)
+    refuse_lone_constants(made)
+    return made
 
 
-def refuse_mixtures(listed: Mapping[str, Sequence[Recipe]]) -> None:
-    """Raises BadInput if a table would average, or compare, students that differ in more than its lines say.
+def recipes_of(made: Sequence[Cell], *tables: str) -> list[Recipe]:
+    """The recipes of the cells that some of these tables list."""
+    return [cell.recipe for cell in made if not set(tables).isdisjoint(cell.tables)]
 
-    A line of Table 2 or 8 is a method at a budget, over seeds; `sensitivity` sets each run beside the one of its method
-    and budget there.
-    """
+
+def refuse_mixtures(made: Sequence[Cell]) -> None:
+    """Raises BadInput if a line of Table 2 or 8, a method at a budget over seeds, would average other recipes too."""
     for table in AVERAGED:
         first: dict[tuple[str, float | None], Recipe] = {}
-        for values in listed.get(table, ()):
+        for values in recipes_of(made, table):
             other = first.setdefault((values.method, values.budget), values)
             names = [name for name in Recipe.model_fields if getattr(values, name) != getattr(other, name)]
             if names := [name for name in names if name not in ("teacher", "seed")]:
@@ -223,9 +224,12 @@ def refuse_mixtures(listed: Mapping[str, Sequence[Recipe]]) -> None:
                     f"tables.{table} lists {values.method} with {names[0]} {getattr(other, names[0])} and "
                     f"{getattr(values, names[0])}; expected one, since a line of it is a mean over seeds"
                 )
-    tried = listed.get(SENSITIVITY, ())
-    listed_there = [one for table in AVERAGED for one in listed.get(table, ())]
-    beside = {(one.method, one.budget, one.teacher, one.seed) for one in listed_there}
+
+
+def refuse_lone_constants(made: Sequence[Cell]) -> None:
+    """Raises BadInput if `sensitivity` varies a student that Tables 2 and 8 do not have, or has several of one kind."""
+    tried = recipes_of(made, SENSITIVITY)
+    beside = {(one.method, one.budget, one.teacher, one.seed) for one in recipes_of(made, *AVERAGED)}
     for values in tried:
         if (values.method, values.budget, values.teacher, values.seed) not in beside:
             budget = "" if values.budget is None else f" at F = {values.budget:g}"
