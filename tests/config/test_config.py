@@ -157,6 +157,20 @@ BAD = {
     "no checkpoint folder": ({"teachers": "folder"}, "teacher_ladder.A.folder must name a checkpoint folder"),
     "no checkpoint name": ({"teachers": "hub"}, "teacher_ladder.A.hub must name a checkpoint"),
     "no pretraining tokens": ({"teachers": "pretrain"}, "teacher_ladder.A.tokens must say how long"),
+    "a leg of less than a step": (
+        {"teachers": "pretrain", "teacher_ladder": {"A": TEACHER | {"tokens": [4096, 9]}}},
+        "teacher_ladder.A.tokens 9 is less than one step of 16384 tokens",
+    ),
+    "a leg of nothing": (
+        {"teacher_ladder": {"A": TEACHER | {"tokens": [4096, 0]}}},
+        "teacher_ladder.A.tokens is \\[4096, 0\\], expected each value to be a whole number above 0, found 0 in it$",
+    ),
+    "no legs": ({"teacher_ladder": {"A": TEACHER | {"tokens": []}}}, "teacher_ladder.A.tokens is \\[\\], expected .*"),
+    "legs in words": (
+        {"teacher_ladder": {"A": TEACHER | {"tokens": "10M"}}},
+        "teacher_ladder.A.tokens is '10M', expected",
+    ),
+    "legs of truth": ({"teacher_ladder": {"A": TEACHER | {"tokens": True}}}, "tokens is true, which YAML makes of"),
 }
 
 

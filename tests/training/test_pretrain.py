@@ -28,10 +28,11 @@ from budgeted_lora.training.pretrain import (
     rate_factor,
     window_order,
 )
+from budgeted_lora.training.state import TrainingState
 
 LENGTH, STEPS = 16, 25
 PLAN = {
-    "tokens": STEPS * 4 * LENGTH, "sequence_length": LENGTH, "packing": "packed", "batch_windows": 4,
+    "legs": [STEPS * 4 * LENGTH], "sequence_length": LENGTH, "packing": "packed", "batch_windows": 4,
     "micro_batch_windows": 2, "learning_rate": 1e-2, "matrix_learning_rate": None, "weight_decay": 0.1,
     "warmup_fraction": 0.1, "clip": 1.0, "seed": 0, "compile": False,
 }  # fmt: skip
@@ -82,7 +83,7 @@ def test_the_same_plan_gives_the_same_bytes(tokens: TokenFile) -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(len(runs))  # the global generator must not matter
         trained = model()
-        losses = pretrain(trained, tokens, plan(seed=seed, tokens=6 * 4 * LENGTH))
+        losses = pretrain(trained, tokens, plan(seed=seed, legs=[6 * 4 * LENGTH]))
         runs.append((losses, {name: tensor.numpy().tobytes() for name, tensor in trained.state_dict().items()}))
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
@@ -99,7 +100,7 @@ def first_gradient(tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, **changed
 
     monkeypatch.setattr(module, "optimizers", lambda network, _: [Recorder(network.parameters(), lr=1.0)])
     batch = PLAN["batch_windows"] * LENGTH
-    [loss] = pretrain(network, tokens, plan(tokens=batch, clip=1e9, **changed))
+    [loss] = pretrain(network, tokens, plan(legs=[batch], clip=1e9, **changed))
     return seen | {"loss": torch.tensor(loss)}
 
 
@@ -120,7 +121,7 @@ def test_accumulation_does_not_change_the_first_gradient(
 def test_rows_of_one_token_are_passed_over(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train.bin", iter([[]] * 3 + [[1, 2, 3]]), vocab_size=VOCABULARY, eos_id=0)
     short = TokenFile.open(tmp_path / "train.bin")
-    losses = pretrain(model(), short, plan(packing="document", micro_batch_windows=1, tokens=2 * 4 * LENGTH))
+    losses = pretrain(model(), short, plan(packing="document", micro_batch_windows=1, legs=[2 * 4 * LENGTH]))
     assert all(np.isfinite(losses))
 
 
@@ -192,6 +193,44 @@ def test_rate_rises_to_its_peak_and_ends_near_zero(steps: int, warmup_fraction: 
     assert factors[-1] == pytest.approx(1 / (steps - warmup))
 
 
+# --- legs
+
+
+def test_each_leg_has_a_schedule_of_its_own() -> None:
+    made = plan(legs=[6 * 4 * LENGTH, 10 * 4 * LENGTH + 7])
+    assert (made.leg_steps, made.steps, made.later_starts) == ([6, 10], 16, [6])
+    one, two = plan(legs=made.legs[:1]), plan(legs=made.legs[1:])
+    assert made.rate_factors == one.rate_factors + two.rate_factors
+    assert made.rate_factors[6] == 1.0 > made.rate_factors[5]
+
+
+@pytest.mark.parametrize("matrix_rate", [None, 2e-2], ids=["adamw", "muon"])
+def test_a_leg_goes_on_from_half_precision_weights_alone(
+    tokens: TokenFile, tmp_path: Path, matrix_rate: float | None
+) -> None:
+    """As a shipped teacher is trained further: its weights are here, its optimizers' state is not."""
+    legs, given = [3 * 4 * LENGTH, 4 * 4 * LENGTH], {"matrix_learning_rate": matrix_rate}
+    whole, kept = model(), model()
+    losses = pretrain(whole, tokens, plan(legs=legs, **given))
+    pretrain(kept, tokens, plan(legs=legs[:1], **given))
+    further, state = kept.half().float(), TrainingState(tmp_path)
+    state.save(further, *optimizers(further, plan(legs=legs, **given)), values={"losses": [float("nan")] * 3})
+    again = model(seed=1)
+    assert pretrain(again, tokens, plan(legs=legs, **given), state=state)[3:] == losses[3:]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_bfloat16_computes_in_it_and_keeps_weights_in_float32(tokens: TokenFile) -> None:
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        network = model()
+        losses[dtype] = pretrain(network, tokens, plan(), dtype=dtype)
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert losses[torch.bfloat16] != losses[torch.float32]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
+
+
 # --- stopping
 
 
@@ -210,7 +249,7 @@ def test_a_rate_out_of_all_bounds_stops(tokens: TokenFile) -> None:
 
 def test_less_than_one_step_is_refused(tokens: TokenFile, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"63 tokens from .* expected at least one window and one step of 64 tokens"):
-        pretrain(model(), tokens, plan(tokens=63))
+        pretrain(model(), tokens, plan(legs=[63]))
     write_tokens(tmp_path / "train.bin", iter([[1, 2]]), vocab_size=VOCABULARY, eos_id=0)
     with pytest.raises(BadInput, match="from 0 windows of"):
         pretrain(model(), TokenFile.open(tmp_path / "train.bin"), plan())
@@ -261,14 +300,21 @@ def test_the_stage_repeats_its_bytes(made_from: dict, tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "again") == sha256_file(tmp_path / "model")
 
 
+@pytest.mark.parametrize("legs", [None, [3 * 4 * LENGTH, 2 * 4 * LENGTH]], ids=["one leg", "two legs"])
 @pytest.mark.parametrize("matrix_rate", [None, 2e-2], ids=["adamw", "muon"])
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    made_from: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, matrix_rate: float | None
+    made_from: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_at: int,
+    matrix_rate: float | None,
+    legs: list[int] | None,
 ) -> None:
     """The kill comes in the backward pass of a step; what was saved every second step is gone on from."""
     recipe = made_from["pretraining"].model_copy(update={"matrix_learning_rate": matrix_rate})
-    made_from |= {"pretraining": recipe}
+    spec = made_from["spec"].model_copy(update={"tokens": legs or made_from["spec"].tokens})
+    made_from |= {"pretraining": recipe, "spec": spec}
     pretrain_teacher(**made_from | {"out": tmp_path / "whole"})
     monkeypatch.setattr(pretrain, "__kwdefaults__", pretrain.__kwdefaults__ | {"checkpoint_every": 2})
     calls = []

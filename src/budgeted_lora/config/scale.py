@@ -197,6 +197,10 @@ def check_sources(config: Config) -> str | None:
         field, purpose = needed[config.teachers]
         if not getattr(teacher, field):
             return f"teacher_ladder.{name}.{field} must {purpose} when teachers is {config.teachers}"
+    step = config.pretraining.batch_windows * config.sequence_length
+    for name, teacher in config.teacher_ladder.items() if config.teachers == "pretrain" else ():
+        if min(teacher.legs) < step:
+            return f"teacher_ladder.{name}.tokens {min(teacher.legs)} is less than one step of {step} tokens"
     return None
 
 

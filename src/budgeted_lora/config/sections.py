@@ -17,6 +17,7 @@ from budgeted_lora.config.types import (
     GateLogit,
     Growing,
     Init,
+    Legs,
     LocalPath,
     LowRankInit,
     Packing,
@@ -58,7 +59,11 @@ class Teacher(Growing):
     hub: str | None = key(None, "Checkpoint on the Hub (teachers: hub). [S]")
     revision: str | None = key(None, "Pinned commit of the checkpoint. [ours]")
     folder: LocalPath | None = key(None, "Checkpoint folder (teachers: folder). [ours]")
-    tokens: Positive | None = key(None, "Pretraining tokens (teachers: pretrain). [ours]")
+    tokens: Positive | Legs | None = key(
+        None,
+        "Pretraining tokens (teachers: pretrain). A list gives those of legs: each goes on from the weights of the one "
+        "before, in the half precision they are kept in, with a schedule of its own. [ours]",
+    )
     learning_rate: Above0 | None = key(None, "Replaces `pretraining.learning_rate` for this teacher. [ours]")
 
     _anatomy: Anatomy | None = PrivateAttr(None)
@@ -83,6 +88,13 @@ class Teacher(Growing):
         return {name: getattr(self, name) for name in SIZES}
 
     @property
+    def legs(self) -> list[int]:
+        """The tokens of each leg of its pretraining; empty if it is not made here."""
+        if self.tokens is None:
+            return []
+        return self.tokens if isinstance(self.tokens, list) else [self.tokens]
+
+    @property
     def anatomy(self) -> Anatomy:
         """The network: what its checkpoint says, if that is here, or else the paper's decoder of these sizes."""
         if self._anatomy is not None:
@@ -94,8 +106,10 @@ class Teacher(Growing):
         self._anatomy = anatomy
 
 
-class Pretraining(Strict):
+class Pretraining(Growing):
     """How a teacher is trained on the token files it is given."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"precision"})
 
     batch_windows: Positive = key(16, "Windows in one optimiser step. [ours]")
     micro_batch_windows: Positive = key(4, "Windows in one forward pass; the rest is gradient accumulation. [ours]")
@@ -105,6 +119,9 @@ class Pretraining(Strict):
     warmup_fraction: Fraction = key(0.03, "Fraction of the steps in which the rate rises. [ours]")
     clip: Above0 = key(1.0, "Largest gradient norm. [ours]")
     compile: bool = key(False, "Let torch compile the step (needs a C++ compiler); a third faster on a CPU. [ours]")
+    precision: Precision = key(
+        "float32", "As `training.precision`; in bfloat16 a CPU that multiplies in it is half as fast again. [ours]"
+    )
     seed: Seed = key(0, "Seed of the weights and of the window order. [ours]")
 
     @model_validator(mode="after")

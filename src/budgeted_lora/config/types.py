@@ -41,6 +41,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 ElasticBudgets = Annotated[list[BelowOne], Field(min_length=2)]
 Count = Annotated[int, Field(ge=0)]
+Legs = Annotated[list[Positive], Field(min_length=1)]
 
 
 def _written_out(path: str) -> str:

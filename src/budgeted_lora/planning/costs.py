@@ -286,9 +286,10 @@ class ScaleCosts:
         return JobCost("evaluate", f"evaluate {name}", tokens, flops, seconds, size, 0)
 
     def _pretraining(self, name: str) -> JobCost:
-        network, tokens = self.teacher(name), self.config.teacher_ladder[name].tokens or 0
+        network, tokens = self.teacher(name), sum(self.config.teacher_ladder[name].legs)
         flops = 3 * tokens * self._forward(network)
-        seconds = flops / self.device.rate("float32", gradients=True) + START_UP_SECONDS
+        precision = self.device.computes_in(self.config.pretraining.precision)
+        seconds = flops / self.device.rate(precision, gradients=True) + START_UP_SECONDS
         batch = self.config.pretraining.micro_batch_windows * self.config.sequence_length
         size = memory.pretraining_bytes(network, tokens=batch, device=self.kind)
         return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, size, 2 * network.parameters)

@@ -149,7 +149,7 @@ def caching_bytes(teacher: Network, *, tokens: int, precision: str, device: str)
 
 
 def pretraining_bytes(teacher: Network, *, tokens: int, device: str) -> int:
-    """Memory of a job that makes a teacher: float32 throughout, all logits of a micro-batch at once."""
+    """Memory of a job that makes a teacher, as in float32; all logits of a micro-batch at once."""
     activations = tokens * KEPT["float32", "dense"].bytes(teacher.shape, rank=0)
     return _with_slack(16 * teacher.parameters + activations + 3 * 4 * tokens * teacher.vocab_size, device)
 

@@ -120,4 +120,4 @@ def taught(config: Config) -> bool:
     def weights(teacher: Teacher) -> int:
         return teacher.layers * sum(d_in * d_out for d_in, d_out in teacher.anatomy.sizes().values())
 
-    return all(one.tokens is None or one.tokens >= weights(one) for one in config.teacher_ladder.values())
+    return all(not one.legs or sum(one.legs) >= weights(one) for one in config.teacher_ladder.values())

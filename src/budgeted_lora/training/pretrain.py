@@ -1,8 +1,10 @@
-"""Making a teacher: plain next-token training of a decoder on the mix, from random weights."""
+"""Making a teacher: plain next-token training of a decoder on the mix, from random weights, in one leg or several."""
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,13 @@ CHECKPOINT_EVERY = 100  # steps; at mini about two minutes
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """How long and how fast; steps follow from tokens."""
+    """How long and how fast; steps follow from tokens.
 
-    tokens: int
+    A leg goes on from the weights of the one before, in half precision, as a teacher is kept. Its optimizers are new,
+    and so is its schedule: a teacher can be trained further long after its training state is gone.
+    """
+
+    legs: list[int]  # tokens of each
     sequence_length: int
     packing: str
     batch_windows: int
@@ -37,8 +43,27 @@ class PretrainPlan:
     compile: bool
 
     @property
+    def leg_steps(self) -> list[int]:
+        return [tokens // (self.batch_windows * self.sequence_length) for tokens in self.legs]
+
+    @property
     def steps(self) -> int:
-        return self.tokens // (self.batch_windows * self.sequence_length)
+        return sum(self.leg_steps)
+
+    @property
+    def later_starts(self) -> list[int]:
+        """The first step of each leg but the first."""
+        return list(accumulate(self.leg_steps))[:-1]
+
+    @property
+    def rate_factors(self) -> list[float]:
+        """What the peak rates are multiplied by, for each step."""
+        fraction = self.warmup_fraction
+        return [
+            rate_factor(step, steps=steps, warmup_fraction=fraction)
+            for steps in self.leg_steps
+            for step in range(steps)
+        ]
 
 
 def window_order(windows: int, *, count: int, seed: int) -> np.ndarray:
@@ -85,6 +110,36 @@ def next_token_loss(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> 
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
+def new_leg(model: nn.Module, plan: PretrainPlan) -> list[torch.optim.Optimizer]:
+    """Rounds the weights in place as they are kept between legs, to half precision, and returns new optimizers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return optimizers(model, plan)
+
+
+LossOf = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def add_gradients(
+    model: nn.Module, loss_of: LossOf, ids: np.ndarray, mask: np.ndarray, *, rows: int, dtype: torch.dtype
+) -> float:
+    """Adds the gradients of the mean loss over all windows, `rows` at a time; returns that loss."""
+    device = next(model.parameters()).device
+    scored, total = int(mask[:, 1:].sum()), 0.0
+    for first in range(0, len(ids), rows):
+        part = slice(first, first + rows)
+        inside = int(mask[part, 1:].sum())
+        if not inside:  # windows of one token predict nothing, and an empty mean is NaN
+            continue
+        share = inside / scored  # so that a padded row counts for its tokens, however the batch is cut
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = loss_of(model, torch.from_numpy(ids[part]).to(device), torch.from_numpy(mask[part]).to(device))
+        (loss * share).backward()
+        total += loss.item() * share
+    return total
+
+
 def pretrain(
     model: nn.Module,
     tokens: TokenFile,
@@ -92,52 +147,44 @@ def pretrain(
     *,
     state: TrainingState | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
-    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     title: str = "pretrain",
 ) -> list[float]:
     """Trains in place, going on from `state` if a run was cut short, and returns the loss of every step.
 
-    The bytes are the same whether or not the run was killed on the way.
+    The bytes are the same whether or not the run was killed on the way. Products are computed in `dtype`, float32 or
+    bfloat16 (by autocast).
 
     Raises:
         BadInput: fewer tokens than one step takes, asked for or in the file.
         TrainingDiverged: the loss is not finite; names the step.
     """
     windows = Windows(tokens, plan.sequence_length, plan.packing)
-    if not plan.steps or not windows.count:
+    if not all(plan.leg_steps) or not windows.count:
         raise BadInput(
-            f"{title}: {plan.tokens} tokens from {windows.count} windows of {tokens.path}; expected at least one "
+            f"{title}: {min(plan.legs)} tokens from {windows.count} windows of {tokens.path}; expected at least one "
             f"window and one step of {plan.batch_windows * plan.sequence_length} tokens"
         )
     order = window_order(windows.count, count=plan.steps * plan.batch_windows, seed=plan.seed)
     made = optimizers(model, plan)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in made]
+    factors, later_starts = plan.rate_factors, plan.later_starts
     loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
     model.train()
     losses: list[float] = ((state and state.restore(model, *made)) or {"losses": []})["losses"]
     begun, start = len(losses), time.perf_counter()
     bar = tqdm(range(begun, plan.steps), initial=begun, total=plan.steps, desc=title, mininterval=10, unit="step")
     for step in bar:
-        chosen = order[step * plan.batch_windows : (step + 1) * plan.batch_windows]
-        ids, mask = windows.read(chosen)
-        scored, total = int(mask[:, 1:].sum()), 0.0
-        for first in range(0, len(chosen), plan.micro_batch_windows):
-            part = slice(first, first + plan.micro_batch_windows)
-            inside = int(mask[part, 1:].sum())
-            if not inside:  # windows of one token predict nothing, and an empty mean is NaN
-                continue
-            share = inside / scored  # so that a padded row counts for its tokens, however the batch is cut
-            loss = loss_of(model, torch.from_numpy(ids[part]).to(device), torch.from_numpy(mask[part]).to(device))
-            (loss * share).backward()
-            total += loss.item() * share
+        if step in later_starts:
+            made = new_leg(model, plan)
+        ids, mask = windows.read(order[step * plan.batch_windows : (step + 1) * plan.batch_windows])
+        losses.append(add_gradients(model, loss_of, ids, mask, rows=plan.micro_batch_windows, dtype=dtype))
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        factor = rate_factor(step, steps=plan.steps, warmup_fraction=plan.warmup_fraction)
         for optimizer, rates in zip(made, base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+                group["lr"] = rate * factors[step]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
         if not math.isfinite(losses[-1]):
             raise TrainingDiverged(f"{title}: loss {losses[-1]} at step {step}; lower pretraining.learning_rate")
         if state and ((step + 1) % checkpoint_every == 0 or step + 1 == plan.steps):

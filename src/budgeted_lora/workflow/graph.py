@@ -100,12 +100,12 @@ class Graph:
     # --- sizes ---
 
     def train_tokens(self) -> int:
-        """Tokens in the training file: what the corpus section says, or more if teachers made here read more.
+        """Tokens in the training file: as the corpus section says, or more if a leg of a teacher made here reads more.
 
         Not what the cells ask for: one longer row would create a new file and retrain every student.
         """
         made_here = self.config.teacher_ladder.values() if self.config.teachers == "pretrain" else ()
-        return max([self.config.corpus.train_tokens, *(spec.tokens for spec in made_here if spec.tokens)])
+        return max([self.config.corpus.train_tokens, *(tokens for spec in made_here for tokens in spec.legs)])
 
     @property
     def cached(self) -> bool:
