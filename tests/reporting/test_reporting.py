@@ -170,6 +170,23 @@ def test_table2_has_the_contract_columns_and_the_published_counts(report: Path) 
         assert list(table[name].round(digits)) == list(table[f"{name}_published"])
 
 
+def test_a_timing_whose_rounds_lie_far_apart_is_marked(results: Path, copied: Path) -> None:
+    def shown(root: Path, name: str) -> tuple[str, str]:
+        table = made_table(name, Results.open(root), Published.open(PUBLISHED), FAST)
+        return table.shown.to_string(), " ".join(table.notes)
+
+    for name in ("table2", "speed"):
+        assert "nsteady" not in "".join(shown(results, name))
+    for file in (copied / "speed").glob("*.json"):
+        record = json.loads(file.read_text())
+        record["prefill"] |= {"speedup": 500.0, "speedup_q1": 2.0, "speedup_q3": 900.0}
+        file.write_text(json.dumps(record))
+    text, notes = shown(copied, "table2")
+    assert "500.00× (unsteady)" in text
+    assert "the middle half of the rounds spreads over more than a factor of 1.5" in notes
+    assert "(2.00 to 900.00, unsteady)" in shown(copied, "speed")[0]
+
+
 def test_table2_perplexity_is_that_of_the_result_file(results: Path) -> None:
     opened = Results.open(results)
     table = made_table("table2", opened, Published.open(PUBLISHED), FAST)

@@ -46,6 +46,8 @@ TOTALS = (
     "kept", "svd", "dropped", "avg_rank", "macs", "dense_macs", "speedup_vs_dense", "speedup_vs_lora",
     "param_reduction_pct", "param_reduction_vs_dense_pct",
 )  # fmt: skip
+SPEEDS = ("modules", "prefill", "decode")
+MIDDLE = ("", "_q1", "_q3")  # a ratio of two times: the median, and the ends of its middle half
 COLUMNS = {
     "ppl": Source("perplexity", "value"),
     "ppl_se": Source("perplexity", "standard_error"),
@@ -62,23 +64,19 @@ COLUMNS = {
     "train_compute": Source("train", "train_compute.scheduled"),
     "executed_compute": Source("train", "train_compute.executed"),
     **{name: Source("compression", f"totals.{name}") for name in TOTALS},
-    "measured_modules": Source("speed", "modules.speedup"),
-    "measured_prefill": Source("speed", "prefill.speedup"),
-    "measured_decode": Source("speed", "decode.speedup"),
+    **{f"measured_{part}{end}": Source("speed", f"{part}.speedup{end}") for part in SPEEDS for end in MIDDLE},
     "int8_ppl": Source("int8", "perplexity.value"),
     "int8_ppl_se": Source("int8", "perplexity.standard_error"),
     "plain_bytes": Source("int8", "bytes.plain.model"),
     "int8_bytes": Source("int8", "bytes.int8.model"),
     "plain_projection_bytes": Source("int8", "bytes.plain.projections"),
     "int8_projection_bytes": Source("int8", "bytes.int8.projections"),
-    "measured_int8_prefill": Source("int8", "prefill.speedup"),
-    "measured_int8_decode": Source("int8", "decode.speedup"),
+    **{f"measured_int8_{part}{end}": Source("int8", f"{part}.speedup{end}") for part in SPEEDS[1:] for end in MIDDLE},
 }
 MODEL_COLUMNS = (
     "ppl", "ppl_se", "bits_per_byte", "ppl_functions", "ppl_uncompressed", "slice", "icl", "icl_se", "icl_chance",
 )  # fmt: skip
 SHAPE_COLUMNS = tuple(SIZES)
-SPEEDS = ("modules", "prefill", "decode")
 # Columns of a line in which runs of one recipe agree, whatever their seed.
 RECIPE = frozenset(Recipe.model_fields) - {"seed"} | {"tokens"}
 LINE_TEXT = (

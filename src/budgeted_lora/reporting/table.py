@@ -12,6 +12,7 @@ import pandas as pd
 from budgeted_lora.files import write_text
 
 ABSENT = "–"
+UNSTEADY = 1.5  # third over first quartile of a ratio of two times, above which it is marked
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": r"$-$",
@@ -113,6 +114,20 @@ def as_number(value: Any) -> float:
 def number(value: Any, digits: int, *, unit: str = "", factor: float = 1.0) -> str:
     """A number with fixed digits, a dash when it is missing."""
     return ABSENT if pd.isna(value) else f"{factor * float(value):,.{digits}f}{unit}"
+
+
+def timed(name: str, heading: str) -> Column:
+    """A column of measured ratios of times, beside whose value a row has the quartiles `<name>_q1` and `<name>_q3`."""
+
+    def text(row: Record) -> str:
+        return number(row[name], 2, unit="×") + (" (unsteady)" if unsteady(row, name) else "")
+
+    return Column(name, heading, text=text)
+
+
+def unsteady(row: Record, name: str) -> bool:
+    """Whether the rounds of a timing lie so far apart that its median says little."""
+    return bool(row.get(f"{name}_q3", nan) > UNSTEADY * row.get(f"{name}_q1", nan))
 
 
 def measured(value: float, error: float, digits: int, *, unit: str = "") -> str:

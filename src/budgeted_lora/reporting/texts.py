@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Column, Record, Table
+from budgeted_lora.reporting.table import Column, Record, Table, unsteady
 
 
 @cache
@@ -28,6 +28,8 @@ def describe(results: Results, **values: Any) -> tuple[str, list[str]]:
     notes = [note for note in text["notes"] if isinstance(note, str) or stands(note, values)]
     if text.get("counts") and not standing.proportions:
         notes.append(texts()["notes"]["counts"])
+    if values.pop("unsteady", False):
+        notes.append(texts()["notes"]["unsteady"])
     if results.missing:
         notes.append(texts()["notes"]["partial"])
         values["missing"] = len(results.missing)
@@ -48,5 +50,7 @@ def tabulate(
     """The table that is made, of these rows and columns, with its title and notes."""
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
     counts = frame[[name for name in frame if name == "seeds" or str(name).endswith("_seeds")]]
+    timings = {column.name for column in columns if f"{column.name}_q3" in frame}
+    values["unsteady"] = any(unsteady(row, name) for row in frame.to_dict("records") for name in timings)
     title, notes = describe(results, several_seeds=bool((counts > 1).any(axis=None)), **values)
     return Table.of(results.shown.name, title, rows=frame, columns=columns, notes=notes)

@@ -8,8 +8,8 @@ from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.contents import BEYOND, TABLES
 from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import COLUMNS, RECIPE, Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
+from budgeted_lora.reporting.results import COLUMNS, RECIPE, SPEEDS, Results
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number, timed
 from budgeted_lora.reporting.tables.structure import decisions
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
@@ -119,9 +119,7 @@ BEYOND_COLUMNS = (
     Column("kept", "Kept/svd/dropped", text=partial(decisions, between="/")),
     *csv_only("svd", "dropped", "macs"),
     Column("speedup_vs_dense", "MAC speedup", 2, "×"),
-    Column("measured_modules", "Measured: modules", 2, "×"),
-    Column("measured_prefill", "Measured: prefill", 2, "×"),
-    Column("measured_decode", "Measured: decode", 2, "×"),
+    *(timed(f"measured_{part}", f"Measured: {part}") for part in SPEEDS),
     *csv_only("train_seconds", "executed_compute", "ppl_first_seed"),
     *csv_only("to_paper", "to_paper_se", "to_paper_sd", "to_paper_clear"),
     *csv_only("to_lowest", "to_lowest_se", "to_lowest_sd", "to_lowest_clear"),

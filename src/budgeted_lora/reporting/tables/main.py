@@ -18,12 +18,13 @@ from budgeted_lora.reporting.grouping import (
     teacher_order,
 )
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Column, Record, Table, csv_only, duration, mean_text, number
+from budgeted_lora.reporting.results import MIDDLE, SPEEDS, Results
+from budgeted_lora.reporting.table import Column, Record, Table, csv_only, duration, mean_text, number, timed
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import Bootstrap, Difference, Run, difference_text, draw, runs_of
 
 Key = tuple[str, str, str]  # method, budget as in the CSV, teacher
+MEASURED = {part: f"measured_{part.removesuffix('s')}_speedup" for part in SPEEDS}
 COSTS = (
     Column("train_compute", "Train compute", 2),
     Column("train_compute_published", "Train compute, published", 2),
@@ -31,9 +32,7 @@ COSTS = (
     Column("module_speedup_published", "MAC speedup, published", 2, "×"),
     Column("param_reduction_pct", "Param. reduction", 1, " %"),
     Column("param_reduction_pct_published", "Param. reduction, published", 1, " %"),
-    Column("measured_module_speedup", "Measured: modules", 2, "×"),
-    Column("measured_prefill_speedup", "Measured: prefill", 2, "×"),
-    Column("measured_decode_speedup", "Measured: decode", 2, "×"),
+    *(timed(name, f"Measured: {part}") for part, name in MEASURED.items()),
     Column("measured_train_time", "Train time", text=lambda row: duration(row["measured_train_time"])),
 )
 ENERGY = (  # only where trainings measured it, on GPUs
@@ -98,9 +97,7 @@ def costs(group: pd.DataFrame, published: Published, method: str, budget: float)
     for name in list(values):
         values[f"{name}_published"] = published.value("Table 2", name, method, setting=setting_of(budget))
     return values | {
-        "measured_module_speedup": mean["measured_modules"],
-        "measured_prefill_speedup": mean["measured_prefill"],
-        "measured_decode_speedup": mean["measured_decode"],
+        **{f"{MEASURED[part]}{end}": mean[f"measured_{part}{end}"] for part in SPEEDS for end in MIDDLE},
         "measured_train_time": mean["train_seconds"],
         "measured_train_energy_wh": group["train_joules"].mean(skipna=False) / 3600,
         "measured_gpu_busy_pct": 100 * group["gpu_utilisation"].mean(skipna=False),

@@ -6,8 +6,8 @@ from math import isnan, nan
 from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.reporting.grouping import budget_key, files_of, method_label, method_order, one_recipe, setting_of
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import FILES, SPEEDS, Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number
+from budgeted_lora.reporting.results import FILES, MIDDLE, SPEEDS, Results
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number, timed, unsteady
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import PPL, Bootstrap, add_differences, difference_text, draw, lines
 
@@ -105,7 +105,7 @@ def speed(results: Results, published: Published, bootstrap: Bootstrap) -> Table
         row["files"] = cell.files
         row["mac_speedup"] = cell.speedup_vs_dense
         for part in SPEEDS:
-            for end in ("", "_q1", "_q3"):
+            for end in MIDDLE:
                 row[f"measured_{part}_speedup{end}"] = timed.get(part, {}).get(f"speedup{end}", nan)
         rows.append(row)
     columns = [
@@ -140,8 +140,8 @@ def int8(results: Results, published: Published, bootstrap: Bootstrap) -> Table:
         Column("int8_ppl", "int8, PPL", 2, error="int8_ppl_se"),
         *csv_only("int8_ppl_se"),
         Column("int8_loss_pct", "Change", text=change_text),
-        Column("measured_int8_prefill", "Measured: prefill", 2, "×"),
-        Column("measured_int8_decode", "Measured: decode", 2, "×"),
+        timed("measured_int8_prefill", "Measured: prefill"),
+        timed("measured_int8_decode", "Measured: decode"),
     ]
     facts = {name: " and ".join(sorted({record[name] for record in made})) for name in ("dtype", "device")}
     version = " and ".join(sorted({record["versions"]["torchao"] for record in made}))
@@ -164,6 +164,7 @@ def measured_speedup(part: str) -> list[Column]:
     name = f"measured_{part}_speedup"
 
     def text(row: Record) -> str:
-        return f"{number(row[name], 2, unit='×')} ({number(row[f'{name}_q1'], 2)} to {number(row[f'{name}_q3'], 2)})"
+        quartiles = f"{number(row[f'{name}_q1'], 2)} to {number(row[f'{name}_q3'], 2)}"
+        return f"{number(row[name], 2, unit='×')} ({quartiles}{', unsteady' if unsteady(row, name) else ''})"
 
     return [Column(name, f"Measured: {part}", text=text), *csv_only(f"{name}_q1", f"{name}_q3")]
