@@ -1,7 +1,7 @@
 """What a reader gets at the end of `compress`: the students' folders, and a short report with the Pareto plot."""
 
 from dataclasses import replace
-from math import nan, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from budgeted_lora.config.scale import DEFAULT_VARIANT
 from budgeted_lora.files import write_text
 from budgeted_lora.reporting.contents import CONTROLS, TABLES
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import ABSENT, number
+from budgeted_lora.reporting.table import ABSENT, number, ratio_text
 from budgeted_lora.workflow.graph import Graph
 
 SHOWN = replace(TABLES["table2"], reads=("perplexity", "icl", "compression", "speed"))
@@ -84,8 +84,8 @@ def shown_rows(results: Results, folders: dict[str, Path], *, layers: int, table
         label = one["method"] if pd.isna(one["budget"]) else f"F = {one['budget']:g}"
         if control:
             label = f"dense, {one['student_layers']:g} layers, FFN {one['student_ffn']:g}"
-        timed = (nan, nan) if control else (one["measured_prefill"], one["measured_decode"])
-        speeds = (number(value, 2, unit="x") for value in (dense / one["macs"], *timed))
+        timed = [ABSENT if control else ratio_text(one, f"measured_{part}", unit="x") for part in ("prefill", "decode")]
+        speeds = (number(dense / one["macs"], 2, unit="x"), *timed)
         folder = folders[one["cell"]]
         rows.append((label, weights(folder), *scores(one), *speeds, str(folder)))
     kept = [at for at in range(len(COLUMNS)) if at == 0 or any(row[at] not in ("", ABSENT) for row in rows[1:])]

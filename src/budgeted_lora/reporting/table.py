@@ -118,11 +118,12 @@ def number(value: Any, digits: int, *, unit: str = "", factor: float = 1.0) -> s
 
 def timed(name: str, heading: str) -> Column:
     """A column of measured ratios of times, beside whose value a row has the quartiles `<name>_q1` and `<name>_q3`."""
+    return Column(name, heading, text=lambda row: ratio_text(row, name))
 
-    def text(row: Record) -> str:
-        return number(row[name], 2, unit="×") + (" (unsteady)" if unsteady(row, name) else "")
 
-    return Column(name, heading, text=text)
+def ratio_text(row: Record, name: str, *, unit: str = "×") -> str:
+    """A measured ratio of times, with a mark where it is unsteady."""
+    return number(row[name], 2, unit=unit) + (" (unsteady)" if unsteady(row, name) else "")
 
 
 def unsteady(row: Record, name: str) -> bool:

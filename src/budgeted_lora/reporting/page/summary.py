@@ -11,7 +11,7 @@ import pandas as pd
 from budgeted_lora.reporting.contents import CONTROLS, TABLES
 from budgeted_lora.reporting.grouping import method_order
 from budgeted_lora.reporting.results import Results
-from budgeted_lora.reporting.table import Record, millions, number
+from budgeted_lora.reporting.table import Record, millions, number, unsteady
 from budgeted_lora.reporting.tables.controls import NEAR, SMALLER, control_runs
 from budgeted_lora.reporting.uncertainty import lines
 
@@ -82,7 +82,8 @@ def against_dense(results: Results, budgeted: list[Record]) -> Sentence | None:
 
 def on_the_clock(budgeted: list[Record]) -> Sentence | None:
     """Measured speedups of whole students, which are not the ratio of their MACs."""
-    timed = [row for row in budgeted if pd.notna(row["measured_prefill"]) and pd.notna(row["measured_decode"])]
+    names = ("measured_prefill", "measured_decode")
+    timed = [row for row in budgeted if all(pd.notna(row[name]) and not unsteady(row, name) for name in names)]
     parts = [
         f"F = {number(row['budget'], 1)} reads a prompt {number(row['measured_prefill'], 2)} times and generates "
         f"{number(row['measured_decode'], 2)} times as fast as the dense student"
