@@ -69,7 +69,7 @@ def ship(results: Path, assets: Path) -> None:
     cards = {folder: card(folder, manifest) for folder in sorted((results / "teachers").iterdir())}
     shutil.rmtree(assets / "teachers", ignore_errors=True)
     shutil.rmtree(assets / "tokenizer", ignore_errors=True)
-    shutil.copytree(results / "data" / "tokenizer", assets / "tokenizer")
+    shutil.copytree(results / "data" / "tokenizer", assets / "tokenizer", ignore=shutil.ignore_patterns(".*"))
     for folder, about in cards.items():
         target = assets / "teachers" / folder.name
         target.mkdir(parents=True)
