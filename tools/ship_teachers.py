@@ -44,12 +44,10 @@ def readme(about: dict[str, Any]) -> str:
     """The card as Markdown."""
     shape, scores, icl = about["shape"], about["perplexity"], about["icl"]
     legs = about["recipe"]["spec"]["tokens"]
-    several = ""
+    rule = "by the rule `pretrain_teacher`."
     if isinstance(legs, list):
         tokens = " and ".join(f"{leg:,}" for leg in legs)
-        several = (
-            f"\n  Legs of {tokens} tokens, each from the weights of the one before and with a schedule of its own."
-        )
+        rule += f"\n  Legs of {tokens} tokens, each from the weights of the one before and with a schedule of its own."
     return f"""# Teacher standing for {about["stands_for"]}
 
 A Mistral-type decoder of {shape["layers"]} layers, hidden size {shape["hidden"]}, feed-forward {shape["ffn"]},
@@ -57,7 +55,7 @@ A Mistral-type decoder of {shape["layers"]} layers, hidden size {shape["hidden"]
 stored in half precision.
 
 - Trained on {about["tokens"]:,} tokens ({about["epochs"]:.2f} epochs) of docstrings of scientific Python packages and
-  function-style demonstrations ({about["recipe"]["function_share"]:.0%} of the tokens), by the rule `pretrain_teacher`.{several}
+  function-style demonstrations ({about["recipe"]["function_share"]:.0%} of the tokens), {rule}
 - Perplexity on held-out prose {scores["value"]:.2f}
   (standard error {scores["standard_error"]:.2f}, {scores["tokens"]:,} tokens).
 - ICL composite over 19 probes {100 * icl["composite"]:.1f} %
