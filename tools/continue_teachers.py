@@ -10,7 +10,6 @@ tokens is written out as it is. `tools/ship_teachers.py` ships the result.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from budgeted_lora.config.scale import load_config
@@ -50,7 +49,7 @@ def continue_from_shipped(results: Path, name: str) -> None:
     model = load_model(shipped).float()
     with locked_folder(folders[0]) as folder:
         unknown = [float("nan")] * done  # the losses of those steps
-        TrainingState(folder).save(model, *optimizers(model, replace(plan, compile=False)), values={"losses": unknown})
+        TrainingState(folder).save(model, *optimizers(model, plan), values={"losses": unknown})
     print(f"{folders[0]}: goes on after {done} of {plan.steps} steps")
 
 
