@@ -10,12 +10,13 @@ tokens is written out as it is. `tools/ship_teachers.py` ships the result.
 """
 
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import read_json
-from budgeted_lora.models.checkpoint import shipped_tokenizer
+from budgeted_lora.models.checkpoint import shipped_folder
 from budgeted_lora.models.load import load_model
 from budgeted_lora.stages.pretrain_teacher import plan_of
 from budgeted_lora.training.pretrain import optimizers
@@ -25,7 +26,7 @@ from budgeted_lora.training.state import TrainingState, locked_folder
 def steps_done(leg_steps: list[int], *, tokens: int, step_tokens: int) -> int:
     """The steps of the legs that make up `tokens`. Raises BadInput if they end within a leg."""
     done = tokens // step_tokens
-    ends = [sum(leg_steps[: legs + 1]) for legs in range(len(leg_steps))]
+    ends = list(accumulate(leg_steps))
     if done not in ends:
         raise BadInput(f"the shipped teacher has {done} steps; expected the end of a leg: {ends}")
     return done
@@ -41,7 +42,7 @@ def continue_from_shipped(results: Path, name: str) -> None:
     folders = list((results / "state").glob(f"{name}-*"))
     if len(folders) != 1:
         raise BadInput(f"{results}/state: {len(folders)} folders of {name}; expected that of one begun run")
-    shipped = shipped_tokenizer().parent / "teachers" / name
+    shipped = shipped_folder(name)
     length = config.sequence_length
     plan = plan_of(config.teacher_ladder[name], config.pretraining, sequence_length=length, rows=config.rows)
     tokens = read_json(shipped / "card.json")["tokens"]

@@ -7,7 +7,7 @@ import torch
 
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput
-from budgeted_lora.models.checkpoint import shipped_tokenizer
+from budgeted_lora.models.checkpoint import shipped_folder
 from budgeted_lora.models.load import load_model, mistral_config, new_model
 from budgeted_lora.stages.pretrain_teacher import plan_of
 from budgeted_lora.training.pretrain import optimizers
@@ -34,7 +34,7 @@ def test_the_state_holds_the_shipped_weights_and_their_steps(tmp_path: Path) -> 
     plan = plan_of(spec, config.pretraining, sequence_length=config.sequence_length, rows=config.rows)
     values = TrainingState(results / "state" / f"{NAME}-0123").restore(begun, *optimizers(begun, plan))
     assert len(values["losses"]) == plan.leg_steps[0]
-    shipped = load_model(shipped_tokenizer().parent / "teachers" / NAME).float()
+    shipped = load_model(shipped_folder(NAME)).float()
     for name, tensor in shipped.named_parameters():
         assert torch.equal(tensor, begun.get_parameter(name)), name
 

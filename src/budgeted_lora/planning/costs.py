@@ -288,8 +288,7 @@ class ScaleCosts:
     def _pretraining(self, name: str) -> JobCost:
         network, tokens = self.teacher(name), sum(self.config.teacher_ladder[name].legs)
         flops = 3 * tokens * self._forward(network)
-        precision = self.device.computes_in(self.config.pretraining.precision)
-        seconds = flops / self.device.rate(precision, gradients=True) + START_UP_SECONDS
+        seconds = flops / self.device.rate(self.config.pretraining.precision, gradients=True) + START_UP_SECONDS
         batch = self.config.pretraining.micro_batch_windows * self.config.sequence_length
         size = memory.pretraining_bytes(network, tokens=batch, device=self.kind)
         return JobCost("pretrain", f"pretrain teacher {name}", tokens, flops, seconds, size, 2 * network.parameters)

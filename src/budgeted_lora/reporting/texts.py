@@ -51,6 +51,6 @@ def tabulate(
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
     counts = frame[[name for name in frame if name == "seeds" or str(name).endswith("_seeds")]]
     timings = {column.name for column in columns if f"{column.name}_q3" in frame}
-    values["unsteady"] = any(unsteady(row, name) for row in frame.to_dict("records") for name in timings)
+    values["unsteady"] = any(unsteady(row, name) for name in timings for row in frame.to_dict("records"))
     title, notes = describe(results, several_seeds=bool((counts > 1).any(axis=None)), **values)
     return Table.of(results.shown.name, title, rows=frame, columns=columns, notes=notes)
