@@ -72,7 +72,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
 @pytest.mark.parametrize("matrix_rate", [None, 2e-2], ids=["adamw", "muon"])
 @pytest.mark.parametrize("packing", ["packed", "document"])
 def test_the_loss_falls(tokens: TokenFile, packing: str, matrix_rate: float | None) -> None:
-    losses = pretrain(model(), tokens, plan(packing=packing, matrix_learning_rate=matrix_rate))
+    losses = pretrain(model(), tokens, plan(packing=packing, matrix_learning_rate=matrix_rate)).losses
     assert len(losses) == STEPS
     assert losses[0] == pytest.approx(np.log(VOCABULARY), abs=0.15)
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
@@ -83,7 +83,7 @@ def test_the_same_plan_gives_the_same_bytes(tokens: TokenFile) -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(len(runs))  # the global generator must not matter
         trained = model()
-        losses = pretrain(trained, tokens, plan(seed=seed, legs=[6 * 4 * LENGTH]))
+        losses = pretrain(trained, tokens, plan(seed=seed, legs=[6 * 4 * LENGTH])).losses
         runs.append((losses, {name: tensor.numpy().tobytes() for name, tensor in trained.state_dict().items()}))
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
@@ -100,7 +100,7 @@ def first_gradient(tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, **changed
 
     monkeypatch.setattr(module, "optimizers", lambda network, _: [Recorder(network.parameters(), lr=1.0)])
     batch = PLAN["batch_windows"] * LENGTH
-    [loss] = pretrain(network, tokens, plan(legs=[batch], clip=1e9, **changed))
+    [loss] = pretrain(network, tokens, plan(legs=[batch], clip=1e9, **changed)).losses
     return seen | {"loss": torch.tensor(loss)}
 
 
@@ -121,7 +121,7 @@ def test_accumulation_does_not_change_the_first_gradient(
 def test_rows_of_one_token_are_passed_over(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train.bin", iter([[]] * 3 + [[1, 2, 3]]), vocab_size=VOCABULARY, eos_id=0)
     short = TokenFile.open(tmp_path / "train.bin")
-    losses = pretrain(model(), short, plan(packing="document", micro_batch_windows=1, legs=[2 * 4 * LENGTH]))
+    losses = pretrain(model(), short, plan(packing="document", micro_batch_windows=1, legs=[2 * 4 * LENGTH])).losses
     assert all(np.isfinite(losses))
 
 
@@ -211,21 +211,35 @@ def test_a_leg_goes_on_from_half_precision_weights_alone(
     """As a shipped teacher is trained further: its weights are here, its optimizers' state is not."""
     legs, given = [3 * 4 * LENGTH, 4 * 4 * LENGTH], {"matrix_learning_rate": matrix_rate}
     whole, kept = model(), model()
-    losses = pretrain(whole, tokens, plan(legs=legs, **given))
+    losses = pretrain(whole, tokens, plan(legs=legs, **given)).losses
     pretrain(kept, tokens, plan(legs=legs[:1], **given))
     further, state = kept.half().float(), TrainingState(tmp_path)
     state.save(further, *optimizers(further, plan(legs=legs, **given)), values={"losses": [float("nan")] * 3})
     again = model(seed=1)
-    assert pretrain(again, tokens, plan(legs=legs, **given), state=state)[3:] == losses[3:]
+    run = pretrain(again, tokens, plan(legs=legs, **given), state=state)
+    assert run.losses[3:] == losses[3:]
+    assert run.timed_steps == 4  # nobody knows how long the others took
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_the_time_of_a_run_is_that_of_all_its_processes(
+    tokens: TokenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, made = TrainingState(tmp_path), plan(legs=[5 * 4 * LENGTH])
+    monkeypatch.setattr(module.time, "perf_counter", iter(range(100)).__next__)  # a second a look
+    first = pretrain(model(), tokens, made, state=state)
+    assert (first.timed_steps, first.seconds) == (5, 5.0)
+    longer = plan(legs=[*made.legs, 3 * 4 * LENGTH])
+    run = pretrain(model(), tokens, longer, state=state)
+    assert (run.timed_steps, run.seconds) == (8, 8.0)
 
 
 def test_bfloat16_computes_in_it_and_keeps_weights_in_float32(tokens: TokenFile) -> None:
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         network = model()
-        losses[dtype] = pretrain(network, tokens, plan(), dtype=dtype)
+        losses[dtype] = pretrain(network, tokens, plan(), dtype=dtype).losses
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert losses[torch.bfloat16] != losses[torch.float32]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)

@@ -74,24 +74,24 @@ def pretrain_teacher(
     determined_by = [values, sequence_length, rows, files, *code]
     with locked_folder(state / f"{name}-{short_hash(determined_by, digits=12)}") as folder:
         state_file = TrainingState(folder)
-        losses = pretrain(model.to(place), train, plan, state=state_file, dtype=dtype, title=f"pretrain {name}")
+        run = pretrain(model.to(place), train, plan, state=state_file, dtype=dtype, title=f"pretrain {name}")
         with atomic_folder(out) as checkpoint:
             save_model(model.cpu(), checkpoint, dtype=torch.float16)
             copy_tokenizer(tokenizer, checkpoint)
         check_vocabulary(out, vocab_size=train.vocab_size, what=str(tokens))
         load_model(out)
-        write_losses(history, losses)
-        seen = plan.steps * plan.batch_windows * sequence_length
+        write_losses(history, run.losses)
+        step_tokens = plan.batch_windows * sequence_length
         payload = {
             "stands_for": name,
             "source": "pretrain",
             "shape": spec.shape,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "tokens": seen,
+            "tokens": plan.steps * step_tokens,
             "steps": plan.steps,
             "epochs": plan.steps * plan.batch_windows / Windows(train, sequence_length, rows).count,
-            "final_loss": sum(losses[-50:]) / len(losses[-50:]),
-            "tokens_per_second": seen / clock.seconds,
+            "final_loss": sum(run.losses[-50:]) / len(run.losses[-50:]),
+            "tokens_per_second": run.timed_steps * step_tokens / run.seconds if run.seconds else None,
             "sha256": sha256_file(out / "model.safetensors"),
         }
         write_result(record, payload, scale=scale, cell=None, values=values, inputs=[tokens, tokenizer], clock=clock)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
@@ -140,6 +140,20 @@ def add_gradients(
     return total
 
 
+@dataclass
+class PretrainRun:
+    """What a run has done so far, over all of its processes.
+
+    Attributes:
+        losses: of every step.
+        seconds: spent on the last `timed_steps` steps; a run that began at shipped weights knows no others.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    timed_steps: int = 0
+
+
 def pretrain(
     model: nn.Module,
     tokens: TokenFile,
@@ -149,8 +163,8 @@ def pretrain(
     checkpoint_every: int = CHECKPOINT_EVERY,
     dtype: torch.dtype = torch.float32,
     title: str = "pretrain",
-) -> list[float]:
-    """Trains in place, going on from `state` if a run was cut short, and returns the loss of every step.
+) -> PretrainRun:
+    """Trains in place, going on from `state` if a run was cut short.
 
     The bytes are the same whether or not the run was killed on the way. Products are computed in `dtype`, float32 or
     bfloat16 (by autocast).
@@ -171,8 +185,10 @@ def pretrain(
     factors, later_starts = plan.rate_factors, plan.later_starts
     loss_of = torch.compile(next_token_loss, dynamic=False) if plan.compile else next_token_loss
     model.train()
-    losses: list[float] = ((state and state.restore(model, *made)) or {"losses": []})["losses"]
+    run = PretrainRun(**((state and state.restore(model, *made)) or {}))
+    losses = run.losses
     begun, start = len(losses), time.perf_counter()
+    step_tokens, timed, spent = plan.batch_windows * plan.sequence_length, run.timed_steps, run.seconds
     bar = tqdm(range(begun, plan.steps), initial=begun, total=plan.steps, desc=title, mininterval=10, unit="step")
     for step in bar:
         if step in later_starts:
@@ -187,14 +203,14 @@ def pretrain(
             optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(losses[-1]):
             raise TrainingDiverged(f"{title}: loss {losses[-1]} at step {step}; lower pretraining.learning_rate")
+        run.timed_steps = timed + step + 1 - begun
+        run.seconds = spent + time.perf_counter() - start
         if state and ((step + 1) % checkpoint_every == 0 or step + 1 == plan.steps):
-            state.save(model, *made, values={"losses": losses})
+            state.save(model, *made, values=asdict(run))
         if step % 20 == 0:
-            done = (step + 1 - begun) * plan.batch_windows * plan.sequence_length
-            bar.set_postfix(
-                loss=f"{np.mean(losses[-50:]):.3f}", tokens_per_s=f"{done / (time.perf_counter() - start):.0f}"
-            )
-    return losses
+            speed = run.timed_steps * step_tokens / run.seconds
+            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", tokens_per_s=f"{speed:.0f}")
+    return run
 
 
 def write_losses(path: Path, losses: list[float]) -> None:
