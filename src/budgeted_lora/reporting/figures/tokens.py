@@ -1,5 +1,7 @@
 """Perplexity against training tokens, with the fitted power laws and their continuation."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,14 +18,18 @@ BEYOND_LONGEST = 16  # how many times the longest run the fitted curves are draw
 
 
 def tokens_figure(results: Results) -> Figure:
+    """The students of the table `tokens` (`lengths_figure`)."""
+    teacher = results.teachers().iloc[0]
+    return lengths_figure(length_curves(results), teacher=teacher["name"], teacher_ppl=teacher["ppl"])
+
+
+def lengths_figure(curves: Sequence[LengthCurve], *, teacher: str, teacher_ppl: float) -> Figure:
     """A curve per student: measured points with standard errors, the fitted law between them, dashed beyond."""
-    curves = length_curves(results)
     figure, axes = plt.subplots(figsize=(7.2, 5.4))
     longest = max(curve.points["tokens"].max() for curve in curves)
     for position, curve in enumerate(curves):
         draw_curve(axes, curve, marker=MARKERS[position % len(MARKERS)], longest=float(longest))
-    teacher = results.teachers().iloc[0]
-    axes.axhline(teacher["ppl"], color=GREY, linestyle=":", linewidth=0.9, label=f"teacher {teacher['name']}")
+    axes.axhline(teacher_ppl, color=GREY, linestyle=":", linewidth=0.9, label=f"teacher {teacher}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     lengths = sorted({int(tokens) for curve in curves for tokens in curve.points["tokens"]})

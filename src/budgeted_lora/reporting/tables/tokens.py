@@ -5,6 +5,7 @@ e(N) = nll(N) - nll_teacher in nats per token, is fitted as a N^-b by least squa
 few lengths describe what was measured; beyond the longest run they are an extrapolation, and are called so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, nan
 
@@ -100,17 +101,7 @@ def tokens(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     """One line per student, one column per length, the fitted exponent, and where its curve meets KD LoRA's."""
     curves = length_curves(results, bootstrap)
     lengths = sorted({int(count) for curve in curves for count in curve.points["tokens"]})
-    lora = next((curve.law for curve in curves if curve.points["method"][0] == "kd_lora"), None)
-    rows = []
-    for curve in curves:
-        row: Record = {"student": curve.label, "exponent": nan, "amplitude": nan, "meets_kd_lora": nan}
-        row["files"] = files_of(curve.points)
-        for point in curve.points.itertuples():
-            row |= {f"ppl_{int(point.tokens)}": point.ppl, f"ppl_{int(point.tokens)}_se": point.ppl_se}
-        if curve.law is not None:
-            row |= {"exponent": curve.law.b, "amplitude": curve.law.a}
-            row["meets_kd_lora"] = nan if lora in (None, curve.law) else curve.law.meets(lora)
-        rows.append(row)
+    rows = [row | {"files": files_of(curve.points)} for row, curve in zip(curve_rows(curves), curves, strict=True)]
     columns = [Column("student", "Student")]
     for count in lengths:
         columns.append(Column(f"ppl_{count}", f"PPL, {millions(count)}", 2, error=f"ppl_{count}_se"))
@@ -121,6 +112,22 @@ def tokens(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
         Column("meets_kd_lora", "Meets KD LoRA at", text=lambda row: meeting_text(row, lengths=lengths)),
     ]
     return tabulate(results, rows=rows, columns=columns, longest=millions(lengths[-1]))
+
+
+def curve_rows(curves: Sequence[LengthCurve]) -> list[Record]:
+    """Of each student its perplexities and their errors, the fitted law, and where that meets KD LoRA's."""
+    lora = next((curve.law for curve in curves if curve.points["method"][0] == "kd_lora"), None)
+    rows = []
+    for curve in curves:
+        row: Record = {"student": curve.label}
+        for point in curve.points.itertuples():
+            row |= {f"ppl_{int(point.tokens)}": point.ppl, f"ppl_{int(point.tokens)}_se": point.ppl_se}
+        row |= {"exponent": nan, "amplitude": nan, "meets_kd_lora": nan}
+        if curve.law is not None:
+            row |= {"exponent": curve.law.b, "amplitude": curve.law.a}
+            row["meets_kd_lora"] = nan if lora in (None, curve.law) else curve.law.meets(lora)
+        rows.append(row)
+    return rows
 
 
 def meeting_text(row: Record, *, lengths: list[int]) -> str:
