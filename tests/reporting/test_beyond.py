@@ -100,6 +100,30 @@ def test_rules_have_names_and_their_own_lines(results: Results) -> None:
     }
 
 
+def test_students_of_another_shape_cost_what_they_cost_of_the_scales(tmp_path: Path) -> None:
+    builder = write_results(tmp_path / "mini")
+    shape = {"student_layers": 6, "student_ffn": 232}
+    add_cell(builder, "full", BEYOND, 25.0)
+    narrow = add_cell(builder, "narrow", BEYOND, 26.0, method="budgeted_lora", budget=0.744, **SVD, **shape)
+    dense = add_cell(builder, "dense", BEYOND, 27.0, student_layers=4, student_ffn=320)
+    full = 42 * 1000
+    for row, own, left in ((narrow, full // 2, full // 4), (dense, full // 4, full // 4)):
+        totals = {"macs": left, "dense_macs": own, "speedup_vs_dense": own / left, "kept": 1, "svd": 0, "dropped": 1}
+        path = f"cells/{row['cell']}/compressed/default/compression.json"
+        builder.json(path, {"modules": [], "totals": totals}, cell=row["cell"])
+        cost = {"scheduled": 0.9, "executed": 0.8}
+        builder.json(f"cells/{row['cell']}/train.json", {"train_compute": cost}, cell=row["cell"])
+    path = next(tmp_path.glob("mini/cells/full*/compressed/default/compression.json"))
+    builder.json(str(path.relative_to(tmp_path / "mini")), {"modules": [], "totals": {"dense_macs": full}}, cell="full")
+    builder.write_cells()
+    frame = beyond_lines(Results.open(tmp_path / "mini", partial=True)).set_index("rule")
+    assert set(frame.index) == {"KD Full", "SVD of W + 6 layers, FFN 232", "KD Full, 4 layers, FFN 320"}
+    for rule, cost in (("SVD of W + 6 layers, FFN 232", 0.4), ("KD Full, 4 layers, FFN 320", 0.2)):
+        assert frame.loc[rule, "speedup_vs_dense"] == pytest.approx(4.0)
+        assert frame.loc[rule, "executed_compute"] == pytest.approx(cost)
+        assert np.isnan(frame.loc[rule, "measured_modules"])
+
+
 def test_differences_are_to_the_papers_rule_of_the_same_budget_and_length(table: Table) -> None:
     frame = table.frame.set_index(["rule", "budget", "tokens"]).sort_index()
     assert frame.loc[("SVD of W", 0.4, 153600), "to_paper"] == pytest.approx(-40, abs=3)

@@ -245,6 +245,40 @@ def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
     assert control == full or left_over < layers * (3 * full.hidden + 1)
 
 
+def test_a_row_may_ask_for_another_shape() -> None:
+    budgeted = {"method": "budgeted_lora", "budget": 0.4}
+    rows = [budgeted, budgeted | {"student_layers": 3, "student_ffn": [48, 64]}, budgeted | {"student_ffn": 48}]
+    rows += [budgeted | {"student_layers": 2, "student_ffn": 64}, {"method": "kd_full", "student_layers": 3}]
+    graph = Graph(config(tables={"mine": rows}))
+    shapes = [(graph.recipe_of(cell).student_layers, graph.recipe_of(cell).student_ffn) for cell in graph.cells]
+    assert shapes == [(2, None), (3, 48), (3, 64), (2, 48), (3, 64)]  # the fourth row is the first again
+    students = [graph.student_of(cell) for cell in graph.cells]
+    assert students == ["mixed", "mixed_L3_ffn48", "mixed_L3_ffn64", "mixed_L2_ffn48", "mixed_L3_ffn64"]
+    first, *others = graph.cells
+    assert graph.structure_of(first) is not None
+    assert {graph.structure_of(cell) for cell in others} == {None}
+    full = dense_macs(student_shape(graph.config))
+    assert [round(graph.planned[cell].totals.dense_macs / full, 2) for cell in list(graph.cells)[:4]] == [
+        1.0, 1.24, 1.5, 0.82,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "table", "expected"),
+    [
+        ({"student_layers": 5}, "mine", "student_layers 5 exceeds 4, that of the first teacher A"),
+        ({"student_ffn": 65}, "beyond", "student_ffn 65 exceeds 64, that of the first teacher A"),
+        ({"student_ffn": 48}, "table2", "student_ffn stands in the tables beyond, controls, tokens or in one of a"),
+        ({"student_ffn": 48}, "table4", "not in table4"),
+        ({"student_ffn": 48, "macs_of_budget": 0.4}, "controls", "macs_of_budget chooses the shape; remove it, or"),
+        ({"student_ffn": 48, "method": "kd_lora"}, "controls", "student_ffn of kd_lora stands in beyond"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(row: dict[str, Any], table: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected):
+        cells(config(tables={table: [{"method": "kd_full"} | row]}))
+
+
 def test_ranks_rounded_to_a_multiple_are_planned_truncated_to_and_named() -> None:
     row = {"method": "budgeted_lora", "budget": 0.4, "compression": "multiples"}
     tables = {"t": [row, {"method": "kd_full", "compression": "alone"}]}

@@ -70,6 +70,10 @@ class Row(Lists):
         None,
         "kd_full only: train a shallower student with narrower feed-forwards, with the MACs that this F leaves. [ours]",
     )
+    student_layers: Positive | list[Positive] | None = key(None, "Replaces `student.layers`. [ours]")
+    student_ffn: Positive | list[Positive] | None = key(
+        None, "Feed-forward neurons that each layer of the student keeps; all of them without it. [ours]"
+    )
     tokens: Positive | list[Positive] | None = key(None, "Replaces `training.tokens`. [ours]")
     learning_rate: Above0 | None = key(None, "Replaces the method's `training.learning_rate`. [U]")
     betas: Betas | None = key(None, "Replaces `training.betas`. [U]")

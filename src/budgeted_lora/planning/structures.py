@@ -17,7 +17,7 @@ from budgeted_lora.method.cost import projections, train_compute
 from budgeted_lora.method.schedule import BudgetRule, trained_share
 from budgeted_lora.method.structure import PlannedModule, Structure, totals
 from budgeted_lora.workflow.graph import Graph
-from budgeted_lora.workflow.recipes import student_shape
+from budgeted_lora.workflow.recipes import recipe_shape
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _rule(recipe: Recipe, budget: float | None) -> BudgetRule:
 
 
 def _read(graph: Graph, recipe: Recipe, rule: BudgetRule, record: Path) -> Structure:
-    shape = student_shape(graph.config)
+    shape = recipe_shape(graph.config, recipe)
     known = {projection.name: projection for projection in projections(shape)}
     try:
         modules = tuple(

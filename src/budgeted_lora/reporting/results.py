@@ -224,7 +224,8 @@ class Results:
         """The columns that the files `shown.reads` hold of one line; NaN where a value is missing.
 
         A student without a budget has no structure of its own: it is the dense one that others are timed against, so
-        its measured speedups are 1. Only the default variant is scored in context. `files` names the files.
+        its measured speedups are 1; one of another shape is not timed. Only the default variant is scored in context.
+        `files` names the files.
         """
         row: dict[str, Any] = {"files": ()}
         for kind in (kind for kind in FILES if kind in self.shown.reads):
@@ -233,8 +234,9 @@ class Results:
             path = FILES[kind].format(**line)
             record = self.json(path) if made else None
             row["files"] += () if record is None else (path,)
+            untimed = nan if pd.notna(line.get("student_ffn")) else 1.0
             keys = {name: source.key for name, source in COLUMNS.items() if source.file == kind}
-            row |= {name: 1.0 if dense else value_at(record, key) for name, key in keys.items()}
+            row |= {name: untimed if dense else value_at(record, key) for name, key in keys.items()}
         return row
 
     def windows(self, folder: str) -> pd.DataFrame | None:

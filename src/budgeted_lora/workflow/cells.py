@@ -20,8 +20,8 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
-from budgeted_lora.reporting.contents import ELASTIC, TABLES
-from budgeted_lora.workflow.recipes import recipe, step_text, student_shape, tokens_per_step
+from budgeted_lora.reporting.contents import BEYOND, CONTROLS, ELASTIC, TABLES, TOKENS
+from budgeted_lora.workflow.recipes import SHAPE_KEYS, recipe, recipe_shape, step_text, student_shape, tokens_per_step
 
 VARIANT_SLUG = {
     "budget": "F",
@@ -35,10 +35,14 @@ VARIANT_SLUG = {
     "undistilled": "undistilled-",
 }
 SLUG = {"kd_full": "kd-full", "kd_lora": "kd-lora", "budgeted_lora": "budgeted-lora"}
+SHOW_SHAPES = frozenset({BEYOND, CONTROLS, TOKENS})  # tables that relate costs to the scale's dense student
 AVERAGED = ("table2", "table8")
 SENSITIVITY = "sensitivity"
 # Keys of a row that take lists.
-LISTED = ("teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "tokens", "seed")
+LISTED = (
+    "teacher", "budget", "init", "schedule", "rank", "macs_of_budget", "student_layers", "student_ffn", "tokens",
+    "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,19 @@ def refuse_budget(variant: Compression, row: Row, *, sweep: str) -> None:
 
 
 def refuse_table(table: str, row: Row) -> None:
-    """Raises BadInput if an elastic row stands in a table that knows one compressed student of each cell."""
-    if row.budget == "elastic" and table in {*MAIN_CELLS, *CLAIM_TABLES, *TABLES} - {ELASTIC}:
+    """Raises BadInput if a row stands in a table that cannot show its students.
+
+    Most tables know one compressed student of each cell, which an elastic one is not; and students of the scale's
+    shape, to which they relate costs.
+    """
+    known = {*MAIN_CELLS, *CLAIM_TABLES, *TABLES}
+    shape = [name for name in SHAPE_KEYS if getattr(row, name) is not None]
+    if shape and table in known - SHOW_SHAPES:
+        places = ", ".join(sorted(SHOW_SHAPES))
+        raise BadInput(f"{shape[0]} stands in the tables {places} or in one of a name of your own, not in {table}")
+    if shape and table == CONTROLS and row.method != "kd_full":
+        raise BadInput(f"{shape[0]} of {row.method} stands in {BEYOND}; students of {CONTROLS} are dense")
+    if row.budget == "elastic" and table in known - {ELASTIC}:
         raise BadInput(f"budget: elastic stands in the table {ELASTIC} or in one of a name of your own, not in {table}")
 
 
@@ -251,13 +266,12 @@ def check(config: Config, values: Recipe) -> None:
     """
     if values.teacher not in config.teacher_ladder:
         raise BadInput(f"teacher {values.teacher!r} is not in teacher_ladder: {', '.join(config.teacher_ladder)}")
-    narrowest = student_shape(config).narrowest
+    shape = recipe_shape(config, values)
+    narrowest = shape.narrowest
     if values.rank is not None and values.rank > narrowest:
         raise BadInput(f"rank {values.rank} exceeds {narrowest}, the smallest dimension of a projection")
     if values.method == "budgeted_lora" and not values.elastic:
-        needed = steps_needed(
-            student_shape(config), BudgetRule.of(values), svd_threshold=config.compression.svd_threshold
-        )
+        needed = steps_needed(shape, BudgetRule.of(values), svd_threshold=config.compression.svd_threshold)
         if values.steps < needed:
             raise BadInput(
                 f"{values.steps} steps are too few for schedule {values.schedule!r} to reach the structure of "

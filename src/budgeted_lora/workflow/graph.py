@@ -139,10 +139,11 @@ class Graph:
     def structure_of(self, cell: str) -> str | None:
         """Name of a cell's structure: a planned one is shared by every cell whose compressed shapes are equal.
 
-        If the removal order or the ranks depend on the student's weights, the structure is the cell's own. An elastic
-        student has none: what is left of it depends on the budget it is cut to.
+        If the removal order or the ranks depend on the student's weights, the structure is the cell's own. Two kinds
+        have none: elastic students, of which the budget they are cut to leaves more or less, and those of another
+        shape than the scale's, which are not timed.
         """
-        if self.cells[cell].recipe.elastic:
+        if self.cells[cell].recipe.elastic or self.cells[cell].recipe.student_ffn is not None:
             return None
         if cell not in self.planned:
             return f"cell_{cell}" if self.cells[cell].recipe.method == "budgeted_lora" else None

@@ -25,6 +25,7 @@ NEEDS_STATISTICS = {"activation_svd", "activation", "gradient"}  # values of low
 # One low-rank path must do at every F: so it holds the best approximation of W, and only the residual comes and goes,
 # in an order that every F shares. Of each key the values that an elastic row may have, its default first.
 ELASTIC_NEEDS = {"low_rank_init": ("activation_svd", "svd"), "order": ("gradient",), "controller": ("greedy",)}
+SHAPE_KEYS = ("student_layers", "student_ffn")
 NEED_GREEDY = ("order", "whole", "train_dense")  # the uniform controller lets all dense paths fade at once
 WITHOUT_SCHEDULE = ("schedule", "smoothing", "whole", "train_dense")
 
@@ -46,8 +47,7 @@ def recipe(config: Config, row: Row, **chosen: Any) -> Recipe:
     values["steps"] = whole_steps(config, given.get("tokens"))
     if values["init"] != "importance":
         values["importance_windows"] = None
-    if "macs_of_budget" in given:
-        values["student_layers"], values["student_ffn"] = control_shape(config, given["macs_of_budget"])
+    values |= own_shape(config, given)
     if row.method != "kd_full":
         values.setdefault("alpha", config.lora.alpha * values["rank"] / config.lora.rank)
         values["low_rank_init"] = without(values["low_rank_init"], "zero")
@@ -169,6 +169,28 @@ def refuse_idle_keys(given: dict[str, Any], method: str) -> None:
             raise BadInput(f"{method} does not use {idle}; remove it, or use {' or '.join(methods)}")
 
 
+def own_shape(config: Config, given: dict[str, Any]) -> dict[str, int | None]:
+    """Layers and feed-forward size of a student; without the size if it has the scale's shape.
+
+    Args:
+        given: the row's own keys.
+
+    Raises:
+        BadInput: the row asks for more than the first teacher has, or for a shape and MACs at once.
+    """
+    asked = {name: given[name] for name in SHAPE_KEYS if name in given}
+    if "macs_of_budget" in given:
+        if asked:
+            raise BadInput(f"macs_of_budget chooses the shape; remove it, or remove {' and '.join(asked)}")
+        return dict(zip(SHAPE_KEYS, control_shape(config, given["macs_of_budget"]), strict=True))
+    most = dict(zip(SHAPE_KEYS, (first_anatomy(config).layers, student_shape(config).ffn), strict=True))
+    for name, value in asked.items():
+        if value > most[name]:
+            raise BadInput(f"{name} {value} exceeds {most[name]}, that of the first teacher {config.first_teacher}")
+    usual = {"student_layers": config.student.layers, "student_ffn": most["student_ffn"]}
+    return usual | ({"student_ffn": None} if usual | asked == usual else asked)
+
+
 def control_shape(config: Config, budget: float) -> tuple[int, int]:
     """Layers and feed-forward size of a dense student with the MACs that `budget` leaves of the scale's student.
 
@@ -228,10 +250,19 @@ def as_row(values: Recipe) -> dict[str, Any]:
     return row | choices | {"train_dense": values.train_dense or "none", "whole": values.whole or False}
 
 
+def first_anatomy(config: Config) -> Anatomy:
+    """The network that students are cut from."""
+    return config.teacher_ladder[config.first_teacher].anatomy
+
+
 def student_shape(config: Config) -> ModelShape:
     """The cost model's view of the scale's student."""
-    first = config.teacher_ladder[config.first_teacher].anatomy
-    return shape_of(first, layers=config.student.layers)
+    return shape_of(first_anatomy(config), layers=config.student.layers)
+
+
+def recipe_shape(config: Config, values: Recipe) -> ModelShape:
+    """The same of the student of a recipe."""
+    return shape_of(first_anatomy(config), layers=values.student_layers, ffn=values.student_ffn)
 
 
 def shape_of(anatomy: Anatomy, *, layers: int | None = None, ffn: int | None = None) -> ModelShape:
@@ -249,7 +280,7 @@ def planned(config: Config, values: Recipe) -> Structure:
     """The structure that a budgeted recipe leaves of its student, compressed as the scale says."""
     compression = config.compression
     return structure(
-        student_shape(config), BudgetRule.of(values), rank=values.rank, schedule=values.schedule,
+        recipe_shape(config, values), BudgetRule.of(values), rank=values.rank, schedule=values.schedule,
         r_max=compression.r_max, rank_multiple=compression.rank_multiple, svd_threshold=compression.svd_threshold,
         trained_share=trained_share(values),
     )  # fmt: skip

@@ -30,6 +30,7 @@ def beyond_figure(results: Results) -> Figure:
             several = mine[mine["seeds"] > 1]
             ends = several["speedup_vs_dense"], several["ppl_low"], several["ppl_high"]
             axes.vlines(*ends, color=inks[rule], linewidth=7, alpha=0.3)
+    dense = frame[(frame["method"] == "kd_full") & frame["student_ffn"].notna()]
     for row in frame[frame["rule"].isin(REFERENCES.values())].itertuples():
         longer, ink = row.tokens != shortest, colour(row.method, row.budget)
         style, label = ("--", None) if longer else (":", row.rule)
@@ -38,8 +39,10 @@ def beyond_figure(results: Results) -> Figure:
     axes.plot(cut["speedup_vs_dense"], cut["ppl"], "x", color=GREY, label=UNDISTILLED if len(cut) else None)
     if CONTROLS in results.tables:
         controls = lines(control_runs(results))
-        smaller = controls[controls["kind"] == SMALLER]
-        axes.plot(smaller["speedup_vs_dense"], smaller["ppl"], "X", color=OTHER, label="control: smaller KD Full")
+        dense = pd.concat([dense, controls[controls["kind"] == SMALLER]])
+    dense = dense.drop_duplicates(["student_layers", "student_ffn", "tokens"])
+    name = "smaller KD Full" if len(dense) else None
+    axes.plot(dense["speedup_vs_dense"], dense["ppl"], "X", color=OTHER, label=name)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))

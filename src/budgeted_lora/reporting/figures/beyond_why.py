@@ -122,13 +122,13 @@ def marked(results: Results, mine: pd.DataFrame) -> list[str]:
 
 
 def students(results: Results) -> pd.DataFrame:
-    """The budgeted students of the table, each with its `rule`; `order` is `mac` for the paper's.
+    """The budgeted students of the table of the scale's shape, each with its `rule`; `order` is `mac` for the paper's.
 
     Raises:
         BadInput: there is none.
     """
     listed = results.listed(BEYOND)
-    listed = listed[listed["method"] == "budgeted_lora"].reset_index(drop=True)
+    listed = listed[(listed["method"] == "budgeted_lora") & listed["student_ffn"].isna()].reset_index(drop=True)
     if listed.empty:
         raise BadInput(f"{results.root}: no budgeted_lora cell of {BEYOND}; expected at least one")
     return listed.assign(rule=rules_of(listed), order=listed["order"].replace("", None).fillna("mac"))

@@ -67,6 +67,6 @@ def draw_curve(axes: plt.Axes, curve: LengthCurve, *, marker: str, longest: floa
 def ink_of(curve: LengthCurve) -> str:
     """The method's colour; smaller students have one of their own, and so have other rules than the paper's."""
     first = curve.points.iloc[0]
-    if pd.notna(first["student_ffn"]):
+    if pd.notna(first["student_ffn"]) and first["method"] == "kd_full":
         return OTHER
     return OWN_RULE if ":" in curve.label else colour(first["method"], first["budget"])

@@ -9,7 +9,8 @@ from budgeted_lora.reporting.contents import BEYOND, TABLES
 from budgeted_lora.reporting.grouping import METHODS
 from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import COLUMNS, RECIPE, SPEEDS, Results
-from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, number, timed
+from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, timed
+from budgeted_lora.reporting.tables.controls import against_scale, shape_text
 from budgeted_lora.reporting.tables.structure import decisions
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import (
@@ -32,7 +33,7 @@ ORDERS = {"energy": "order by energy", "activation": "order by outputs", "gradie
 # Columns of a recipe that a rule's name says already, or in which its students may differ.
 SHARED = frozenset({
     "method", "budget", "low_rank_init", "order", "rank_step", "whole", "train_dense", "dense_learning_rate",
-    "statistics_windows", "tokens", "steps",
+    "statistics_windows", "tokens", "steps", "student_layers", "student_ffn",
 })  # fmt: skip
 Place = tuple[float, float]  # training tokens and budget
 
@@ -54,12 +55,13 @@ def rule_of(row: Record) -> str:
     """In what a student differs from the paper's, in words."""
     if row.get("undistilled"):
         return f"{UNDISTILLED} by {row['truncation']}"
+    shape = shape_text(row) if pd.notna(row.get("student_ffn")) else None
     if row["method"] in REFERENCES:
-        return REFERENCES[row["method"]]
+        return ", ".join(filter(None, [REFERENCES[row["method"]], shape]))
     words = [STARTS.get(row["low_rank_init"]), ORDERS.get(row["order"])]
     words += ["allocated ranks"] if pd.notna(row["rank_step"]) else []
     words += ["whole dense paths"] if row.get("whole") is True else []
-    words += [DENSE.get(row["train_dense"])]
+    words += [DENSE.get(row["train_dense"]), shape]
     return " + ".join(word for word in words if word) or PAPER
 
 
@@ -75,7 +77,7 @@ def beyond_lines(results: Results, drawn: Drawn | None = None) -> pd.DataFrame:
 def scored(results: Results) -> pd.DataFrame:
     """Runs of the table with their in-context composites, NaN where none was measured."""
     results = results.of(TABLES[BEYOND])
-    scores = results.runs(BEYOND)
+    scores = against_scale(results, results.runs(BEYOND))
     cut = scores["variant"] != DEFAULT_VARIANT  # undistilled models have no training time, timings or in-context scores
     for name in ("tokens", *(name for name in COLUMNS if COLUMNS[name].file == "speed"), "train_seconds"):
         scores[name] = scores[name].astype(float).mask(cut)
@@ -108,7 +110,7 @@ def others(frame: pd.DataFrame, bases: dict[Place, tuple[Run, ...]]) -> list[tup
 BEYOND_COLUMNS = (
     Column("rule", "Rule"),
     Column("method"),
-    Column("budget", "F", text=lambda row: ABSENT if pd.isna(row["budget"]) else number(row["budget"], 1)),
+    Column("budget", "F", text=lambda row: ABSENT if pd.isna(row["budget"]) else f"{row['budget']:g}"),
     Column("tokens", "Tokens", 0),
     Column("seeds"),
     *PPL[:-1],

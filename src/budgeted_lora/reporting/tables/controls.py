@@ -30,14 +30,22 @@ def control_runs(results: Results, *, reads: tuple[Reads, ...] = COSTS) -> pd.Da
     and dense student.
     """
     results = results.of(replace(TABLES[CONTROLS], reads=reads))
-    scores = results.runs(CONTROLS)
-    dense = scale_dense_macs(results)
+    scores = against_scale(results, results.runs(CONTROLS))
     scores["kind"] = [TRUNCATED if pd.isna(ffn) else SMALLER for ffn in scores["student_ffn"]]
-    scores["share"] = scores["macs"] / dense
+    return scores.assign(share=1 / scores["speedup_vs_dense"])
+
+
+def against_scale(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
+    """The same with the costs of students of another shape relative to the scale's KD Full and dense student."""
+    other = scores["student_ffn"].notna()
+    if not other.any():
+        return scores
+    beside = scores.loc[~other, "dense_macs"].dropna()
+    dense = float(beside.iloc[0]) if len(beside) else scale_dense_macs(results)
+    costs = {"speedup_vs_dense": dense / scores["macs"]}
     for name in ("train_compute", "executed_compute"):
-        scores[name] = scores[name] * (scores["dense_macs"] / dense)
-    scores["speedup_vs_dense"] = 1 / scores["share"]
-    return scores
+        costs[name] = scores[name] * (scores["dense_macs"] / dense)
+    return scores.assign(**{name: scores[name].where(~other, values) for name, values in costs.items()})
 
 
 def scale_dense_macs(results: Results) -> float:
@@ -90,6 +98,9 @@ def controls(results: Results, published: Published, bootstrap: Bootstrap) -> Ta
 
 
 def student_text(row: Record) -> str:
-    if row["kind"] != SMALLER:
-        return row["kind"]
-    return f"{row['kind']}, {number(row['student_layers'], 0)} layers, FFN {number(row['student_ffn'], 0)}"
+    return row["kind"] if row["kind"] != SMALLER else f"{SMALLER}, {shape_text(row)}"
+
+
+def shape_text(row: Record) -> str:
+    """The shape of a student that is not of the scale's."""
+    return f"{number(row['student_layers'], 0)} layers, FFN {number(row['student_ffn'], 0)}"

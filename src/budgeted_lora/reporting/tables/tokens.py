@@ -90,7 +90,7 @@ def length_curves(results: Results, bootstrap: Bootstrap | None = None) -> list[
 def label(row: Record, frame: pd.DataFrame) -> str:
     """What a curve is called."""
     name = method_label(row["method"], row["budget"])
-    if pd.notna(row["student_ffn"]):
+    if pd.notna(row["student_ffn"]) and row["method"] == "kd_full":
         name = student_text(row | {"kind": SMALLER})
     elif row["method"] == "budgeted_lora" and rule_of(row) != PAPER:
         name = f"{name}: {rule_of(row)}"
