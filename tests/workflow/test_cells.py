@@ -231,11 +231,11 @@ def test_structure_is_shared_where_shapes_are_equal() -> None:
 
 
 @settings(deadline=None)
-@given(budget=st.floats(0, 1), rank=st.integers(1, 8))
-def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int) -> None:
+@given(budget=st.floats(0, 1), rank=st.integers(1, 8), depth=st.one_of(st.none(), st.just(2)))
+def test_a_control_has_the_macs_of_its_budget(budget: float, rank: int, depth: int | None) -> None:
     scale = config(lora__rank=rank)
     try:
-        layers, ffn = control_shape(scale, budget)
+        layers, ffn = control_shape(scale, budget, layers=depth)
     except BadInput:  # so few that not one neuron is left
         assume(False)
     full = student_shape(scale)
@@ -270,7 +270,16 @@ def test_a_row_may_ask_for_another_shape() -> None:
         ({"student_ffn": 65}, "beyond", "student_ffn 65 exceeds 64, that of the first teacher A"),
         ({"student_ffn": 48}, "table2", "student_ffn stands in the tables beyond, controls, tokens or in one of a"),
         ({"student_ffn": 48}, "table4", "not in table4"),
-        ({"student_ffn": 48, "macs_of_budget": 0.4}, "controls", "macs_of_budget chooses the shape; remove it, or"),
+        (
+            {"student_ffn": 48, "macs_of_budget": 0.4},
+            "controls",
+            "macs_of_budget chooses the size of the feed-forwards",
+        ),
+        (
+            {"student_layers": 4, "macs_of_budget": 0.0},
+            "controls",
+            "macs_of_budget 0: 4 layers leave no MACs for feed-",
+        ),
         ({"student_ffn": 48, "method": "kd_lora"}, "controls", "student_ffn of kd_lora stands in beyond"),
     ],
 )

@@ -68,7 +68,8 @@ class Row(Lists):
     alpha: Above0 | None = key(None, "Replaces `lora.alpha`; when empty, alpha / rank stays that of `lora`. [U]")
     macs_of_budget: Fraction | list[Fraction] | None = key(
         None,
-        "kd_full only: train a shallower student with narrower feed-forwards, with the MACs that this F leaves. [ours]",
+        "kd_full only: train a smaller dense student with the MACs that this F leaves: the fewest layers that reach "
+        "them, or `student_layers`, and feed-forwards as narrow as they must be. [ours]",
     )
     student_layers: Positive | list[Positive] | None = key(None, "Replaces `student.layers`. [ours]")
     student_ffn: Positive | list[Positive] | None = key(

@@ -176,40 +176,41 @@ def own_shape(config: Config, given: dict[str, Any]) -> dict[str, int | None]:
         given: the row's own keys.
 
     Raises:
-        BadInput: the row asks for more than the first teacher has, or for a shape and MACs at once.
+        BadInput: the row asks for more than the first teacher has, or for a feed-forward size and MACs at once.
     """
     asked = {name: given[name] for name in SHAPE_KEYS if name in given}
-    if "macs_of_budget" in given:
-        if asked:
-            raise BadInput(f"macs_of_budget chooses the shape; remove it, or remove {' and '.join(asked)}")
-        return dict(zip(SHAPE_KEYS, control_shape(config, given["macs_of_budget"]), strict=True))
     most = dict(zip(SHAPE_KEYS, (first_anatomy(config).layers, student_shape(config).ffn), strict=True))
     for name, value in asked.items():
         if value > most[name]:
             raise BadInput(f"{name} {value} exceeds {most[name]}, that of the first teacher {config.first_teacher}")
+    if "macs_of_budget" in given:
+        if "student_ffn" in asked:
+            raise BadInput("macs_of_budget chooses the size of the feed-forwards; remove it, or student_ffn")
+        shape = control_shape(config, given["macs_of_budget"], layers=given.get("student_layers"))
+        return dict(zip(SHAPE_KEYS, shape, strict=True))
     usual = {"student_layers": config.student.layers, "student_ffn": most["student_ffn"]}
     return usual | ({"student_ffn": None} if usual | asked == usual else asked)
 
 
-def control_shape(config: Config, budget: float) -> tuple[int, int]:
+def control_shape(config: Config, budget: float, *, layers: int | None = None) -> tuple[int, int]:
     """Layers and feed-forward size of a dense student with the MACs that `budget` leaves of the scale's student.
 
-    The student has the fewest layers that reach these MACs at full width. Its feed-forwards are then narrowed until
+    Without `layers` it has the fewest that reach these MACs at full width. Its feed-forwards are then narrowed until
     the MACs match, to less than one feed-forward neuron per layer.
 
     Raises:
         BadInput: the budget leaves no MACs for feed-forwards.
     """
     macs = planned(config, default_recipe(config, "budgeted_lora", budget)).totals.macs
-    layers, ffn = narrowed(student_shape(config), macs=macs)
+    layers, ffn = narrowed(student_shape(config), macs=macs, layers=layers)
     if ffn < 1:
         raise BadInput(f"macs_of_budget {budget:g}: {layers} layers leave no MACs for feed-forwards")
     return layers, ffn
 
 
-def narrowed(full: ModelShape, *, macs: int) -> tuple[int, int]:
+def narrowed(full: ModelShape, *, macs: int, layers: int | None = None) -> tuple[int, int]:
     """Layers and feed-forward size of a dense student of `macs` (see `control_shape`); a size below 1 is none."""
-    layers = min(full.layers, -(-macs * full.layers // dense_macs(full)))
+    layers = layers or min(full.layers, -(-macs * full.layers // dense_macs(full)))
     ffn = (macs // layers - 2 * full.hidden * (full.attention + full.kv)) // (3 * full.hidden)
     return layers, min(full.ffn, ffn)
 
