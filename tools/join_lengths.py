@@ -4,7 +4,8 @@
 
 reads docs/reference/evening/tokens.csv and docs/reference/overnight/cells.csv. To each student of the first it adds the
 students of the second of the same label, the mean of their seeds, fits again, and writes
-docs/reference/overnight/tokens_joined.csv and docs/figures/tokens.png.
+docs/reference/overnight/tokens_joined.csv and docs/figures/tokens.png. A student of the second run alone is shown if
+it has several lengths there.
 """
 
 import re
@@ -33,27 +34,25 @@ def short_points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def long_points(cells: pd.DataFrame, *, teacher: str) -> pd.DataFrame:
-    """The same of the students of cells.csv at its greatest length, the mean of their seeds, with their recipe."""
-    frame = cells[(cells["teacher"] == teacher) & (cells["variant"] == "default")]
-    frame = frame[frame["tokens"] == frame["tokens"].max()].drop_duplicates("cell")
+    """The same of the students of cells.csv, the mean of their seeds, with method, budget and student_ffn."""
+    frame = cells[(cells["teacher"] == teacher) & (cells["variant"] == "default")].drop_duplicates("cell")
     frame = frame.assign(label=[label(row, frame) for row in frame.to_dict("records")])
-    chosen = {name: (name, "first") for name in ("tokens", "method", "budget", "student_ffn")}
+    chosen = {name: (name, "first") for name in ("method", "budget", "student_ffn")}
     means = {name: (name, "mean") for name in ("ppl", "ppl_se")}
-    return frame.groupby("label", sort=False, as_index=False).agg(**chosen, **means, seeds=("seed", "nunique"))
+    return frame.groupby(["label", "tokens"], sort=False, as_index=False).agg(**chosen, **means)
 
 
 def joined_curves(shorter: pd.DataFrame, longer: pd.DataFrame, *, teacher_ppl: float) -> list[LengthCurve]:
-    """The curves of the students that both have, in the order of the shorter run."""
-    recipes = longer.set_index("label")[["method", "budget", "student_ffn"]]
+    """The curves of the students of the longer run that have several lengths, by their last perplexity."""
+    recipes = longer.drop_duplicates("label").set_index("label")[["method", "budget", "student_ffn"]]
     curves = []
-    for name in shorter["label"].unique():
-        if name not in recipes.index:
-            continue
+    for name, recipe in recipes.iterrows():
         parts = [frame.loc[frame["label"] == name, ["tokens", "ppl", "ppl_se"]] for frame in (shorter, longer)]
-        points = pd.concat(parts, ignore_index=True).assign(**recipes.loc[name].to_dict()).sort_values("tokens")
+        points = pd.concat(parts, ignore_index=True).assign(**recipe.to_dict()).sort_values("tokens")
         law = fit(points["tokens"].to_numpy(float), points["ppl"].to_numpy(float), teacher_ppl=teacher_ppl)
-        curves.append(LengthCurve(name, points.reset_index(drop=True), law))
-    return curves
+        if len(points) > 1:
+            curves.append(LengthCurve(str(name), points.reset_index(drop=True), law))
+    return sorted(curves, key=lambda curve: curve.points["ppl"].iloc[-1])
 
 
 def join(short: str, long: str) -> Path:
