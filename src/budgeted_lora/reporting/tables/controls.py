@@ -1,6 +1,6 @@
 """Controls at equal MACs: what a reader would do instead of a budget; the paper has none of them.
 
-A smaller KD Full student (fewer layers, narrower feed-forwards) is trained with the MACs that a budget leaves; a plain
+A smaller KD Full student (narrower feed-forwards, fewer layers) is trained with the MACs that a budget leaves; a plain
 truncated SVD brings the KD Full student there without training. Both are counted against the scale's dense student.
 """
 
