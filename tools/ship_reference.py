@@ -1,6 +1,6 @@
 """Tool for maintainers: puts what a run shows into docs/reference, as small files.
 
-    budgeted-lora report results/overnight --partial
+    budgeted-lora report --scale overnight --partial
     python tools/ship_reference.py overnight
 
 copies the tables and verdicts of reports/overnight to docs/reference/overnight, and writes cells.csv there: one line
@@ -38,7 +38,9 @@ def ship(scale: str, *, root: Path = Path()) -> Path:
     """
     report, out = root / "reports" / scale, root / "docs" / "reference" / scale
     if not (report / "tables").is_dir():
-        raise BadInput(f"{report}: no tables; `budgeted-lora report results/{scale} --partial` makes them")
+        report = report / "partial"
+    if not (report / "tables").is_dir():
+        raise BadInput(f"{report}: no tables; `budgeted-lora report --scale {scale} --partial` makes them")
     frame = scored_students(Results.open(root / "results" / scale, partial=True))
     if frame.empty:
         raise BadInput(f"{root / 'results' / scale}: no student with a perplexity; expected at least one")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -14,6 +15,7 @@ from fixtures.made_table import made_table
 from fixtures.synthetic_ablations import add_cell
 from fixtures.synthetic_results import MODULES, write_results
 
+from budgeted_lora.errors import BadInput
 from budgeted_lora.reporting.contents import BEYOND, FIGURES
 from budgeted_lora.reporting.figures.beyond import beyond_figure
 from budgeted_lora.reporting.figures.beyond_why import beyond_why, marked, students
@@ -122,6 +124,19 @@ def test_students_of_another_shape_cost_what_they_cost_of_the_scales(tmp_path: P
         assert frame.loc[rule, "speedup_vs_dense"] == pytest.approx(4.0)
         assert frame.loc[rule, "executed_compute"] == pytest.approx(cost)
         assert np.isnan(frame.loc[rule, "measured_modules"])
+
+
+def test_a_figure_waits_for_its_first_result(results: Results, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(results.root, tmp_path / "mini"))
+    for path in copied.glob("cells/*/compressed/*/perplexity.json"):
+        if not path.parents[2].name.startswith("full"):
+            path.unlink()
+    opened = Results.open(copied, partial=True)
+    assert len(write_figure(FIGURES[BEYOND], opened, tmp_path)) == 3
+    for path in copied.glob("cells/*/compressed/*/perplexity.json"):
+        path.unlink()
+    with pytest.raises(BadInput, match="beyond: none of its results is there yet"):
+        write_figure(FIGURES[BEYOND], opened, tmp_path)
 
 
 def test_differences_are_to_the_papers_rule_of_the_same_budget_and_length(table: Table) -> None:

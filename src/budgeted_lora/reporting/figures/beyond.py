@@ -18,6 +18,7 @@ INKS = ("#0072B2", "#D55E00", "#00875F", "#B8548B", "#D98200", "#3A9BD9", "#17A2
 def beyond_figure(results: Results) -> Figure:
     """Perplexity against MAC speedup, a line per rule, a band over seeds; controls, KD Full and KD LoRA beside them."""
     frame = beyond_lines(results)
+    frame = frame[frame["ppl"].notna()]
     figure, axes = plt.subplots(figsize=(7.2, 6.6))
     longest, shortest = frame["tokens"].max(), frame["tokens"].min()
     budgeted = frame[frame["method"] == "budgeted_lora"]

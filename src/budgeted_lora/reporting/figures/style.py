@@ -14,6 +14,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from budgeted_lora.errors import BadInput
 from budgeted_lora.files import write_with
 from budgeted_lora.reporting.contents import Shown
 from budgeted_lora.reporting.results import Results
@@ -83,10 +84,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def write_figure(shown: Shown, results: Results, folder: Path) -> list[Path]:
-    """Draw a figure and write it in all its forms."""
+    """Draw a figure and write it in all its forms. Raises BadInput if no result of it is there yet."""
     with context():
         figure = shown.make()(results.of(shown))
         try:
+            if any(axes.get_yscale() == "log" and not np.isfinite(axes.dataLim.minposy) for axes in figure.axes):
+                raise BadInput(f"{shown.name}: none of its results is there yet")
             return save(figure, folder, shown.name)
         finally:
             plt.close(figure)

@@ -82,7 +82,8 @@ def length_curves(results: Results, bootstrap: Bootstrap | None = None) -> list[
     for name, group in frame.groupby("label", sort=False):
         points = group.sort_values("tokens", ignore_index=True)
         teacher_ppl = float(teachers[points["teacher"][0]])
-        law = fit(points["tokens"].to_numpy(float), points["ppl"].to_numpy(float), teacher_ppl=teacher_ppl)
+        there = points[points["ppl"].notna()]
+        law = fit(there["tokens"].to_numpy(float), there["ppl"].to_numpy(float), teacher_ppl=teacher_ppl)
         curves.append(LengthCurve(str(name), points, law))
     return curves
 
