@@ -3,7 +3,8 @@
     python tools/join_lengths.py evening overnight
 
 reads docs/reference/evening/tokens.csv and docs/reference/overnight/cells.csv. To each student of the first it adds the
-students of the second of the same label, the mean of their seeds, fits again, and writes
+students of the second of the same label in Table 2, `controls` and `tokens`, the mean of their seeds; where both have a
+length, that of the second stands. Then it fits again, and writes
 docs/reference/overnight/tokens_joined.csv and docs/figures/tokens.png. A student of the second run alone is shown if
 it has several lengths there.
 """
@@ -19,6 +20,7 @@ from budgeted_lora.reporting.figures.tokens import lengths_figure
 from budgeted_lora.reporting.results import read_lines
 from budgeted_lora.reporting.tables.tokens import LengthCurve, curve_rows, fit, label
 
+TABLES = frozenset({"table2", "controls", "tokens"})  # whose students differ in method, shape, length and seed alone
 REFERENCE, FIGURE = Path("docs/reference"), Path("docs/figures/tokens.png")
 
 
@@ -35,7 +37,8 @@ def short_points(table: pd.DataFrame) -> pd.DataFrame:
 
 def long_points(cells: pd.DataFrame, *, teacher: str) -> pd.DataFrame:
     """The same of the students of cells.csv, the mean of their seeds, with method, budget and student_ffn."""
-    frame = cells[(cells["teacher"] == teacher) & (cells["variant"] == "default")].drop_duplicates("cell")
+    wanted = cells["tables"].map(lambda names: not TABLES.isdisjoint(names.split()))
+    frame = cells[(cells["teacher"] == teacher) & (cells["variant"] == "default") & wanted].drop_duplicates("cell")
     frame = frame.assign(label=[label(row, frame) for row in frame.to_dict("records")])
     chosen = {name: (name, "first") for name in ("method", "budget", "student_ffn")}
     means = {name: (name, "mean") for name in ("ppl", "ppl_se")}
@@ -48,7 +51,8 @@ def joined_curves(shorter: pd.DataFrame, longer: pd.DataFrame, *, teacher_ppl: f
     curves = []
     for name, recipe in recipes.iterrows():
         parts = [frame.loc[frame["label"] == name, ["tokens", "ppl", "ppl_se"]] for frame in (shorter, longer)]
-        points = pd.concat(parts, ignore_index=True).assign(**recipe.to_dict()).sort_values("tokens")
+        points = pd.concat(parts, ignore_index=True).assign(**recipe.to_dict())
+        points = points.drop_duplicates("tokens", keep="last").sort_values("tokens")
         law = fit(points["tokens"].to_numpy(float), points["ppl"].to_numpy(float), teacher_ppl=teacher_ppl)
         if len(points) > 1:
             curves.append(LengthCurve(str(name), points.reset_index(drop=True), law))

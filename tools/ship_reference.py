@@ -14,20 +14,26 @@ from pathlib import Path
 import pandas as pd
 
 from budgeted_lora.errors import BadInput
-from budgeted_lora.files import read_json, write_with
+from budgeted_lora.files import write_with
 from budgeted_lora.reporting.contents import Shown
 from budgeted_lora.reporting.results import Results
+from budgeted_lora.reporting.tables.controls import against_scale
 
 READS = Shown("cells", "", (), ("perplexity", "icl", "train", "compression"))
 OF_THE_RUN = ("tokens_per_second", "computed_in", "device")  # further keys of train.json
 
 
 def scored_students(results: Results) -> pd.DataFrame:
-    """One row per student and variant with a perplexity: recipe, scores, structure, compute and pace."""
-    frame = results.of(READS).runs(*results.tables).drop(columns=["files"])
-    frame = frame[frame["ppl"].notna()].dropna(axis=1, how="all")
-    records = [read_json(results.root / "cells" / cell / "train.json") for cell in frame["cell"]]
-    return frame.assign(**{name: [record.get(name) for record in records] for name in OF_THE_RUN})
+    """One row per student and variant with a perplexity: recipe, scores, structure, compute and pace.
+
+    `tables` names all that list it. Costs are relative to the scale's dense student and KD Full, whatever the shape.
+    """
+    listed_in = results.lines.groupby(["cell", "variant"])["table"].agg(lambda names: " ".join(dict.fromkeys(names)))
+    frame = against_scale(results, results.of(READS).runs(*results.tables)).drop(columns=["files"])
+    frame = frame[frame["ppl"].notna()]
+    records = [results.json(f"cells/{cell}/train.json") or {} for cell in frame["cell"]]
+    named = [listed_in[place] for place in zip(frame["cell"], frame["variant"], strict=True)]
+    return frame.assign(tables=named, **{name: [one.get(name) for one in records] for name in OF_THE_RUN})
 
 
 def ship(scale: str, *, root: Path = Path()) -> Path:

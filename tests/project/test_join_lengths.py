@@ -14,7 +14,14 @@ LENGTHS = (300_000, 1_200_000, 4_800_000)
 
 def cell(name: str, tokens: int, ppl: float, **more: object) -> dict:
     """A line of cells.csv."""
-    about = {"method": "kd_lora", "budget": None, "student_layers": 6, "student_ffn": None, "teacher": "0.13B"}
+    about = {
+        "tables": "tokens",
+        "method": "kd_lora",
+        "budget": None,
+        "student_layers": 6,
+        "student_ffn": None,
+        "teacher": "0.13B",
+    }
     return about | {"cell": name, "variant": "default", "tokens": tokens, "ppl": ppl, "ppl_se": 0.1, "seed": 0} | more
 
 
@@ -27,7 +34,11 @@ def test_a_curve_goes_on_with_the_mean_of_the_seeds_of_a_longer_run() -> None:
     cells = [cell("a", 10_000_000, LAW.perplexity(10_000_000) - 1), cell("b", 10_000_000, LAW.perplexity(1e7) + 1)]
     small = {"method": "kd_full", "student_layers": 4, "student_ffn": 320}
     cells += [cell(f"c{count}", count, 21.0 - i, **small) for i, count in enumerate(LENGTHS)]
-    cells += [cell("d", 10_000_000, 9.0, method="kd_full"), cell("e", 10_000_000, 9.0, teacher="1B")]
+    cells += [
+        cell("f", 10_000_000, 1.0, tables="table6"),
+        cell("d", 10_000_000, 9.0, method="kd_full"),
+        cell("e", 10_000_000, 9.0, teacher="1B"),
+    ]
     lora, dense = joined_curves(shorter, long_points(pd.DataFrame(cells), teacher="0.13B"), teacher_ppl=16.0)
     assert (dense.label, list(dense.points["ppl"])) == ("smaller KD Full, 4 layers, FFN 320", [21.0, 20.0, 19.0])
     assert lora.label == "KD LoRA"

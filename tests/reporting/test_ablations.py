@@ -12,6 +12,7 @@ from fixtures.synthetic_ablations import INITS, SCHEDULES, write_all
 
 from budgeted_lora.config.scale import load_config
 from budgeted_lora.errors import BadInput
+from budgeted_lora.files import read_json
 from budgeted_lora.reporting.contents import CONTROLS, FIGURES, TABLES
 from budgeted_lora.reporting.figures.pareto import MAC_SPEEDUP, MEASURED_SPEEDUP, pareto_points
 from budgeted_lora.reporting.published import Published
@@ -271,6 +272,22 @@ def test_a_partial_ablation_shows_dashes(root: Path, tmp_path: Path) -> None:
     empty = made_table("lora_construction", opened, PUBLISHED, FAST)
     assert set(empty.shown["PPL"]) == {"–"}
     assert any("t6_8_" in path for path in opened.missing)
+
+
+def test_a_partial_mean_is_of_the_seeds_that_are_there(root: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(root, tmp_path / "mini"))
+    assert list(made_table("my_sweep", Results.open(copied), PUBLISHED, FAST).frame["seeds"]) == [2, 2]
+    for cell in (*(copied / "cells").glob("own_5_s1*"), *(copied / "cells").glob("own_3_*")):
+        shutil.rmtree(cell / "compressed")
+    opened = Results.open(copied, partial=True)
+    table = made_table("my_sweep", opened, PUBLISHED, FAST).frame.set_index("rank")
+    assert list(table["seeds"]) == [2, 1]
+    left = next(copied.glob("cells/own_5_s0*/compressed/default/perplexity.json"))
+    assert table.loc[5, "ppl"] == read_json(left)["value"]
+    assert np.isnan(table.loc[3, "ppl"])
+    assert any("own_5_s1" in path for path in opened.missing)
+    with pytest.raises(BadInput, match="no such result"):
+        made_table("my_sweep", Results.open(copied), PUBLISHED, FAST)
 
 
 def test_every_table_has_a_title() -> None:

@@ -30,7 +30,8 @@ from budgeted_lora.reporting.figures.style import context, label_points, save, w
 from budgeted_lora.reporting.figures.training import budgeted_cells
 from budgeted_lora.reporting.page import facts
 from budgeted_lora.reporting.published import Published
-from budgeted_lora.reporting.results import Results, size_in_name
+from budgeted_lora.reporting.records import size_in_name
+from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.standing import Standing
 from budgeted_lora.reporting.table import Table, escape, latex, markdown
 from budgeted_lora.reporting.tables.main import table2_columns

@@ -280,12 +280,22 @@ def test_a_row_may_ask_for_another_shape() -> None:
             "controls",
             "macs_of_budget 0: 4 layers leave no MACs for feed-",
         ),
+        ({"student_layers": 1, "macs_of_budget": 0.8}, "controls", "macs_of_budget 0.8: 1 whole layers have fewer"),
+        ({"macs_of_budget": 0.4}, "pareto", "macs_of_budget stands in the tables beyond, controls, tokens"),
+        ({"student_ffn": 48}, "figure2", "not in figure2"),
         ({"student_ffn": 48, "method": "kd_lora"}, "controls", "student_ffn of kd_lora stands in beyond"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(row: dict[str, Any], table: str, expected: str) -> None:
     with pytest.raises(BadInput, match=expected):
         cells(config(tables={table: [{"method": "kd_full"} | row]}))
+
+
+def test_beyond_needs_a_student_of_the_scales_shape() -> None:
+    rows = [{"method": "kd_full"}, {"method": "budgeted_lora", "budget": 0.4, "student_ffn": 48}]
+    with pytest.raises(BadInput, match="beyond: students of another shape stand beside budgeted ones"):
+        cells(config(tables={"beyond": rows}))
+    assert len(cells(config(tables={"beyond": [*rows, {"method": "budgeted_lora", "budget": 0.4}]}))) == 3
 
 
 def test_ranks_rounded_to_a_multiple_are_planned_truncated_to_and_named() -> None:

@@ -78,7 +78,8 @@ def shown_rows(results: Results, folders: dict[str, Path], *, layers: int, table
     own = folders[model["name"]]
     rows = [COLUMNS, (str(model["name"]), weights(own), *scores(model), "1.00x", "", "", "")]
     runs = pd.concat([results.scores(table) for table in tables])
-    dense = model["layers"] / layers * runs["dense_macs"].max()  # of the model's projections
+    of_shape = runs["student_ffn"].isna()
+    dense = model["layers"] / layers * runs.loc[of_shape, "dense_macs"].max()  # of the model's projections
     for one in runs.to_dict("records"):
         control = pd.notna(one["student_ffn"])
         label = one["method"] if pd.isna(one["budget"]) else f"F = {one['budget']:g}"

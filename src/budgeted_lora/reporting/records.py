@@ -218,3 +218,18 @@ def refuse_text(path: Path, frame: pd.DataFrame) -> None:
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             raise BadInput(f"{path}: column {name} holds something else than numbers; delete it and rerun")
+
+
+def of_uncommitted_code(record: Any) -> bool:
+    """Whether a JSON result says that its code was in no commit."""
+    about = record.get("provenance") if isinstance(record, dict) else None
+    return isinstance(about, dict) and about.get("git_dirty") is True
+
+
+def size_in_name(name: str) -> float:
+    """Parameters that a teacher's name states, in billions: 0.13B -> 0.13, 125m -> 0.125; infinity without one."""
+    digits, unit = name[:-1], name[-1:].lower()
+    try:
+        return float(digits) * {"b": 1.0, "m": 1e-3}[unit]
+    except (KeyError, ValueError):
+        return float("inf")

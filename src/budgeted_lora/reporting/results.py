@@ -20,7 +20,14 @@ from budgeted_lora.config.types import Method
 from budgeted_lora.errors import BadInput
 from budgeted_lora.files import check_listed, read_json
 from budgeted_lora.reporting.contents import Shown
-from budgeted_lora.reporting.records import read_csv, read_numbers, read_record, refuse_text
+from budgeted_lora.reporting.records import (
+    of_uncommitted_code,
+    read_csv,
+    read_numbers,
+    read_record,
+    refuse_text,
+    size_in_name,
+)
 from budgeted_lora.reporting.standing import Standing
 
 NOTHING = Shown("", "", (), ())  # where no single table or figure is made
@@ -217,8 +224,9 @@ class Results:
     def _scored(self, listed: pd.DataFrame, tables: tuple[str, ...]) -> pd.DataFrame:
         if listed.empty:
             raise BadInput(f"{self.root / 'tables.csv'}: no cell of {' or '.join(tables)}; expected at least one")
-        rows = [self.columns(line) for line in listed.to_dict("records")]
-        return pd.concat([listed, pd.DataFrame(rows, index=listed.index)], axis=1)
+        found = pd.DataFrame([self.columns(line) for line in listed.to_dict("records")], index=listed.index)
+        frame = pd.concat([listed, found], axis=1)
+        return scored_seeds(frame) if self.partial and "ppl" in frame else frame
 
     def columns(self, line: dict[str, Any]) -> dict[str, Any]:
         """The columns that the files `shown.reads` hold of one line; NaN where a value is missing.
@@ -340,6 +348,13 @@ def read_lines(root: Path, path: Path) -> pd.DataFrame:
     return frame
 
 
+def scored_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without runs that have no perplexity where another seed has one: a mean is of the seeds that are there."""
+    same, there = [name for name in frame if name in RECIPE or name == "variant"], frame["ppl"].notna()
+    some = there.groupby([frame[name] for name in same], dropna=False).transform("any")
+    return frame[there | ~some].reset_index(drop=True)
+
+
 def is_elastic(lines: pd.DataFrame) -> pd.Series:
     """Of each line whether its student was trained for several budgets; lists of earlier versions know none."""
     return lines.get("elastic_budgets", pd.Series("", lines.index)).fillna("").ne("")
@@ -364,12 +379,6 @@ def made_from(path: str) -> list[str]:
     return [path, *before.get(kind, [])]
 
 
-def of_uncommitted_code(record: Any) -> bool:
-    """Whether a JSON result says that its code was in no commit."""
-    about = record.get("provenance") if isinstance(record, dict) else None
-    return isinstance(about, dict) and about.get("git_dirty") is True
-
-
 def variant_folder(cell: str, variant: str) -> str:
     """Path below the results of a compressed model and its scores."""
     return f"cells/{cell}/compressed/{variant}"
@@ -389,12 +398,3 @@ def shape_columns(path: Path) -> dict[str, Any]:
         return {}
     anatomy = read_anatomy(read_json(path), where=path)
     return {name: getattr(anatomy, name) for name in SHAPE_COLUMNS} | {"parameters": anatomy.parameters}
-
-
-def size_in_name(name: str) -> float:
-    """Parameters that a teacher's name states, in billions: 0.13B -> 0.13, 125m -> 0.125; infinity without one."""
-    digits, unit = name[:-1], name[-1:].lower()
-    try:
-        return float(digits) * {"b": 1.0, "m": 1e-3}[unit]
-    except (KeyError, ValueError):
-        return float("inf")

@@ -20,7 +20,7 @@ from budgeted_lora.errors import BadInput
 from budgeted_lora.files import short_hash
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
-from budgeted_lora.reporting.contents import BEYOND, CONTROLS, ELASTIC, TABLES, TOKENS
+from budgeted_lora.reporting.contents import BEYOND, CONTROLS, ELASTIC, FIGURES, TABLES, TOKENS
 from budgeted_lora.workflow.recipes import SHAPE_KEYS, recipe, recipe_shape, step_text, student_shape, tokens_per_step
 
 VARIANT_SLUG = {
@@ -142,8 +142,8 @@ def refuse_table(table: str, row: Row) -> None:
     Most tables know one compressed student of each cell, which an elastic one is not; and students of the scale's
     shape, to which they relate costs.
     """
-    known = {*MAIN_CELLS, *CLAIM_TABLES, *TABLES}
-    shape = [name for name in SHAPE_KEYS if getattr(row, name) is not None]
+    known = {*MAIN_CELLS, *CLAIM_TABLES, *TABLES, *FIGURES}
+    shape = [name for name in (*SHAPE_KEYS, "macs_of_budget") if getattr(row, name) is not None]
     if shape and table in known - SHOW_SHAPES:
         places = ", ".join(sorted(SHOW_SHAPES))
         raise BadInput(f"{shape[0]} stands in the tables {places} or in one of a name of your own, not in {table}")
@@ -218,6 +218,7 @@ def cells(config: Config) -> list[Cell]:
         for key, values in recipes.items()
     ]
     refuse_mixtures(made)
+    refuse_lone_shapes(made)
     refuse_lone_constants(made)
     return made
 
@@ -225,6 +226,16 @@ def cells(config: Config) -> list[Cell]:
 def recipes_of(made: Sequence[Cell], *tables: str) -> list[Recipe]:
     """The recipes of the cells that some of these tables list."""
     return [cell.recipe for cell in made if not set(tables).isdisjoint(cell.tables)]
+
+
+def refuse_lone_shapes(made: Sequence[Cell]) -> None:
+    """Raises BadInput if `beyond` has students of other shapes alone: its costs and figures are of the scale's."""
+    listed = recipes_of(made, BEYOND)
+    shaped = any(recipe.student_ffn is not None for recipe in listed)
+    if shaped and not any(one.method == "budgeted_lora" and one.student_ffn is None for one in listed):
+        raise BadInput(
+            "tables.beyond: students of another shape stand beside budgeted ones of the scale's; expected such a row"
+        )
 
 
 def refuse_mixtures(made: Sequence[Cell]) -> None:

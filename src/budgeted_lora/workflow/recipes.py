@@ -1,5 +1,6 @@
 """From a row of the configuration to the complete recipe of a student."""
 
+from dataclasses import replace
 from typing import Any
 
 from budgeted_lora.config.anatomy import Anatomy
@@ -199,12 +200,17 @@ def control_shape(config: Config, budget: float, *, layers: int | None = None) -
     the MACs match, to less than one feed-forward neuron per layer.
 
     Raises:
-        BadInput: the budget leaves no MACs for feed-forwards.
+        BadInput: the budget leaves no MACs for feed-forwards, or more than so many layers have.
     """
     macs = planned(config, default_recipe(config, "budgeted_lora", budget)).totals.macs
     layers, ffn = narrowed(student_shape(config), macs=macs, layers=layers)
     if ffn < 1:
         raise BadInput(f"macs_of_budget {budget:g}: {layers} layers leave no MACs for feed-forwards")
+    whole = replace(student_shape(config), layers=layers)
+    if macs - dense_macs(whole) >= 3 * whole.hidden * layers and layers < config.student.layers:
+        raise BadInput(
+            f"macs_of_budget {budget:g}: {layers} whole layers have fewer MACs; expected more student_layers"
+        )
     return layers, ffn
 
 

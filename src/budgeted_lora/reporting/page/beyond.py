@@ -16,7 +16,7 @@ from budgeted_lora.reporting.uncertainty import lines
 def findings(results: Results, numbers: pd.DataFrame) -> dict[str, Any] | None:
     """What beyond.html.j2 shows, from the numbers of the table `beyond`; None if no budgeted student was scored."""
     scored = numbers[numbers["ppl"].notna()]
-    budgeted = scored[scored["method"] == "budgeted_lora"]
+    budgeted = scored[(scored["method"] == "budgeted_lora") & scored["student_ffn"].isna()]
     if budgeted.empty:
         return None
     usual = budgeted["tokens"].min()

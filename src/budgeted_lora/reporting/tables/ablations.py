@@ -195,6 +195,7 @@ def shown_order(column: pd.Series) -> pd.Series:
 def varying(frame: pd.DataFrame) -> list[str]:
     """Columns of the recipe in which lines of one method differ, and the method and setting where they do."""
     names = [name for name in ("method", "teacher", "setting") if frame[name].nunique() > 1]
+    names += ["student_layers", "student_ffn"] if frame["student_ffn"].any() else []
     for name in frame:
         if name not in RECIPE or name in FOLLOWS or name in names:
             continue

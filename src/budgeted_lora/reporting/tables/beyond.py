@@ -53,9 +53,9 @@ def rules_of(frame: pd.DataFrame) -> list[str]:
 
 def rule_of(row: Record) -> str:
     """In what a student differs from the paper's, in words."""
-    if row.get("undistilled"):
-        return f"{UNDISTILLED} by {row['truncation']}"
     shape = shape_text(row) if pd.notna(row.get("student_ffn")) else None
+    if row.get("undistilled"):
+        return ", ".join(filter(None, [f"{UNDISTILLED} by {row['truncation']}", shape]))
     if row["method"] in REFERENCES:
         return ", ".join(filter(None, [REFERENCES[row["method"]], shape]))
     words = [STARTS.get(row["low_rank_init"]), ORDERS.get(row["order"])]
@@ -91,7 +91,8 @@ def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
     frame = frame.sort_values(["tokens", "budget", "ppl"], na_position="last", kind="stable", ignore_index=True)
     paper = {(row.tokens, row.budget): row.runs for row in frame.itertuples() if row.rule == PAPER}
     lowest: dict[Place, tuple[Run, ...]] = {}  # the frame is sorted by perplexity
-    for row in frame[(frame["method"] == "budgeted_lora") & frame["ppl"].notna()].itertuples():
+    usual = frame["student_ffn"].isna()  # F is relative to the student's own size
+    for row in frame[(frame["method"] == "budgeted_lora") & frame["ppl"].notna() & usual].itertuples():
         lowest.setdefault((row.tokens, row.budget), row.runs)
     frame = add_differences(frame, "to_paper", drawn, others(frame, paper))
     frame = add_differences(frame, "to_lowest", drawn, others(frame, lowest))
@@ -102,8 +103,12 @@ def beyond(results: Results, published: Published, bootstrap: Bootstrap) -> Tabl
 
 
 def others(frame: pd.DataFrame, bases: dict[Place, tuple[Run, ...]]) -> list[tuple[Run, ...] | None]:
-    """For each line the runs of its place in `bases`; None where they are the line's own, or there are none."""
-    pairs = [(row.runs, bases.get((row.tokens, row.budget))) for row in frame.itertuples()]
+    """For each line the runs of its place in `bases`; None where they are the line's own, or there are none.
+
+    A student of another shape has none: its F is of its own size.
+    """
+    places = [(row.tokens, row.budget) if pd.isna(row.student_ffn) else None for row in frame.itertuples()]
+    pairs = [(runs, bases.get(place)) for runs, place in zip(frame["runs"], places, strict=True)]
     return [None if runs == base else base for runs, base in pairs]
 
 
@@ -119,7 +124,7 @@ BEYOND_COLUMNS = (
     Column("icl", "ICL %", 1, factor=100.0),
     Column("icl_chance"),
     Column("kept", "Kept/svd/dropped", text=partial(decisions, between="/")),
-    *csv_only("svd", "dropped", "macs"),
+    *csv_only("svd", "dropped", "macs", "student_layers", "student_ffn"),
     Column("speedup_vs_dense", "MAC speedup", 2, "×"),
     *(timed(f"measured_{part}", f"Measured: {part}") for part in SPEEDS),
     *csv_only("train_seconds", "executed_compute", "ppl_first_seed"),

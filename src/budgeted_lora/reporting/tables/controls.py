@@ -31,8 +31,15 @@ def control_runs(results: Results, *, reads: tuple[Reads, ...] = COSTS) -> pd.Da
     """
     results = results.of(replace(TABLES[CONTROLS], reads=reads))
     scores = against_scale(results, results.runs(CONTROLS))
-    scores["kind"] = [TRUNCATED if pd.isna(ffn) else SMALLER for ffn in scores["student_ffn"]]
+    scores["kind"] = [kind_of(row) for row in scores.to_dict("records")]
     return scores.assign(share=1 / scores["speedup_vs_dense"])
+
+
+def kind_of(row: Record) -> str:
+    """What a row of the controls is; one that is neither cut nor of another shape is KD Full itself."""
+    if pd.notna(row["cut_to"]):
+        return TRUNCATED
+    return method_label(row["method"], row["budget"]) if pd.isna(row["student_ffn"]) else SMALLER
 
 
 def against_scale(results: Results, scores: pd.DataFrame) -> pd.DataFrame:

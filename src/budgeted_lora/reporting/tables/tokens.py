@@ -18,7 +18,7 @@ from budgeted_lora.reporting.published import Published
 from budgeted_lora.reporting.results import Results
 from budgeted_lora.reporting.table import ABSENT, Column, Record, Table, csv_only, millions
 from budgeted_lora.reporting.tables.beyond import PAPER, rule_of
-from budgeted_lora.reporting.tables.controls import SMALLER, student_text
+from budgeted_lora.reporting.tables.controls import SMALLER, shape_text, student_text
 from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import Bootstrap, draw, lines
 
@@ -95,6 +95,8 @@ def label(row: Record, frame: pd.DataFrame) -> str:
         name = student_text(row | {"kind": SMALLER})
     elif row["method"] == "budgeted_lora" and rule_of(row) != PAPER:
         name = f"{name}: {rule_of(row)}"
+    elif pd.notna(row["student_ffn"]):
+        name = f"{name}, {shape_text(row)}"
     return name if frame["teacher"].nunique() == 1 else f"{name}, {row['teacher']}"
 
 
