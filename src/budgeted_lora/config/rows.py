@@ -71,9 +71,11 @@ class Row(Lists):
         "kd_full only: train a smaller dense student with the MACs that this F leaves: the fewest layers that reach "
         "them, or `student_layers`, and feed-forwards as narrow as they must be. [ours]",
     )
-    student_layers: Positive | list[Positive] | None = key(None, "Replaces `student.layers`. [ours]")
+    student_layers: Positive | list[Positive] | None = key(
+        None, "Replaces `student.layers`, in the tables `beyond`, `controls`, `tokens` and your own. [ours]"
+    )
     student_ffn: Positive | list[Positive] | None = key(
-        None, "Feed-forward neurons that each layer of the student keeps; all of them without it. [ours]"
+        None, "Feed-forward neurons that each layer of the student keeps, in the same tables; all without it. [ours]"
     )
     tokens: Positive | list[Positive] | None = key(None, "Replaces `training.tokens`. [ours]")
     learning_rate: Above0 | None = key(None, "Replaces the method's `training.learning_rate`. [U]")
