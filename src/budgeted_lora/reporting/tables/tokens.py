@@ -23,6 +23,7 @@ from budgeted_lora.reporting.texts import tabulate
 from budgeted_lora.reporting.uncertainty import Bootstrap, draw, lines
 
 FEWEST_LENGTHS = 3  # two points always lie on a power law
+NEAREST = 0.02  # nats above the teacher, about the standard error of a loss; the logarithm of less is noise
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class PowerLaw:
 def fit(tokens: np.ndarray, ppl: np.ndarray, *, teacher_ppl: float) -> PowerLaw | None:
     """The power law through the excess over a teacher; tokens and ppl are [lengths].
 
-    None with fewer than `FEWEST_LENGTHS` lengths, or where a student is not worse than its teacher.
+    None with fewer than `FEWEST_LENGTHS` lengths, or where a student comes near its teacher: the law cannot pass it.
     """
     excess = np.log(ppl) - log(teacher_ppl)
-    if len(tokens) < FEWEST_LENGTHS or not np.all(excess > 0):
+    if len(tokens) < FEWEST_LENGTHS or not np.all(excess > NEAREST):
         return None
     slope, intercept = np.polyfit(np.log(tokens), np.log(excess), 1)
     return PowerLaw(a=exp(intercept), b=-float(slope), floor=log(teacher_ppl))
