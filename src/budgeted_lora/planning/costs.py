@@ -25,7 +25,7 @@ from budgeted_lora.planning.memory import Network
 from budgeted_lora.reporting.contents import ICL_TABLES
 from budgeted_lora.workflow.graph import Graph
 from budgeted_lora.workflow.options import removal_windows
-from budgeted_lora.workflow.recipes import shape_of
+from budgeted_lora.workflow.recipes import first_anatomy, shape_of
 from budgeted_lora.workflow.targets import limited
 
 ASSUMED_VOCABULARY = 32_000  # "about 32k", derived in the method; a local checkpoint says it exactly
@@ -180,7 +180,7 @@ class ScaleCosts:
         return self._network(self.config.teacher_ladder[name].anatomy)
 
     def student(self, recipe: Recipe | None) -> Network:
-        first = self.config.teacher_ladder[self.config.first_teacher].anatomy
+        first = first_anatomy(self.config)
         layers, ffn = self.config.student.layers, None
         if recipe is not None:
             layers, ffn = recipe.student_layers, recipe.student_ffn

@@ -27,6 +27,7 @@ from budgeted_lora.planning.costs import Measured, ScaleCosts, calibration_key
 from budgeted_lora.planning.devices import Device, of_one_process
 from budgeted_lora.training.cache import OnlineTeacher
 from budgeted_lora.training.install import install_method
+from budgeted_lora.workflow.recipes import first_anatomy
 
 WARM_UP, STEPS = 1, 3
 MOST_SECONDS = 30.0  # a micro-batch that would take longer at the assumed rate is not measured
@@ -94,7 +95,7 @@ def forward_measured(costs: ScaleCosts, *, threads: int) -> Device:
         return costs.device
     place, length = prepare("cpu", threads=threads), costs.config.sequence_length
     about = {"vocab_size": costs.vocab_size, "context": length, "end_id": 0}
-    sizes = _sizes(costs.config.teacher_ladder[costs.config.first_teacher].anatomy)
+    sizes = _sizes(first_anatomy(costs.config))
     model = new_model(mistral_config(**sizes, **about), seed=0).to(place).eval()
     multiply_wide(model.config.hidden_size, place)
     ids = torch.from_numpy(RandomWindows(costs.vocab_size, length, 1).read(np.arange(1))[0])
@@ -123,7 +124,7 @@ def _measured(costs: ScaleCosts, recipe: Recipe, *, place: torch.device) -> Meas
     """Seconds per token of one kind of student."""
     precision = compute_dtype(recipe.precision, place)
     ladder = costs.config.teacher_ladder
-    first, taught_by = ladder[costs.config.first_teacher].anatomy, ladder[recipe.teacher].anatomy
+    first, taught_by = first_anatomy(costs.config), ladder[recipe.teacher].anatomy
     about = {"vocab_size": costs.vocab_size, "context": recipe.sequence_length, "end_id": 0}
     shape = _sizes(first) | {"layers": recipe.student_layers, "ffn": recipe.student_ffn or first.ffn}
     student = new_model(mistral_config(**shape, **about), seed=0).to(place)

@@ -21,7 +21,7 @@ from budgeted_lora.files import short_hash
 from budgeted_lora.method.schedule import BudgetRule
 from budgeted_lora.method.structure import steps_needed
 from budgeted_lora.reporting.contents import BEYOND, CONTROLS, ELASTIC, FIGURES, TABLES, TOKENS
-from budgeted_lora.workflow.recipes import SHAPE_KEYS, recipe, recipe_shape, step_text, student_shape, tokens_per_step
+from budgeted_lora.workflow.recipes import SHAPE_KEYS, recipe, recipe_shape, step_text, tokens_per_step
 
 VARIANT_SLUG = {
     "budget": "F",
@@ -84,11 +84,11 @@ def upstream(config: Config, teacher: str) -> dict[str, Any]:
     }
 
 
-def student_name(config: Config, values: Recipe) -> str:
+def student_name(values: Recipe) -> str:
     """Folder of the untrained student, e.g. `mixed`, `scratch_s1` or `mixed_L4_ffn320`."""
     parts = [values.init]
-    if (values.student_layers, values.student_ffn) != (config.student.layers, None):
-        parts.append(f"L{values.student_layers}_ffn{values.student_ffn or student_shape(config).ffn}")
+    if values.student_ffn is not None:
+        parts.append(f"L{values.student_layers}_ffn{values.student_ffn}")
     if values.init == "scratch" and values.seed:
         parts.append(f"s{values.seed}")
     return "_".join(parts)

@@ -67,7 +67,7 @@ class Graph:
         self.teachers = list(config.teacher_ladder)
         self.outside = Outside(self.results)
         self.students: dict[str, Recipe | None] = {config.training.init: None}
-        self.students |= {student_name(config, cell.recipe): cell.recipe for cell in self.cells.values()}
+        self.students |= {student_name(cell.recipe): cell.recipe for cell in self.cells.values()}
         self.planned = {
             name: planned(config, cell.recipe)
             for name, cell in self.cells.items()
@@ -83,7 +83,7 @@ class Graph:
 
     def student_of(self, cell: str) -> str:
         """Name of the untrained student that a cell starts from."""
-        return student_name(self.config, self.cells[cell].recipe)
+        return student_name(self.cells[cell].recipe)
 
     @property
     def teachers_share(self) -> float:
